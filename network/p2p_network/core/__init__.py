@@ -1,0 +1,1 @@
+"""The ground floor of the house: machine, errors, ids, clock, log. Standard library only."""

@@ -1,0 +1,50 @@
+"""In which order did things happen, when clocks disagree?
+
+Hybrid logical clocks (Kulkarni et al. 2014): a `Stamp` is wall-clock milliseconds plus a counter; it
+never goes back and always exceeds every stamp this node has accepted. A stamp too far in the future is
+refused, so one clock that is an hour fast can't drag the whole mesh with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_AHEAD_MS = 10 * 60 * 1000
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Stamp:
+    """A moment in the mesh's order. `wall_ms`: Unix milliseconds; `count`: breaks ties at one author."""
+
+    wall_ms: int
+    count: int
+
+
+class HybridClock:
+    """Issues stamps. Pure: the wall clock is passed in (`wall_s`, Unix seconds)."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self, last: Stamp = Stamp(0, 0)) -> None:
+        self._last = last
+
+    @property
+    def last(self) -> Stamp:
+        """The highest stamp issued or accepted so far."""
+        return self._last
+
+    def issue(self, wall_s: float) -> Stamp:
+        """The stamp of an event that happens here and now; higher than every one before."""
+        wall_ms = int(wall_s * 1000)
+        if wall_ms > self._last.wall_ms:
+            self._last = Stamp(wall_ms, 0)
+        else:
+            self._last = Stamp(self._last.wall_ms, self._last.count + 1)
+        return self._last
+
+    def accept(self, stamp: Stamp, wall_s: float) -> bool:
+        """Take note of a peer's stamp. False (and no effect) if it lies too far in the future."""
+        if stamp.wall_ms > max(int(wall_s * 1000), self._last.wall_ms) + MAX_AHEAD_MS:
+            return False
+        self._last = max(self._last, stamp)
+        return True

@@ -1,0 +1,72 @@
+"""What do nodes publish about themselves in the ledger?
+
+Values of ledger entries (see `ledger.policy` for who may write which key). Unknown fields are ignored
+when decoding, so that an old node understands a newer one; a field is never given a new meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Wish = Literal["auto", "server", "agent"]
+
+
+class NodeRecord(msgspec.Struct, frozen=True):
+    """Key ``node/<peer>``: what a node says of itself. Changes only when the node's facts do.
+
+    Attributes:
+        hostname: its host name; unique names are a wish, the peer id is the identity.
+        region, zone: failure domains; "" when unknown.
+        addresses: libp2p multiaddresses without ``/p2p``, reachable ones first.
+        carriers: ``ip:port`` of the data plane's TCP listener.
+        wish: the role its operator forces, or "auto".
+        minimum_nodes: how many nodes its cloud-config declares (`p2p.minimum_nodes`).
+        servers: how many servers its cloud-config declares.
+        program: version of kairos-p2p.
+    """
+
+    hostname: str
+    region: str
+    zone: str
+    addresses: tuple[str, ...]
+    carriers: tuple[str, ...]
+    wish: Wish
+    minimum_nodes: int
+    servers: int
+    program: str
+
+
+class AddressClaim(msgspec.Struct, frozen=True):
+    """Key ``address/<peer>``: the VPN address a node holds.
+
+    Attributes:
+        ipv4: dotted quad inside the mesh's network.
+        attempt: how many candidates it gave up before this one.
+        claimed_ms: mesh time (stamp) of the first claim of this address; the older claim wins.
+    """
+
+    ipv4: str
+    attempt: int
+    claimed_ms: int
+
+
+class RoleRecord(msgspec.Struct, frozen=True):
+    """Key ``role/<peer>``: where a node stands, for ``roles list`` on every other node.
+
+    Attributes:
+        state: the bootstrap machine's state, e.g. "DISCOVER", "JOIN", "MEMBER".
+        role: "server", "agent" or "".
+        reason: one sentence.
+        epoch: genesis epoch it belongs to, 0 for none.
+        ready: k3s on this node reports ready.
+        cluster_id: the cluster it is a member of, "" for none.
+    """
+
+    state: str
+    role: str
+    reason: str
+    epoch: int
+    ready: bool
+    cluster_id: str

@@ -1,0 +1,1 @@
+"""Who does what, and how a cluster comes to be. Door-plate: roles/README.md."""

@@ -1,0 +1,1 @@
+"""What happens when the world misbehaves. Door-plate: simulations/README.md."""
