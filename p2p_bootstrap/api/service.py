@@ -1,0 +1,231 @@
+"""What can a program on this machine ask the agent, and in which words does it answer?
+
+`AgentService` is what the composition root implements; the TypedDicts are the JSON documents of the local
+socket API, the same on both sides of it (`server` sends them, `cli.client` reads them). Standard library
+only: the command line imports this file at every start.
+
+A method raises a `P2PError` for everything a person should read; `server` turns it into an HTTP status and
+``{"error", "hint", "exit_code"}``, and `cli.client` turns that back into the same error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal, Protocol, TypedDict
+
+from p2p_network.core.errors import P2PError, nearest
+from p2p_network.core.ids import short
+
+Goal = Literal["mesh", "role", "ready"]
+GOALS: Final[tuple[Goal, ...]] = ("mesh", "role", "ready")
+MAX_WAIT_S: Final = 24 * 3600.0
+
+MeshState = Literal["starting", "alone", "joined"]
+VpnState = Literal["off", "starting", "up", "failed"]
+K3sState = Literal["absent", "stopped", "starting", "running", "failed"]
+PeerState = Literal["alive", "suspect", "dead", "left"]
+RoleName = Literal["server", "agent", ""]
+PhaseName = Literal["mesh", "vpn", "genesis", "role", "ready"]
+
+
+class NodeDoc(TypedDict):
+    """Who this node is. `zone` and `region` are "" when unknown."""
+
+    peer: str
+    hostname: str
+    region: str
+    zone: str
+    version: str
+    pid: int
+
+
+class MeshDoc(TypedDict):
+    """`peers`: with a live channel; `known`: ever heard of and not gone for good, without this node."""
+
+    mesh_id: str
+    network_id: str
+    state: MeshState
+    peers: int
+    known: int
+
+
+class VpnDoc(TypedDict):
+    """`ipv4`, `ipv6`: addresses without prefix length, "" before one is held; `error`: "" unless failed."""
+
+    state: VpnState
+    device: str
+    ipv4: str
+    ipv6: str
+    mtu: int
+    error: str
+
+
+class RoleDoc(TypedDict):
+    """Where this node stands. `state`: of the bootstrap machine; `reason`: one sentence; `epoch`: 0: none."""
+
+    state: str
+    role: RoleName
+    reason: str
+    epoch: int
+    cluster_id: str
+    ready: bool
+
+
+class K3sDoc(TypedDict):
+    """`pid`: 0 unless it runs; `error`: k3s's own words and what to do, "" unless failed."""
+
+    state: K3sState
+    version: str
+    pid: int
+    error: str
+
+
+class PhaseDoc(TypedDict):
+    """A milestone that was reached, `at_s` seconds after the agent's start."""
+
+    name: PhaseName
+    at_s: float
+
+
+class StatusDoc(TypedDict):
+    """``GET /v1/status``."""
+
+    node: NodeDoc
+    mesh: MeshDoc
+    vpn: VpnDoc
+    role: RoleDoc
+    k3s: K3sDoc
+    phases: list[PhaseDoc]
+
+
+class PeerDoc(TypedDict):
+    """One row of ``GET /v1/peers``. `address`: the multiaddress in use, "" if none; `rtt_ms`: None if
+    unknown; `carrier`: what packets travel on, "none" if nothing does; byte counts are of VPN packets."""
+
+    peer: str
+    hostname: str
+    region: str
+    zone: str
+    state: PeerState
+    ipv4: str
+    ipv6: str
+    address: str
+    rtt_ms: float | None
+    carrier: str
+    role: RoleName
+    rx_bytes: int
+    tx_bytes: int
+
+
+class RoleRow(TypedDict):
+    """One row of ``GET /v1/roles``; the node that answers has `self` set."""
+
+    peer: str
+    hostname: str
+    region: str
+    ipv4: str
+    role: RoleName
+    state: str
+    ready: bool
+    reason: str
+    self: bool
+
+
+class EventDoc(TypedDict):
+    """One line of ``GET /v1/events``. `time`: UTC, RFC 3339, milliseconds; `seq`: from 1, without gaps."""
+
+    seq: int
+    time: str
+    name: str
+    reason: str
+    fields: dict[str, str | int | float | bool | None]
+
+
+class VersionDoc(TypedDict):
+    """``GET /v1/version``: of the agent that answers."""
+
+    version: str
+    python: str
+    pid: int
+
+
+class ErrorDoc(TypedDict):
+    """Body of every answer that is not 2xx. `exit_code`: what a command should exit with."""
+
+    error: str
+    hint: str
+    exit_code: int
+
+
+class UnknownNode(P2PError):
+    """No node, or more than one, goes by the name that was asked for."""
+
+
+class AgentService(Protocol):
+    """What the agent offers. Called in the trio thread; what isn't async must return at once."""
+
+    def status(self) -> StatusDoc:
+        """The state of this node, now."""
+        ...
+
+    def peers(self) -> Sequence[PeerDoc]:
+        """Every peer known, whatever its state; this node is not among them."""
+        ...
+
+    def roles(self) -> Sequence[RoleRow]:
+        """Every node's role as the ledger tells it, this node's included."""
+        ...
+
+    def role_of(self, name: str) -> RoleRow:
+        """The row of one node (`find_node` picks it). Raises UnknownNode."""
+        ...
+
+    def events_since(self, seq: int) -> Sequence[EventDoc]:
+        """The kept events with a number above `seq`, oldest first."""
+        ...
+
+    async def wait_events(self, seq: int) -> None:
+        """Return once there is an event with a number above `seq`."""
+        ...
+
+    async def kubeconfig(self) -> str:
+        """The cluster-admin kubeconfig. Raises RoleError on an agent node, naming the servers."""
+        ...
+
+    async def wait_for(self, goal: Goal, timeout_s: float) -> StatusDoc:
+        """The status once `goal` is reached. Raises TimedOut with the reason it was not."""
+        ...
+
+    async def leave(self) -> None:
+        """Stop k3s and the data plane and tell the mesh that this node left. The process lives on until
+        `stop` is called, so that the caller gets its answer."""
+        ...
+
+    async def stop(self) -> None:
+        """End the control process as SIGTERM does: returns at once, packets and k3s go on."""
+        ...
+
+    def metrics_text(self) -> str:
+        """Prometheus text format, version 0.0.4."""
+        ...
+
+
+def find_node(rows: Sequence[RoleRow], name: str) -> RoleRow:
+    """The row whose host name or peer id is `name`, or whose peer id ends with it (4 characters or more).
+
+    Raises UnknownNode if there is none (naming the nearest) or more than one (naming all).
+    """
+    exact = [row for row in rows if name in (row["hostname"], row["peer"])]
+    found = exact or [row for row in rows if len(name) >= 4 and row["peer"].endswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(sorted(short(row["peer"]) for row in found))
+        raise UnknownNode(
+            f"{len(found)} nodes go by the name {name}", hint=f"use the end of the peer id: one of {ids}"
+        )
+    near = nearest(name, [row["hostname"] for row in rows])
+    raise UnknownNode(
+        f"no node goes by the name {name}",
+        hint=f"did you mean {near}?" if near else "see the names with: kairos-p2p roles list",
+    )

@@ -1,0 +1,45 @@
+"""``kairos-p2p agent``: the daemon in the foreground, what a service unit runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from p2p_bootstrap.cli.options import DEFAULT_CONFIG, DEFAULT_STATE_DIR, socket_option
+
+
+@click.command()
+@click.option(
+    "--cloud-config",
+    "cloud_configs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PATH",
+    default=(DEFAULT_CONFIG,),
+    show_default=True,
+    help="A cloud-config file or a folder of them; may be repeated, later ones win.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_STATE_DIR,
+    show_default=True,
+    help="Where this node keeps its identity and what it must remember.",
+)
+@socket_option
+@click.option("--log-format", type=click.Choice(("console", "json")), default="console", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(("debug", "info", "warning", "error")), default="info", show_default=True
+)
+def agent(
+    cloud_configs: tuple[Path, ...], state_dir: Path, socket: Path, log_format: str, log_level: str
+) -> None:
+    """Run the agent in the foreground (for service units).
+
+    SIGTERM ends the agent alone: the data plane and k3s go on and are taken over by the next one. Ctrl-C ends
+    all three.
+    """
+    from p2p_bootstrap.cli import foreground
+
+    foreground.run(cloud_configs, state_dir, socket, log_format=log_format, log_level=log_level)

@@ -1,0 +1,200 @@
+"""How does a verb ask the agent?
+
+HTTP/1.1 over the agent's unix socket, with the standard library alone: one connection per request. Every
+way in which that can fail becomes one of our errors with its exit code, so a verb just calls and prints.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+from urllib.parse import quote
+
+from p2p_bootstrap.api.service import EventDoc, Goal, PeerDoc, RoleRow, StatusDoc, VersionDoc
+from p2p_network.core.errors import (
+    DaemonNotRunning,
+    NotPermitted,
+    P2PError,
+    TimedOut,
+    UsageError,
+)
+
+T = TypeVar("T")
+
+DEFAULT_SOCKET: Final = "/run/kairos-p2p/agent.sock"
+SOCKET_VARIABLE: Final = "KAIROS_P2P_SOCKET"
+REQUEST_TIMEOUT_S: Final = 15.0
+LEAVE_TIMEOUT_S: Final = 120.0
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+MAX_LINE_BYTES: Final = 1024 * 1024
+
+_ERRORS: Final[dict[int, type[P2PError]]] = {
+    kind.exit_code: kind for kind in (UsageError, DaemonNotRunning, TimedOut, NotPermitted)
+}
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """An HTTP connection over a unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float | None) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect. Raises OSError."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(os.fspath(self._path))
+
+
+class AgentClient:
+    """The agent behind one socket. Every method raises DaemonNotRunning, NotPermitted, TimedOut, or the
+    error that the agent answered with."""
+
+    def __init__(self, path: Path | str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        self.path = Path(path)
+        self._timeout_s = timeout_s
+
+    def version(self) -> VersionDoc:
+        """The agent's version."""
+        return cast(VersionDoc, self._json("GET", "/v1/version"))
+
+    def status(self) -> StatusDoc:
+        """The state of this node."""
+        return cast(StatusDoc, self._json("GET", "/v1/status"))
+
+    def peers(self) -> list[PeerDoc]:
+        """Every known peer."""
+        return cast(list[PeerDoc], self._json("GET", "/v1/peers"))
+
+    def roles(self) -> list[RoleRow]:
+        """Every node's role."""
+        return cast(list[RoleRow], self._json("GET", "/v1/roles"))
+
+    def role_of(self, name: str) -> RoleRow:
+        """The role of one node, by host name, peer id or the end of one."""
+        return cast(RoleRow, self._json("GET", f"/v1/roles/{quote(name, safe='')}"))
+
+    def events(self, since: int, *, follow: bool) -> Iterator[EventDoc]:
+        """The kept events numbered above `since`; with `follow`, then each new one as it happens."""
+        path = f"/v1/events?since={since}&follow={int(follow)}"
+        connection, response = self._open("GET", path, None if follow else self._timeout_s)
+        try:
+            while line := self._spoken(lambda: response.readline(MAX_LINE_BYTES)):
+                yield cast(EventDoc, self._decoded(line))
+        finally:
+            connection.close()
+        if follow:
+            raise DaemonNotRunning("the agent ended", hint="see whether it is back with: kairos-p2p status")
+
+    def wait(self, goal: Goal, timeout_s: float) -> StatusDoc:
+        """The status once `goal` is reached."""
+        path = f"/v1/wait?for={goal}&timeout_s={timeout_s:.3f}"
+        return cast(StatusDoc, self._json("GET", path, timeout_s=timeout_s + REQUEST_TIMEOUT_S))
+
+    def kubeconfig(self) -> str:
+        """The cluster-admin kubeconfig, YAML."""
+        return self._request("GET", "/v1/kubeconfig", self._timeout_s).decode(errors="replace")
+
+    def leave(self) -> None:
+        """Take this node out of its mesh; the agent ends."""
+        self._json("POST", "/v1/leave", timeout_s=LEAVE_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """End the agent; packets and k3s go on."""
+        self._json("POST", "/v1/stop")
+
+    def _json(self, method: str, path: str, *, timeout_s: float | None = None) -> Any:
+        return self._decoded(self._request(method, path, timeout_s or self._timeout_s))
+
+    def _request(self, method: str, path: str, timeout_s: float) -> bytes:
+        connection, response = self._open(method, path, timeout_s)
+        try:
+            body = self._spoken(lambda: response.read(MAX_ANSWER_BYTES + 1))
+        finally:
+            connection.close()
+        if len(body) > MAX_ANSWER_BYTES:
+            raise P2PError(f"the agent's answer to {path} is larger than {MAX_ANSWER_BYTES} bytes")
+        return body
+
+    def _open(
+        self, method: str, path: str, timeout_s: float | None
+    ) -> tuple[_UnixConnection, http.client.HTTPResponse]:
+        connection = _UnixConnection(self.path, timeout_s)
+        try:
+            connection.connect()
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise _not_running(self.path, "does not exist") from exc
+        except ConnectionRefusedError as exc:
+            raise _not_running(self.path, "was left by an agent that is gone") from exc
+        except PermissionError as exc:
+            raise NotPermitted(
+                f"user {os.geteuid()} may not talk to the agent on {self.path}",
+                hint="run it as root, e.g. with sudo; for reading, join the group kairos-p2p",
+            ) from exc
+        except TimeoutError as exc:
+            raise TimedOut(f"the agent on {self.path} does not take connections") from exc
+        except OSError as exc:
+            raise P2PError(
+                f"{self.path} is no agent's socket: {exc.strerror or exc}",
+                hint=f"name the socket with --socket or {SOCKET_VARIABLE}",
+            ) from exc
+
+        def exchange() -> http.client.HTTPResponse:
+            connection.request(method, path, headers={"Connection": "close"})
+            return connection.getresponse()
+
+        try:
+            response = self._spoken(exchange)
+            if response.status != 200:
+                raise self._refusal(response, path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection, response
+
+    def _spoken(self, exchange: Callable[[], T]) -> T:
+        """The result of one exchange on an open connection, its failures named."""
+        try:
+            return exchange()
+        except TimeoutError as exc:
+            raise TimedOut(
+                f"the agent on {self.path} takes connections but does not answer",
+                hint="look at its log, or restart it",
+            ) from exc
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            # it ended while it answered; ValueError: json, from an answer that was cut
+            raise DaemonNotRunning(
+                f"the agent on {self.path} broke off its answer: {type(exc).__name__}",
+                hint="see whether it is back with: kairos-p2p status",
+            ) from exc
+
+    def _decoded(self, text: bytes) -> Any:
+        return self._spoken(lambda: json.loads(text))
+
+    def _refusal(self, response: http.client.HTTPResponse, path: str) -> P2PError:
+        """The error that the agent answered with."""
+        body = self._spoken(lambda: response.read(MAX_LINE_BYTES))
+        try:
+            document = json.loads(body)
+            message, hint = str(document["error"]), str(document["hint"])
+            kind = _ERRORS.get(document["exit_code"], P2PError)
+        except (ValueError, KeyError, TypeError):
+            message, hint, kind = f"it answered {path} with {response.status} {response.reason}", "", P2PError
+            message = f"{self.path} does not speak like an agent: {message}"
+        return kind(message, hint=hint)
+
+
+def _not_running(path: Path, why: str) -> DaemonNotRunning:
+    named = "" if os.fspath(path) == DEFAULT_SOCKET else f" --socket {path}"
+    return DaemonNotRunning(
+        f"no agent is running: {path} {why}",
+        hint="make this machine a node with: kairos-p2p join --token-file FILE"
+        if not named
+        else f"start one with: kairos-p2p agent --cloud-config FILE{named}",
+    )

@@ -1,0 +1,51 @@
+"""``kairos-p2p peers``: who else is here, and how are they reached?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from p2p_bootstrap.api.service import PeerDoc
+from p2p_bootstrap.cli import output as out
+from p2p_bootstrap.cli.client import AgentClient
+from p2p_bootstrap.cli.options import output_option, socket_option
+from p2p_network.core.ids import short
+
+
+def _rtt(peer: PeerDoc) -> str:
+    return "" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms"
+
+
+COLUMNS = (
+    out.Column[PeerDoc]("NODE", lambda peer: peer["hostname"]),
+    out.Column[PeerDoc]("PEER", lambda peer: short(peer["peer"])),
+    out.Column[PeerDoc]("REGION", lambda peer: peer["region"]),
+    out.Column[PeerDoc]("STATE", lambda peer: peer["state"]),
+    out.Column[PeerDoc]("ROLE", lambda peer: peer["role"]),
+    out.Column[PeerDoc]("IPV4", lambda peer: peer["ipv4"]),
+    out.Column[PeerDoc]("RTT", _rtt, right=True),
+    out.Column[PeerDoc]("CARRIER", lambda peer: peer["carrier"]),
+    out.Column[PeerDoc]("RX", lambda peer: out.bytes_text(peer["rx_bytes"]), right=True),
+    out.Column[PeerDoc]("TX", lambda peer: out.bytes_text(peer["tx_bytes"]), right=True),
+    out.Column[PeerDoc]("ADDRESS", lambda peer: peer["address"]),
+)
+
+
+@click.command()
+@output_option
+@socket_option
+def peers(output: out.Output, socket: Path) -> None:
+    """Who else is here, and how are they reached?
+
+    Lists every peer this node knows. CARRIER is what VPN packets travel on, ADDRESS where the mesh
+    connection goes. With -o name: peer ids.
+    """
+    rows = sorted(AgentClient(socket).peers(), key=lambda peer: (peer["hostname"], peer["peer"]))
+    out.print_rows(
+        rows,
+        COLUMNS,
+        output,
+        name=lambda peer: peer["peer"],
+        empty="no other node was seen yet; see what this one does with: kairos-p2p events -f",
+    )
