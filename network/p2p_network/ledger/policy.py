@@ -1,0 +1,153 @@
+"""Who may write which key, how large, and how many?
+
+One table, `TABLE`: a key's first segment names its class. An entry that breaks its class's rule is
+refused by every node, whoever relays it. Three kinds of writer:
+
+- owner: the author's own peer id is the key's last segment;
+- authority: a callable of the owner of the ledger says who (`may_write`), for `assign/...`;
+- certificate: the value proves itself (`decided`), so the author does not matter.
+
+``<scope>`` is one or two segments: a network id, or a network id and a region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, assert_never
+
+from p2p_network.core.ids import public_key_of
+from p2p_network.ledger.entry import MAX_KEY_CHARS, MAX_VALUE_BYTES
+
+
+class Writer(StrEnum):
+    """Who may write a class of keys."""
+
+    OWNER = "owner"
+    AUTHORITY = "authority"
+    CERTIFICATE = "certificate"
+
+
+class Refusal(StrEnum):
+    """Why an entry is not stored. The values are sentences for people and label a counter."""
+
+    BAD_KEY = "no key of this form is known"
+    TOO_LARGE = "the value is larger than its class allows"
+    NOT_OWNER = "the key belongs to another node"
+    NOT_AUTHORITY = "the author is no authority for this key"
+    NOT_ADMITTED = "the author is not admitted to the mesh"
+    NOT_CERTIFIED = "no quorum certified this value"
+    NOT_DELETABLE = "entries of this class can't be deleted"
+    FORGED = "the signature is not the author's"
+    AHEAD = "its stamp lies too far in the future"
+    DELETED = "the key was deleted after this entry was written"
+    EXPIRED = "the deletion is older than the ledger remembers"
+    AUTHOR_FULL = "the author holds as many entries as it may"
+    FULL = "the ledger is full"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of the table.
+
+    Attributes:
+        shape: the segments after the class's name.
+        max_value_bytes: largest value.
+        max_per_author: entries of this class one author may hold.
+        max_entries: entries of this class in all.
+        is_deletable: whether a tombstone is allowed.
+    """
+
+    shape: tuple[str, ...]
+    writer: Writer
+    max_value_bytes: int
+    max_per_author: int
+    max_entries: int
+    is_deletable: bool
+
+    @property
+    def is_certificate(self) -> bool:
+        """Whether the value alone decides which entry wins."""
+        return self.writer is Writer.CERTIFICATE
+
+
+_MAX_NODES: Final = 10_000
+
+TABLE: Final[dict[str, Rule]] = {
+    "node": Rule(("<peer>",), Writer.OWNER, 8192, 1, _MAX_NODES, True),
+    # an address stays reserved for ever, even when its node has left: so it can't be deleted
+    "address": Rule(("<peer>",), Writer.OWNER, 256, 1, _MAX_NODES, False),
+    "role": Rule(("<peer>",), Writer.OWNER, 4096, 1, _MAX_NODES, True),
+    "assign": Rule(("<scope>", "<peer>"), Writer.AUTHORITY, 2048, 2 * _MAX_NODES, 2 * _MAX_NODES, True),
+    "genesis": Rule(
+        ("<scope>", "<epoch>", "<decree>"), Writer.CERTIFICATE, MAX_VALUE_BYTES, 1024, 1024, False
+    ),
+}
+
+
+def rule_of(key: str) -> Rule | None:
+    """The rule for a key, or None if the table has no key of this form."""
+    name, *rest = key.split("/")
+    rule = TABLE.get(name)
+    if rule is None or len(key) > MAX_KEY_CHARS:
+        return None
+    if not all(segment and segment.isprintable() for segment in rest):
+        return None
+    expected = list(rule.shape)
+    if expected[0] == "<scope>" and len(rest) == len(expected) + 1:
+        expected.insert(0, "<scope>")  # network id / region
+    if len(rest) != len(expected):
+        return None
+    return rule if all(map(_fits, expected, rest)) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The table with the callables that fill its blanks. They must answer, never raise, on any input.
+
+    Attributes:
+        decided: (key, value) -> the canonical bytes of what a quorum certified, or None if the value is no
+            valid certificate for this key. Two certificates contradict if these bytes differ; two
+            different sets of signatures on one decision don't.
+        may_write: (key, author) -> whether the author is an authority for this key, now.
+        admitted: (author) -> whether the author is a member of the mesh. By default everyone is who
+            passes the mesh's pre-shared key.
+    """
+
+    decided: Callable[[str, bytes], bytes | None]
+    may_write: Callable[[str, str], bool]
+    admitted: Callable[[str], bool] = lambda _author: True
+
+    def refusal(self, rule: Rule, key: str, author: str, value: bytes | None) -> Refusal | None:
+        """Why this author may not write this value, or None if it may. The signature is not looked at."""
+        if value is None:
+            if not rule.is_deletable:
+                return Refusal.NOT_DELETABLE
+        elif len(value) > rule.max_value_bytes:
+            return Refusal.TOO_LARGE
+        match rule.writer:
+            case Writer.OWNER:
+                if author != key.rpartition("/")[2]:
+                    return Refusal.NOT_OWNER
+            case Writer.AUTHORITY:
+                if not self.may_write(key, author):
+                    return Refusal.NOT_AUTHORITY
+            case Writer.CERTIFICATE:
+                # no admission here: the author only delivers what a quorum signed
+                return None if value and self.decided(key, value) is not None else Refusal.NOT_CERTIFIED
+            case _:
+                assert_never(rule.writer)
+        return None if self.admitted(author) else Refusal.NOT_ADMITTED
+
+
+def _fits(expected: str, segment: str) -> bool:
+    if expected == "<peer>":
+        try:
+            public_key_of(segment)
+        except ValueError:
+            return False
+        return True
+    if expected == "<epoch>":
+        return segment.isascii() and segment.isdigit() and len(segment) <= 10 and str(int(segment)) == segment
+    return True

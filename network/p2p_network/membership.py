@@ -1,0 +1,207 @@
+"""Who belongs to the mesh, and who of them is there now?
+
+A machine over three kinds of facts: channels that opened and closed, node records in the ledger, and
+deleted records (a node that left says so by deleting its own)::
+
+    alive    we hold a channel to it (or it is ourselves)
+    suspect  lost, or first heard of, less than `suspect_s` ago
+    dead     not back since
+    left     it deleted its record; a node that comes back writes a new one
+
+`View` is the immutable snapshot that roles are decided on; it changes only when a member does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final, assert_never
+
+from p2p_network.core.ids import PeerId
+from p2p_network.core.machine import Decision
+from p2p_network.records import NodeRecord
+
+SUSPECT_S: Final = 10.0
+
+
+class MemberState(StrEnum):
+    """How present a member is."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One node as this node sees it.
+
+    Attributes:
+        record: what it says of itself; None while it is connected but its record has not arrived.
+        since: monotonic seconds at which `state` began, as far as this node knows.
+        reason: one sentence.
+        ipv4, ipv6: its VPN addresses, "" while it has none.
+    """
+
+    peer: PeerId
+    record: NodeRecord | None
+    state: MemberState
+    since: float
+    reason: str
+    ipv4: str = ""
+    ipv6: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everybody, by peer id, as of `changed_at` (monotonic seconds). Never changes: ask for a new one."""
+
+    self_id: PeerId
+    members: tuple[Member, ...]
+    changed_at: float
+
+    def get(self, peer: str) -> Member | None:
+        """The member with this id."""
+        return next((member for member in self.members if member.peer == peer), None)
+
+    def alive(self) -> tuple[Member, ...]:
+        """Those who are there, this node included."""
+        return tuple(member for member in self.members if member.state is MemberState.ALIVE)
+
+
+# Events
+@dataclass(frozen=True, slots=True)
+class PeerConnected:
+    """A channel to this peer opened."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """The last channel to this peer closed."""
+
+    peer: PeerId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsChanged:
+    """What the ledger says now: all node records, all addresses, and whose record was deleted."""
+
+    records: Mapping[PeerId, NodeRecord]
+    addresses: Mapping[PeerId, tuple[str, str]]
+    left: frozenset[PeerId]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed (see `Membership.wake_at`)."""
+
+
+Event = PeerConnected | PeerLost | RecordsChanged | Tick
+
+
+# Effects
+@dataclass(frozen=True, slots=True)
+class MemberChanged:
+    """A member went from one state to another; `before` is None if it is new, `member.state` the new one."""
+
+    before: MemberState | None
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class PublishView:
+    """Hand this view to whoever decides by it."""
+
+    view: View
+
+
+Effect = MemberChanged | PublishView
+
+
+class Membership:
+    """Keeps the view of one node."""
+
+    def __init__(self, self_id: PeerId, now: float, *, suspect_s: float = SUSPECT_S) -> None:
+        self._self_id = self_id
+        self._suspect_s = suspect_s
+        self._connected: set[PeerId] = {self_id}
+        self._records: Mapping[PeerId, NodeRecord] = {}
+        self._addresses: Mapping[PeerId, tuple[str, str]] = {}
+        self._left: frozenset[PeerId] = frozenset()
+        itself = Member(self_id, None, MemberState.ALIVE, now, "this node")
+        self._members: dict[PeerId, Member] = {self_id: itself}
+        self._view = View(self_id, (itself,), now)
+
+    @property
+    def view(self) -> View:
+        """The current snapshot."""
+        return self._view
+
+    def wake_at(self) -> float | None:
+        """When the first suspect is to be called dead."""
+        suspects = [m.since for m in self._members.values() if m.state is MemberState.SUSPECT]
+        return min(suspects) + self._suspect_s if suspects else None
+
+    def step(self, now: float, event: Event) -> Decision[Effect]:
+        """Decide on one event."""
+        why_lost = "no channel to it"
+        match event:
+            case PeerConnected(peer):
+                self._connected.add(peer)
+            case PeerLost(peer, why):
+                assert peer != self._self_id, "a node can't lose itself"
+                self._connected.discard(peer)
+                why_lost = f"its channel closed: {why}"
+            case RecordsChanged():
+                self._records, self._addresses, self._left = event.records, event.addresses, event.left
+            case Tick():
+                pass
+            case _:
+                assert_never(event)
+        return self._settle(now, why_lost)
+
+    def _settle(self, now: float, why_lost: str) -> Decision[Effect]:
+        """Judge every member anew; say what differs from the last view."""
+        peers = self._connected | self._records.keys() | self._left
+        after = {peer: self._judge(now, peer, why_lost) for peer in sorted(peers)}
+        if after == self._members:
+            return Decision()
+        changes: list[MemberChanged] = []
+        for peer, member in after.items():
+            old = self._members.get(peer)
+            if old is None or old.state is not member.state:
+                changes.append(MemberChanged(old.state if old else None, member))
+        self._members = after
+        self._view = View(self._self_id, tuple(after.values()), now)
+        said = "; ".join(f"{c.member.peer} is {c.member.state}: {c.member.reason}" for c in changes)
+        return Decision((*changes, PublishView(self._view)), said or "what members say has changed")
+
+    def _judge(self, now: float, peer: PeerId, why_lost: str) -> Member:
+        old = self._members.get(peer)
+        state, reason = self._state(now, peer, old, why_lost)
+        ipv4, ipv6 = self._addresses.get(peer, ("", ""))
+        if old is not None and old.state is state:
+            return replace(old, record=self._records.get(peer), ipv4=ipv4, ipv6=ipv6)
+        return Member(peer, self._records.get(peer), state, now, reason, ipv4, ipv6)
+
+    def _state(self, now: float, peer: PeerId, old: Member | None, why_lost: str) -> tuple[MemberState, str]:
+        if peer == self._self_id:
+            return MemberState.ALIVE, "this node"
+        if peer in self._left and peer not in self._records:
+            return MemberState.LEFT, "it said that it leaves"
+        if peer in self._connected:
+            return MemberState.ALIVE, "a channel to it is open"
+        if old is None:
+            return MemberState.SUSPECT, "known from the ledger, not connected yet"
+        if old.state is MemberState.SUSPECT and now - old.since >= self._suspect_s:
+            return MemberState.DEAD, f"not back within {self._suspect_s:g} s: {old.reason}"
+        if old.state in (MemberState.SUSPECT, MemberState.DEAD):
+            return old.state, old.reason
+        if old.state is MemberState.LEFT:
+            return MemberState.SUSPECT, "it writes records again, not connected yet"
+        return MemberState.SUSPECT, why_lost

@@ -1,0 +1,256 @@
+"""Where does a node keep what it must never lose, and is that place usable?
+
+The state directory (0700) holds, besides what other modules put there::
+
+    identity.key    the node's key, 0600: made once, atomically, and never overwritten
+    lock            held as long as an agent uses the directory, so that two can't share it
+    store.sqlite    the ledger (`ledger.store`)
+    durable/        promises of the genesis acceptor and the like (`ledger.durable`)
+
+Atomic means: a power cut at any moment leaves the old state or the new one (temporary file, fsync, link or
+rename, fsync of the directory). Whatever is wrong with the directory is said at the start, with what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Final
+
+from p2p_network.core import log
+from p2p_network.core.errors import MeshError, NotPermitted, P2PError
+from p2p_network.identity import Identity
+
+_logger = log.get(__name__)
+
+_HEADER: Final = "kairos-p2p identity 1"
+_MAX_IDENTITY_BYTES: Final = 1024
+_TEMPORARY: Final = ".tmp-"
+
+
+class StateDirectory:
+    """An opened and locked state directory. Use `open`; `close` (or leaving a ``with``) unlocks it."""
+
+    def __init__(self, path: Path, lock_fd: int) -> None:
+        self.path = path
+        self._lock_fd: int | None = lock_fd
+
+    @classmethod
+    def open(cls, path: Path) -> StateDirectory:
+        """Create the directory if need be, check it and lock it.
+
+        Raises:
+            NotPermitted: it belongs to another user, or we may not write there.
+            MeshError: another agent uses it; it is read-only or full; it is no directory.
+        """
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_owner(path)
+            sync_directory(path.parent)
+            if stat.S_IMODE(path.stat().st_mode) & 0o077:
+                path.chmod(0o700)
+            lock_fd = _lock(path / "lock")
+        except OSError as exc:
+            raise explain(exc, path) from exc
+        state = cls(path, lock_fd)
+        try:
+            state._sweep()
+        except BaseException:
+            state.close()
+            raise
+        return state
+
+    @property
+    def store_path(self) -> Path:
+        """Where the ledger's database lies."""
+        return self.path / "store.sqlite"
+
+    @property
+    def durable_path(self) -> Path:
+        """Where the durable state of cores lies."""
+        return self.path / "durable"
+
+    def identity(self) -> Identity:
+        """This node's identity: read, or made at the first call ever.
+
+        Raises MeshError if the file is damaged (it is left as it is), or the directory read-only or full.
+        """
+        path = self.path / "identity.key"
+        try:
+            try:
+                return _read_identity(path)
+            except FileNotFoundError:
+                made = Identity(secrets.token_bytes(32))
+                text = f"{_HEADER}\nseed {made.seed.hex()}\npeer {made.peer_id}\n"
+                create_atomically(path, text.encode())
+        except OSError as exc:
+            raise explain(exc, path) from exc
+        log.event(_logger, "state.identity_made", peer=made.peer_id, path=str(path))
+        return _read_identity(path)  # what counts is what the disk says
+
+    def close(self) -> None:
+        """Unlock the directory. Safe to call twice."""
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def __enter__(self) -> StateDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _sweep(self) -> None:
+        """Remove what an interrupted write left behind; also shows at once whether we may write."""
+        try:
+            for leftover in self.path.glob(f"{_TEMPORARY}*"):
+                leftover.unlink()
+            probe = self.path / f"{_TEMPORARY}probe"
+            # some bytes: on a full disk an empty file can still be made
+            _write_new(probe, b"kairos-p2p" * 100)
+            probe.unlink()
+        except OSError as exc:
+            raise explain(exc, self.path) from exc
+
+
+def create_atomically(path: Path, data: bytes) -> None:
+    """Write a new file, durable on return; FileExistsError if it is there already. Mode 0600."""
+    temporary = _temporary(path)
+    try:
+        _write_new(temporary, data)
+        os.link(temporary, path)  # unlike rename, never overwrites
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def replace_atomically(path: Path, data: bytes) -> None:
+    """Write a file, new or in place of the old one, durable on return. Mode 0600. Raises OSError."""
+    temporary = _temporary(path)
+    try:
+        _write_new(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make durable which files a directory holds."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def explain(exc: OSError, path: Path) -> P2PError:
+    """The error for a person when the operating system refuses something in the state directory."""
+    match exc.errno:
+        case errno.EROFS:
+            return MeshError(
+                f"{path} can't be written: its file system is read-only",
+                hint="mount a writable, persistent file system there, or choose another place: --state-dir",
+            )
+        case errno.ENOSPC | errno.EDQUOT:
+            return MeshError(
+                f"{path} can't be written: no space is left",
+                hint="free some space (df -h and df -i show where), or choose another place with --state-dir",
+            )
+        case errno.EACCES | errno.EPERM:
+            return NotPermitted(
+                f"{path} can't be used: {exc.strerror}",
+                hint="run the agent as root, or choose a place of your own with --state-dir",
+            )
+        case errno.ENOTDIR | errno.EEXIST:
+            return MeshError(
+                f"{path} can't be the state directory: a file is in the way",
+                hint="move that file away, or choose another place with --state-dir",
+            )
+        case errno.ELOOP:
+            return MeshError(
+                f"{path} can't be used: it is a symbolic link, or the links lead nowhere",
+                hint="put the file itself there",
+            )
+        case _:
+            return MeshError(
+                f"{path} can't be used: {exc.strerror or exc}",
+                hint="check the disk (dmesg), or choose another place with --state-dir",
+            )
+
+
+def _check_owner(path: Path) -> None:
+    owner, me = path.stat().st_uid, os.geteuid()
+    if owner != me:
+        raise NotPermitted(
+            f"{path} belongs to user {owner}, this agent runs as user {me}",
+            hint=f"run it as that user, or hand the directory over with: chown -R {me} {path}",
+        )
+
+
+def _lock(path: Path) -> int:
+    """An open, locked file; the lock ends with the process, however it ends."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 20).decode("ascii", "replace").strip() or "unknown"
+            raise MeshError(
+                f"{path.parent} is in use by another agent (process {holder})",
+                hint="stop that one first, or give each agent its own --state-dir",
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _read_identity(path: Path) -> Identity:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        facts = os.fstat(fd)
+        if facts.st_uid != os.geteuid():
+            raise NotPermitted(
+                f"{path} belongs to user {facts.st_uid}, this agent runs as user {os.geteuid()}",
+                hint=f"if the key is really this node's: chown {os.geteuid()} {path}",
+            )
+        if stat.S_IMODE(facts.st_mode) & 0o077:
+            os.fchmod(fd, 0o600)
+            log.event(_logger, "state.identity_mode_tightened", path=str(path))
+        raw = file.read(_MAX_IDENTITY_BYTES)
+    damaged = MeshError(
+        f"{path} is damaged: it does not hold a key and the peer id that belongs to it",
+        hint="restore it from a backup; if there is none, move it away, and the node joins as a new one",
+    )
+    try:
+        header, seed, peer = raw.decode("ascii").splitlines()
+        identity = Identity(bytes.fromhex(seed.removeprefix("seed ")))
+    except (ValueError, AssertionError):
+        raise damaged from None  # the cause could quote the key
+    if header != _HEADER or peer != f"peer {identity.peer_id}":
+        raise damaged
+    return identity
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
