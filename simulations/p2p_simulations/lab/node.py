@@ -6,7 +6,6 @@ processes can work on one lab and a reused pid is never trusted.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
@@ -18,7 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from p2p_network.core.errors import TimedOut
+from p2p_bootstrap.api.service import StatusDoc
+from p2p_bootstrap.cli.client import AgentClient
+from p2p_network.core.errors import P2PError, TimedOut
 from p2p_simulations.lab import processes
 from p2p_simulations.lab.commands import LabError
 from p2p_simulations.lab.topology import Place
@@ -26,7 +27,6 @@ from p2p_simulations.lab.topology import Place
 SOCKET: Final = "/run/kairos-p2p/agent.sock"
 STATE_DIR: Final = "/var/lib/kairos-p2p"
 CLOUD_CONFIG: Final = "/oem/90_custom.yaml"
-MAX_ANSWER_BYTES: Final = 1024 * 1024
 
 What = Literal["agent", "dataplane", "k3s", "node"]
 T = TypeVar("T")
@@ -174,29 +174,23 @@ class Node:
         """Let a frozen agent go on."""
         self._signal("agent", signal.SIGCONT)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> StatusDoc:
         """What ``kairos-p2p status -o json`` says inside the node. Raises LabError if it fails."""
         done = self.exec([*kairos_p2p(), "status", "-o", "json"])
         if done.returncode != 0:
             raise LabError(f"status on {self.name} failed: {done.stderr.strip()}")
-        document: dict[str, Any] = json.loads(done.stdout)
+        document: StatusDoc = json.loads(done.stdout)
         return document
 
-    def observe(self, path: str = "/v1/status", timeout_s: float = 2.0) -> Any:
-        """Ask the agent's socket directly; None if it does not answer. Cheap enough to poll."""
+    def observe(self, timeout_s: float = 2.0) -> StatusDoc | None:
+        """The agent's status over its own socket; None if it does not answer. Cheap enough to poll."""
         pid = self.find_pid()
         if pid is None:
             return None
-        connection = _UnixConnection(f"/proc/{pid}/root{SOCKET}", timeout_s)
         try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            raw = response.read(MAX_ANSWER_BYTES)
-            return json.loads(raw) if response.status == 200 else None
-        except (OSError, http.client.HTTPException, ValueError):
+            return AgentClient(f"/proc/{pid}/root{SOCKET}", timeout_s=timeout_s).status()
+        except P2PError:
             return None
-        finally:
-            connection.close()
 
     def log_tail(self, lines: int = 15) -> str:
         """The last lines of the agent's log."""
@@ -231,14 +225,3 @@ class Node:
         if "error" in reply:
             raise LabError(f"the holder of {self.name} refused: {reply['error']}")
         return reply
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)

@@ -1,7 +1,7 @@
 """What does a node find on its disk, in its environment and of the host's programs?
 
-Disks are folders of the lab; everything on them survives a power cut. The programs are those of the environment that
-this process runs in, wherever it lies.
+Disks are folders of the lab; everything on them survives a power cut. The programs are those of the
+environment that this process runs in, wherever it lies.
 """
 
 from __future__ import annotations
