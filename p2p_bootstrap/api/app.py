@@ -54,13 +54,11 @@ class Caller:
     Attributes:
         uid, pid: of the process that connected, at that moment.
         rights: what it may do.
-        refusal: why it gets no answer at all, "" otherwise.
     """
 
     uid: int
     pid: int
     rights: Rights
-    refusal: str = ""
 
 
 def build_app(service: AgentService) -> Starlette:
@@ -72,7 +70,7 @@ def build_app(service: AgentService) -> Starlette:
             Route("/v1/status", _guarded(routes.status, "read"), methods=["GET"]),
             Route("/v1/peers", _guarded(routes.peers, "read"), methods=["GET"]),
             Route("/v1/roles", _guarded(routes.roles, "read"), methods=["GET"]),
-            Route("/v1/roles/{name}", _guarded(routes.role_of, "read"), methods=["GET"]),
+            Route("/v1/roles/{name:path}", _guarded(routes.role_of, "read"), methods=["GET"]),
             Route("/v1/events", _guarded(routes.events, "read"), methods=["GET"]),
             Route("/v1/wait", _guarded(routes.wait, "read"), methods=["GET"]),
             Route("/v1/kubeconfig", _guarded(routes.kubeconfig, "all"), methods=["GET"]),

@@ -1,10 +1,9 @@
-"""How does the local API listen, and who is at the other end of a connection?
+"""Where does the local API listen, and who is at the other end of a connection?
 
-On a unix socket and never on TCP. hypercorn speaks HTTP, but its worker neither tells the application who
-connected nor survives a client that stops reading (it sends in a shielded scope) or that sends a body
-nobody reads. So the accept loop is ours: it asks the kernel for the peer's credentials (SO_PEERCRED and
-SO_PEERGROUPS), bounds the connections, wraps the stream so that no send takes for ever, and hands each
-connection to hypercorn's per-connection server with the caller in the ASGI scope.
+On a unix socket and never on TCP. The kernel is asked who connected (SO_PEERCRED and SO_PEERGROUPS); `app`
+decides what they may do, `http` speaks with them. hypercorn was tried first: it tells the application
+nothing about the peer of a unix socket, sends in a shielded scope (a caller that stops reading would keep
+the agent from ending) and lets itself be switched to HTTP/2.
 
 One agent per socket: a lock file beside the socket is held for as long as the agent lives (the kernel lets
 go of it however the agent ends), and a socket left by a dead one is replaced only if nobody answers on it.
@@ -16,7 +15,6 @@ import contextlib
 import errno
 import fcntl
 import grp
-import logging
 import os
 import socket
 import stat
@@ -26,17 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState, LifespanState
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from p2p_bootstrap.api.app import CALLER, GROUP, Caller, Rights, build_app
-from p2p_bootstrap.api.service import AgentService, ErrorDoc
-from p2p_network.core import log
+from p2p_bootstrap.api.http import serve_connection
+from p2p_bootstrap.api.service import AgentService
 from p2p_network.core.errors import NotPermitted, P2PError
 
 if TYPE_CHECKING:  # the stubs that libp2p brings hide trio's own annotations
@@ -44,15 +36,10 @@ if TYPE_CHECKING:  # the stubs that libp2p brings hide trio's own annotations
 
 MAX_CONNECTIONS: Final = 64
 MAX_READER_CONNECTIONS: Final = 16  # of callers that may only read: they can't lock root out
-MAX_HEADER_BYTES: Final = 16 * 1024
-SEND_TIMEOUT_S: Final = 30.0
-IDLE_TIMEOUT_S: Final = 10.0
 MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path, less the final NUL
 
 _SO_PEERGROUPS: Final = 59  # since Linux 4.13; the socket module has no name for it
-_SO_PEERGROUPS_BYTES: Final = 65536 * 4
-
-logger = log.get(__name__)
+_SO_PEERGROUPS_BYTES: Final = 1024  # 256 groups; the most that Python's getsockopt allows
 
 
 async def serve_api(
@@ -186,11 +173,9 @@ def identify(connection: Any) -> Caller:
 
 def _groups(connection: Any) -> tuple[int, ...]:
     try:
-        raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
-    except OSError as exc:
-        if exc.errno != errno.ERANGE:  # an old kernel: only the primary group counts
-            return ()
         raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _SO_PEERGROUPS_BYTES)
+    except OSError:  # an old kernel, or more groups than fit: only the primary one counts
+        return ()
     return tuple(group for (group,) in struct.iter_unpack("I", raw))
 
 
@@ -205,92 +190,23 @@ class _Server:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._context = WorkerContext(None)
         self._open = 0
         self._open_readers = 0
-        self._config = Config()
-        self._config.errorlog = logging.getLogger("hypercorn.error")
-        self._config.include_server_header = False
-        self._config.h11_max_incomplete_size = MAX_HEADER_BYTES
-        self._config.keep_alive_timeout = IDLE_TIMEOUT_S
 
     async def connection(self, stream: trio.SocketStream) -> None:
-        """Serve one connection to its end. Never raises but for cancellation."""
+        """Serve one connection to its end. Raises nothing but cancellation."""
         try:
             caller = identify(stream.socket)
         except OSError:  # gone already
             await trio.aclose_forcefully(stream)
             return
-        full = self._open >= MAX_CONNECTIONS
-        if caller.rights != "all":
-            full = full or self._open_readers >= MAX_READER_CONNECTIONS
-            self._open_readers += 1
+        reader = caller.rights != "all"
+        full = self._open >= MAX_CONNECTIONS or (reader and self._open_readers >= MAX_READER_CONNECTIONS)
+        refusal = "too many requests to the agent are open" if full else ""
         self._open += 1
-        if full:
-            caller = Caller(caller.uid, caller.pid, caller.rights, refusal="too many requests are open")
+        self._open_readers += reader
         try:
-            await self._speak(_GuardedStream(stream), caller)
+            await serve_connection(stream, self._app, {CALLER: caller}, refusal=refusal)
         finally:
             self._open -= 1
-            self._open_readers -= caller.rights != "all"
-
-    async def _speak(self, stream: _GuardedStream, caller: Caller) -> None:
-        with trio.CancelScope() as scope:
-
-            async def app(asgi: Scope, receive: Receive, send: Send) -> None:
-                if asgi["type"] == "http" and (refusal := caller.refusal or _unwanted_body(asgi)):
-                    body = ErrorDoc(error=refusal, hint="try again in a moment", exit_code=1)
-                    status = 503 if caller.refusal else 413
-                    await JSONResponse(body, status_code=status)(asgi, receive, send)
-                    scope.cancel()  # what is left of the request is not waited for
-                    return
-                asgi[CALLER] = caller
-                await self._app(asgi, receive, send)
-
-            wrapped = ASGIWrapper(app)
-            state = ConnectionState(LifespanState({}))
-            try:
-                await TCPServer(wrapped, self._config, self._context, state, stream)
-            except Exception:  # of hypercorn, on bytes it did not expect: one connection, not the agent
-                logger.exception("api.connection_failed")
-            finally:
-                await trio.aclose_forcefully(stream)
-
-
-def _unwanted_body(asgi: Scope) -> str:
-    for name, value in asgi["headers"]:
-        if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
-            return "the agent's API takes no request bodies"
-    return ""
-
-
-class _GuardedStream(trio.abc.Stream):
-    """A socket stream on which no send takes longer than `SEND_TIMEOUT_S`.
-
-    hypercorn sends in a shielded scope: without this a client that stops reading would keep the agent
-    from ending.
-    """
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self.socket = stream.socket  # hypercorn asks it for its family
-
-    async def send_all(self, data: Any) -> None:
-        try:
-            with trio.fail_after(SEND_TIMEOUT_S):
-                await self._stream.send_all(data)
-        except trio.TooSlowError as exc:
-            await trio.aclose_forcefully(self._stream)
-            raise trio.BrokenResourceError("the client stopped reading") from exc
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        return await self._stream.receive_some(max_bytes)
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+            self._open_readers -= reader

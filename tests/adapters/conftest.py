@@ -1,0 +1,225 @@
+"""A fake agent behind the real local API, for the tests of the API and of the command line."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from p2p_bootstrap.api.events import EventLog
+from p2p_bootstrap.api.server import serve_api
+from p2p_bootstrap.api.service import (
+    EventDoc,
+    Goal,
+    PeerDoc,
+    RoleRow,
+    StatusDoc,
+    find_node,
+)
+from p2p_network.core.errors import RoleError, TimedOut
+
+PEERS = tuple(f"12D3KooWNodeNumber{n}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaA{n}" for n in range(4))
+STATUS: StatusDoc = {
+    "node": {
+        "peer": PEERS[0],
+        "hostname": "edge-0",
+        "region": "west",
+        "zone": "a",
+        "version": "0.1.0",
+        "pid": 4711,
+    },
+    "mesh": {
+        "mesh_id": "0123456789abcdef",
+        "network_id": "kairos",
+        "state": "joined",
+        "peers": 2,
+        "known": 3,
+    },
+    "vpn": {
+        "state": "up",
+        "device": "kp2p0",
+        "ipv4": "10.144.3.9",
+        "ipv6": "fd12::9",
+        "mtu": 1420,
+        "error": "",
+    },
+    "role": {
+        "state": "MEMBER",
+        "role": "server",
+        "reason": "edge-0 initialised the cluster: it won the genesis of epoch 1 with 3 of 4 votes",
+        "epoch": 1,
+        "cluster_id": "c-77aa",
+        "ready": True,
+    },
+    "k3s": {"state": "running", "version": "v1.33.1+k3s1", "pid": 4800, "error": ""},
+    "phases": [
+        {"name": "mesh", "at_s": 0.4},
+        {"name": "role", "at_s": 6.02},
+        {"name": "ready", "at_s": 75.0},
+    ],
+}
+
+
+def role_row(number: int, **changes: Any) -> RoleRow:
+    row: RoleRow = {
+        "peer": PEERS[number],
+        "hostname": f"edge-{number}",
+        "region": "west",
+        "ipv4": f"10.144.3.{9 + number}",
+        "role": "server" if number < 3 else "agent",
+        "state": "MEMBER",
+        "ready": True,
+        "reason": f"node {number} has its reason",
+        "self": number == 0,
+    }
+    return {**row, **changes}  # type: ignore[typeddict-item]
+
+
+def peer_doc(number: int, **changes: Any) -> PeerDoc:
+    peer: PeerDoc = {
+        "peer": PEERS[number],
+        "hostname": f"edge-{number}",
+        "region": "east",
+        "zone": "",
+        "state": "alive",
+        "ipv4": f"10.144.3.{9 + number}",
+        "ipv6": "",
+        "address": f"/ip4/192.0.2.{number}/tcp/4701",
+        "rtt_ms": 1.25,
+        "carrier": "tcp",
+        "role": "server",
+        "rx_bytes": 1_500_000,
+        "tx_bytes": 0,
+    }
+    return {**peer, **changes}  # type: ignore[typeddict-item]
+
+
+class FakeAgent:
+    """An AgentService whose answers a test sets."""
+
+    def __init__(self) -> None:
+        self.document = copy.deepcopy(STATUS)
+        self.peer_docs = [peer_doc(1), peer_doc(2, state="dead", rtt_ms=None, carrier="none", address="")]
+        self.rows = [role_row(n) for n in range(4)]
+        self.log = EventLog()
+        self.goals: set[Goal] = {"mesh", "role", "ready"}
+        self.kubeconfig_text: str | None = (
+            "clusters:\n- name: default\n  cluster: {server: 'https://127.0.0.1:6443'}\n"
+        )
+        self.calls: list[str] = []
+        self.waiting = 0
+        self.broken = False
+
+    def status(self) -> StatusDoc:
+        if self.broken:
+            raise ZeroDivisionError("a bug, with the token kp2p1_AAAABBBBCCCCDDDD in it")
+        return self.document
+
+    def peers(self) -> Sequence[PeerDoc]:
+        return self.peer_docs
+
+    def roles(self) -> Sequence[RoleRow]:
+        return self.rows
+
+    def role_of(self, name: str) -> RoleRow:
+        return find_node(self.rows, name)
+
+    def events_since(self, seq: int) -> Sequence[EventDoc]:
+        return self.log.since(seq)
+
+    async def wait_events(self, seq: int) -> None:
+        await self.log.wait(seq)
+
+    async def kubeconfig(self) -> str:
+        if self.kubeconfig_text is None:
+            raise RoleError("edge-0 is an agent and has no kubeconfig", hint="ask a server: edge-1")
+        return self.kubeconfig_text
+
+    async def wait_for(self, goal: Goal, timeout_s: float) -> StatusDoc:
+        self.waiting += 1
+        try:
+            with trio.move_on_after(timeout_s):
+                while goal not in self.goals:
+                    await trio.sleep(0.01)
+                return self.document
+        finally:
+            self.waiting -= 1
+        raise TimedOut(f"{goal} was not reached")
+
+    async def leave(self) -> None:
+        self.calls.append("leave")
+
+    async def stop(self) -> None:
+        self.calls.append("stop")
+        self.stopping.set()
+
+    def metrics_text(self) -> str:
+        return "# HELP kairos_p2p_peers live peers\nkairos_p2p_peers 2\n"
+
+    stopping: trio.Event
+
+
+class RunningAgent:
+    """A fake agent that answers on `socket` from a thread of its own until `end`."""
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+        self.fake = FakeAgent()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._main,), daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10), "the fake agent does not listen"
+
+    async def _main(self) -> None:
+        self.fake.stopping = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_api, self.fake, self.socket)
+            self._ready.set()
+            await self.fake.stopping.wait()
+            nursery.cancel_scope.cancel()
+
+    def end(self) -> None:
+        """Stop it and wait until it is gone."""
+        if self._thread.is_alive():
+            self._token.run_sync_soon(self.fake.stopping.set)
+        self._thread.join(10)
+        assert not self._thread.is_alive(), "the server does not end when it is cancelled"
+
+
+def until(condition: Callable[[], object], *, what: str, timeout_s: float = 10.0) -> None:
+    """Poll until `condition` holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        time.sleep(0.01)
+
+
+@pytest.fixture(name="until")
+def until_fixture() -> Callable[..., None]:
+    return until
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may look into, with a short path (sockets allow 107 bytes)."""
+    path = Path(tempfile.mkdtemp(prefix="kp2p-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def agent(open_folder: Path) -> Iterator[RunningAgent]:
+    """A running fake agent."""
+    running = RunningAgent(open_folder / "agent.sock")
+    yield running
+    running.end()
