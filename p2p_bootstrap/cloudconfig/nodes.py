@@ -27,6 +27,9 @@ _WORDS: Final[Mapping[str, bool | float | None]] = {
 }
 
 
+_MAX_KEY_SHOWN: Final = 60
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Mark:
     """A place in a file; line and column count from 1."""
@@ -175,8 +178,13 @@ def find(root: Node, path: Path) -> Node | None:
 
 
 def dotted(path: Path) -> str:
-    """``("p2p", "bootstrap", 1)`` as people write it: ``p2p.bootstrap[1]``."""
+    """``("p2p", "bootstrap", 1)`` as people write it: ``p2p.bootstrap[1]``. Safe to print."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            shown = part if len(part) <= _MAX_KEY_SHOWN else part[:_MAX_KEY_SHOWN] + "..."
+            shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+            text += f".{shown}" if text else shown
     return text

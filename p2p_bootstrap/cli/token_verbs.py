@@ -1,0 +1,184 @@
+"""``kairos-p2p token``: make a network token, look at one, carry one to another machine.
+
+A token is read from a file or from stdin, never from the command line: that is public to every process.
+A file may be a cloud-config; its ``p2p.network_token`` is taken.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from p2p_bootstrap.cli import output as out
+from p2p_bootstrap.cli.options import output_option
+from p2p_network.core.errors import P2PError, UsageError
+
+if TYPE_CHECKING:
+    from p2p_network.token import NetworkToken
+
+STDIN = Path("-")
+MAX_INPUT_BYTES = 1024 * 1024
+_FILE = click.argument(
+    "file", required=False, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILE|-]"
+)
+
+
+@click.group()
+def group() -> None:
+    """Make and look at network tokens."""
+
+
+@group.command()
+@click.option(
+    "--bootstrap",
+    multiple=True,
+    metavar="ADDR",
+    help="Where new nodes find the first one: host:port, [IPv6]:port or a multiaddress. May be repeated.",
+)
+@click.option("--dht/--no-dht", default=True, help="Let nodes look each other up in the mesh's DHT.")
+@click.option("--mdns/--no-mdns", default=True, help="Let nodes look for each other on the local network.")
+def generate(bootstrap: tuple[str, ...], dht: bool, mdns: bool) -> None:
+    """Make a new token and print it.
+
+    Whoever has it can join the mesh: hand it on like a password.
+    """
+    from p2p_bootstrap.config.addresses import check_bootstrap
+    from p2p_network.token import MAX_BOOTSTRAP, NetworkToken, format_token
+
+    for address in bootstrap:
+        try:
+            check_bootstrap(address)
+        except ValueError as exc:
+            raise UsageError(f"--bootstrap: {exc}", hint="write host:port, such as 192.0.2.1:4701") from None
+    if len(bootstrap) > MAX_BOOTSTRAP:
+        raise UsageError(
+            f"a token holds at most {MAX_BOOTSTRAP} bootstrap addresses", hint="name a few stable nodes"
+        )
+    if not (bootstrap or dht or mdns):
+        raise UsageError(
+            "with this token no node would find another", hint="add --bootstrap ADDR, or leave DHT or mDNS on"
+        )
+    if not (bootstrap or mdns):
+        out.note(
+            "without --bootstrap and mDNS, nodes find each other only if their cloud-config has p2p.bootstrap"
+        )
+    token = NetworkToken(secrets.token_bytes(32), tuple(dict.fromkeys(bootstrap)), dht, mdns)
+    out.emit(format_token(token))
+
+
+@group.command()
+@_FILE
+@click.option("--reveal", is_flag=True, help="Print the token itself too.")
+@output_option
+def inspect(file: Path | None, reveal: bool, output: out.Output) -> None:
+    """What is in a token? Without --reveal nothing secret is printed.
+
+    FILE holds a token or is a cloud-config; - or nothing is stdin.
+    """
+    from p2p_network.token import mesh_keys
+
+    text, network_id = _read(file)
+    token = _parse(text)
+    document: dict[str, Any] = {
+        "fingerprint": token.fingerprint,
+        "origin": token.origin,
+        "network_id": network_id,
+        "mesh_id": mesh_keys(token, network_id).mesh_id,
+        "bootstrap": list(token.bootstrap),
+        "dht": token.dht,
+        "mdns": token.mdns,
+    }
+    if reveal:
+        document["token"] = "".join(text.split())
+    match output:
+        case "json" | "yaml":
+            out.print_document(document, output)
+        case "name":
+            out.emit(token.fingerprint)
+        case "table":
+            maker = (
+                "Kairos; our keys are derived from its secrets" if token.origin == "kairos" else token.origin
+            )
+            sheet: list[tuple[str, tuple[str, ...]]] = [
+                ("fingerprint", (token.fingerprint,)),
+                ("made by", (maker,)),
+                ("network", (network_id, f"mesh {document['mesh_id']}")),
+                ("bootstrap", token.bootstrap),
+                ("dht", ("yes" if token.dht else "no",)),
+                ("mdns", ("yes" if token.mdns else "no",)),
+            ]
+            if reveal:
+                sheet.append(("token", (document["token"],)))
+            out.print_sheet(sheet)
+
+
+@group.command()
+@_FILE
+@click.option("--qr", is_flag=True, help="As a QR code, for a camera.")
+def show(file: Path | None, qr: bool) -> None:
+    """Print a token, to carry it to another machine.
+
+    FILE holds a token or is a cloud-config; - or nothing is stdin.
+    """
+    text, _ = _read(file)
+    _parse(text)
+    line = "".join(text.split())
+    if not qr:
+        out.emit(line)
+        return
+    import segno
+
+    try:
+        code = segno.make_qr(line, error="l")
+    except segno.DataOverflowError as exc:
+        raise P2PError(
+            f"the token has {len(line)} characters, more than a QR code holds", hint="carry it as a file"
+        ) from exc
+    code.terminal(out=sys.stdout, compact=True)
+
+
+def _read(file: Path | None) -> tuple[str, str]:
+    """The token's text and the network id that goes with it."""
+    from p2p_bootstrap.cloudconfig.document import has_header
+    from p2p_network.token import DEFAULT_NETWORK_ID
+
+    if file is None and sys.stdin.isatty():
+        raise UsageError("no token was given", hint="name a file, or pipe a token in")
+    text = _text(STDIN if file is None else file)
+    if not has_header(text.removeprefix("\ufeff")) and not text.lstrip().startswith("#"):
+        return text, DEFAULT_NETWORK_ID
+    from p2p_bootstrap.config.loading import load
+
+    name = "stdin" if file in (None, STDIN) else str(file)
+    config = load([], stdin=text) if name == "stdin" else load([Path(name)])
+    if config.p2p.network_token is None or not config.has_token:
+        raise P2PError(f"{name}: the cloud-config has no p2p.network_token", hint="name a file that has one")
+    return config.p2p.network_token.get_secret_value(), config.p2p.network_id
+
+
+def _parse(text: str) -> NetworkToken:
+    from p2p_network.token import parse_token
+
+    return parse_token(text)
+
+
+def _text(file: Path) -> str:
+    try:
+        if file == STDIN:
+            data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+        else:
+            with file.open("rb") as stream:
+                data = stream.read(MAX_INPUT_BYTES + 1)
+    except OSError as exc:
+        raise P2PError(
+            f"{file}: {exc.strerror or exc}", hint="check the path; a token is readable by root only"
+        ) from exc
+    if len(data) > MAX_INPUT_BYTES:
+        raise P2PError(
+            f"{file}: over 1 MiB, this is no token and no cloud-config", hint="is it the right file?"
+        )
+    return data.decode("utf-8", "surrogateescape")

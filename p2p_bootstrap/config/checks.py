@@ -1,0 +1,177 @@
+"""Which settings contradict each other, and which have no effect?
+
+`contradictions` are errors; `remarks` are the notes that ``config validate`` and the agent's start print: a
+key that Kairos documents and that does nothing in this version is never ignored in silence. To give such a
+key its effect is to remove its line here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from typing import Final
+
+from p2p_bootstrap.cloudconfig.nodes import MapNode, Path, find
+from p2p_bootstrap.config.addresses import port_of
+from p2p_bootstrap.config.model import P2P, K0s, K3s, KubeVip
+from p2p_bootstrap.config.names import CLOUD_INIT_ONLY, MOVED
+from p2p_bootstrap.config.validation import bundle_blocks, problem_at
+from p2p_network.core.errors import Problem
+
+# k3s's networks inside a cluster, and the arguments that move them.
+_K3S_NETWORKS: Final = {"--cluster-cidr": "10.42.0.0/16", "--service-cidr": "10.43.0.0/16"}
+
+# EdgeVPN's variables that have a key of ours.
+_EDGEVPN_KEYS: Final = {
+    "IFACE": "p2p.vpn.interface",
+    "MTU": "p2p.vpn.mtu",
+    "EDGEVPNMTU": "p2p.vpn.mtu",
+    "EDGEVPNBOOTSTRAPPEERS": "p2p.bootstrap",
+    "EDGEVPNLOGLEVEL": "p2p.loglevel",
+    "EDGEVPNTOKEN": "p2p.network_token",
+}
+
+
+def contradictions(root: MapNode, p2p: P2P, k3s: K3s) -> Iterator[Problem]:
+    """What can't be true together."""
+    asked = p2p.auto.ha.servers
+    if p2p.servers is not None and asked is not None and p2p.servers != asked:
+        yield problem_at(
+            root,
+            ("p2p", "servers"),
+            f"{p2p.servers} servers here, but p2p.auto.ha asks for {asked}",
+            "remove one of them; master_nodes counts the servers beside the first",
+        )
+    if p2p.auto.ha.external_db is not None and p2p.auto.ha.external_db.get_secret_value():
+        yield problem_at(
+            root,
+            ("p2p", "auto", "ha", "external_db"),
+            "an external database is not supported yet; the cluster would keep its data in its own etcd",
+            "remove the key to accept that",
+        )
+    if p2p.cluster == "region" and p2p.region is None:
+        yield problem_at(
+            root,
+            ("p2p", "cluster"),
+            "one cluster per region needs to know this node's region",
+            "add p2p.region, or write cluster: mesh",
+        )
+    for index, address in enumerate(p2p.listen):
+        if port_of(address) == p2p.vpn.port:
+            path: Path = (
+                ("p2p", "listen", index) if _written(root, "p2p", "listen") else ("p2p", "vpn", "port")
+            )
+            yield problem_at(
+                root,
+                path,
+                f"port {p2p.vpn.port} is taken twice: by p2p.listen and p2p.vpn.port",
+                "change one",
+            )
+    yield from _overlaps(root, p2p, k3s)
+
+
+def unsupported(root: MapNode, section: str, model: K0s) -> Iterator[Problem]:
+    """Distributions that we don't drive."""
+    if model.enabled:
+        yield problem_at(
+            root,
+            (section, "enabled"),
+            "k0s is not supported yet; this program drives k3s only",
+            f"remove the {section} section; with p2p.network_token the nodes run k3s by themselves",
+        )
+
+
+def moved(root: MapNode) -> Iterator[Problem]:
+    """Keys of old releases inside sections that are otherwise passed through."""
+    for key, new in MOVED.items():
+        path = tuple(key.split("."))
+        if path[0] == "kairos" and find(root, path) is not None:
+            yield problem_at(root, path, "this key has moved", f"write {new}", key=True)
+
+
+def remarks(root: MapNode, p2p: P2P, kubevip: KubeVip) -> Iterator[Problem]:
+    """What a person should know although it is no error."""
+
+    def note(path: Path, message: str, hint: str = "") -> Problem:
+        return problem_at(root, path, message, hint, key=True)
+
+    if p2p.network_token is None or not p2p.network_token.get_secret_value():
+        yield note(("p2p",), "no network token: a node with this configuration joins no mesh",
+                   "add p2p.network_token")  # fmt: skip
+    if p2p.dns:
+        yield note(("p2p", "dns"), "has no effect yet: names of the mesh are not in DNS")
+    if p2p.dynamic_roles:
+        yield note(("p2p", "dynamic_roles"), "has no effect yet: a dead server is not replaced by itself")
+    for name in p2p.vpn.env:
+        if name == "EDGEVPNDHT":
+            continue
+        instead = _EDGEVPN_KEYS.get(name)
+        hint = f"use {instead}" if instead else ""
+        yield note(("p2p", "vpn", "env", name), "has no effect: no EdgeVPN runs here", hint)
+    if kubevip.wanted:
+        yield note(
+            ("kubevip",),
+            "has no effect yet: no virtual IP",
+            "agents find every server by themselves without it",
+        )
+    for section in ("k3s", "k3s-agent"):
+        if p2p.auto.enable and _written(root, section, "enabled"):
+            yield note(
+                (section, "enabled"),
+                "has no effect: the nodes agree on the roles",
+                "to force one use p2p.role; to run no cluster use p2p.auto.enable: false",
+            )
+        elif _written(root, section, "enabled"):
+            yield note(
+                (section, "enabled"), "has no effect yet: k3s runs only where the nodes agree on roles"
+            )
+    yield from _counts(root, p2p)
+    for name in root.entries:
+        if name in CLOUD_INIT_ONLY:
+            yield note((name,), "Kairos takes no part in this key of cloud-init", "use a stage for it")
+    for name in bundle_blocks(root):
+        yield note((name,), "taken for the settings of a bundle; no program here knows this key")
+
+
+def _counts(root: MapNode, p2p: P2P) -> Iterator[Problem]:
+    servers, nodes = p2p.declared_servers, p2p.nodes_before_genesis
+    where: Path = ("p2p", "servers") if p2p.servers else ("p2p", "auto", "ha", "master_nodes")
+    if servers % 2 == 0:
+        yield problem_at(
+            root,
+            where,
+            f"{servers} servers survive no more failures than {servers - 1}",
+            f"use {servers + 1}",
+        )
+    if nodes < servers:
+        yield problem_at(
+            root,
+            ("p2p", "minimum_nodes"),
+            f"the cluster starts when {nodes} of its {servers} servers are there",
+            f"use {servers} to wait for all of them",
+        )
+    if p2p.auto.ha.enable is False and p2p.auto.ha.master_nodes:
+        yield problem_at(
+            root,
+            ("p2p", "auto", "ha", "master_nodes"),
+            "has no effect: p2p.auto.ha.enable is false",
+            key=True,
+        )
+
+
+def _overlaps(root: MapNode, p2p: P2P, k3s: K3s) -> Iterator[Problem]:
+    ours = ipaddress.IPv4Network(p2p.vpn.address_range)
+    for flag, text in _K3S_NETWORKS.items():
+        moved_away = any(argument.startswith(flag) for argument in k3s.args)
+        if not moved_away and ours.overlaps(ipaddress.IPv4Network(text)):
+            yield problem_at(
+                root,
+                ("p2p", "vpn", "address_range"),
+                f"{ours} overlaps {text}, which k3s uses inside the cluster",
+                f"choose another network, or move k3s's with {flag} in k3s.args",
+            )
+
+
+def _written(root: MapNode, *path: str) -> bool:
+    node = find(root, path[:-1])
+    return isinstance(node, MapNode) and node.get(path[-1]) is not None

@@ -1,0 +1,234 @@
+"""Which kinds of values does the model know, and how does a written scalar become one?
+
+The model is fed with `ScalarNode`s, not with what YAML makes of them: a text takes the words as written
+(``0123``, ``12:30``, ``no``), a truth value also takes YAML 1.1's yes/no/on/off, a number must be a
+number. What does not fit raises an error in words, with a hint; a secret's text is never in it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic_core import PydanticCustomError
+
+from p2p_bootstrap.cloudconfig.nodes import ListNode, MapNode, ScalarNode, kind
+from p2p_bootstrap.config import addresses
+from p2p_bootstrap.config.quoting import quoted
+from p2p_network.core.errors import nearest
+
+MAX_TEXT_CHARS: Final = 32_768
+_TRUE: Final = ("true", "yes", "on", "y")
+_FALSE: Final = ("false", "no", "off", "n")
+_TEMPLATE: Final = "{{"
+
+
+def wrong(message: str, hint: str = "") -> PydanticCustomError:
+    """The error of a value, in our words."""
+    return PydanticCustomError("config", "{message}", {"message": message, "hint": hint})
+
+
+def found(value: object, *, secret: bool = False) -> str:
+    """What was written, short enough for a message; of a secret only what kind of thing it is."""
+    match value:
+        case ScalarNode(text=text, plain=plain) if not secret and text:
+            return quoted(text) if plain else f"the text {quoted(text)}"
+        case ScalarNode() | MapNode() | ListNode():
+            return kind(value)
+        case dict():
+            return "a map"
+        case list() | tuple():
+            return "a list"
+        case _:
+            return "a value of another kind"
+
+
+def _text(value: object, *, secret: bool = False) -> str:
+    text = value.text if isinstance(value, ScalarNode) and not value.is_null else value
+    if not isinstance(text, str):
+        hint = "remove the empty item" if isinstance(value, ScalarNode) else ""
+        raise wrong(f"expected a text, found {found(value)}", hint)
+    if len(text) > MAX_TEXT_CHARS:
+        raise wrong(f"the text has {len(text)} characters, at most {MAX_TEXT_CHARS} are possible")
+    if "\0" in text:
+        raise wrong("the text contains a zero byte, which no program takes", "remove the \\0")
+    return text
+
+
+def _secret(value: object) -> SecretStr:
+    return value if isinstance(value, SecretStr) else SecretStr(_text(value, secret=True))
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, ScalarNode):
+        word = value.text.lower()
+        if word in _TRUE + _FALSE:
+            if value.plain:
+                return word in _TRUE
+            raise wrong(f"expected true or false, found {found(value)}", "remove the quotes")
+    raise wrong(f"expected true or false, found {found(value)}")
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, ScalarNode):
+        number = value.value
+        if isinstance(number, int) and not isinstance(number, bool):
+            return number
+        if not value.plain and re.fullmatch(r"[-+]?[0-9]+", value.text):
+            raise wrong(f"expected a whole number, found {found(value)}", "remove the quotes")
+        if re.fullmatch(r"[-+]?0[0-9]+", value.text):
+            raise wrong(f"expected a whole number, found {found(value)}", "remove the zero in front")
+    raise wrong(f"expected a whole number, found {found(value)}")
+
+
+def choice(words: Mapping[str, str]) -> BeforeValidator:
+    """A word out of `words` (small or capital letters), turned into what it stands for."""
+    accepted = Literal[tuple(words)]  # type: ignore[valid-type]
+
+    def pick(value: object) -> str:
+        text = _text(value)
+        if text.lower() in words:
+            return words[text.lower()]
+        names = [word for word in words if word]
+        near = nearest(text.lower(), names)
+        hint = f"did you mean {near!r}?" if near else ""
+        raise wrong(f"expected one of {', '.join(names)}; found {found(value)}", hint)
+
+    return BeforeValidator(pick, json_schema_input_type=accepted)
+
+
+def _checked(check: Callable[[str], str], hint: str = "") -> AfterValidator:
+    def run(text: str) -> str:
+        try:
+            return check(text)
+        except ValueError as exc:
+            raise wrong(str(exc), hint) from None
+
+    return AfterValidator(run)
+
+
+def _pattern(pattern: str, what: str) -> AfterValidator:
+    compiled = re.compile(pattern)
+
+    def run(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise wrong(f"{quoted(text)} is not {what}")
+        return text
+
+    return AfterValidator(run)
+
+
+def _hostname(text: str) -> str:
+    if _TEMPLATE in text:
+        return text  # `{{ trunc 4 .MachineID }}`: rendered by the boot stages, see Config.hostname
+    if len(text) > 253 or not re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9]{0,62}(?<!-)\.?)*(?<!\.)", text):
+        raise wrong(f"{quoted(text)} is not a host name", "it has letters, digits and hyphens")
+    return text
+
+
+def _address_range(text: str) -> str:
+    try:
+        network = ipaddress.IPv4Network(text)
+    except ValueError as exc:
+        loose = None
+        if "has host bits set" in str(exc):
+            loose = ipaddress.IPv4Network(text, strict=False)
+        hint = f"did you mean {loose}?" if loose else "write it as 10.144.0.0/16"
+        raise wrong(f"{quoted(text)} is not an IPv4 network", hint) from None
+    if not 8 <= network.prefixlen <= 24:
+        raise wrong(f"{network} has a prefix of /{network.prefixlen}; it must be from /8 to /24")
+    if not network.is_private:
+        raise wrong(f"{network} is not a private network", "choose one inside 10.0.0.0/8 or 172.16.0.0/12")
+    return str(network)
+
+
+def _env_names(env: dict[str, str]) -> dict[str, str]:
+    for name in env:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise wrong(f"{quoted(name)} is not the name of an environment variable")
+    return env
+
+
+def _not_empty(items: tuple[str, ...]) -> tuple[str, ...]:
+    if not items:
+        raise wrong("the list is empty", "remove the key to listen on the default addresses")
+    return items
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Env = Annotated[dict[str, Text], AfterValidator(_env_names)]
+Label = Annotated[
+    Text,
+    _pattern(
+        r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?",
+        "a label: at most 63 letters, digits, '-', '_', '.'; at both ends a letter or digit",
+    ),
+]
+NetworkId = Annotated[
+    Text, _pattern(r"[^\x00-\x20\x7f]{1,128}", "a network id: at most 128 characters, no spaces")
+]
+Interface = Annotated[
+    Text,
+    _pattern(r"(?!\.\.?$)[A-Za-z0-9_.-]{1,15}", "a device name: at most 15 letters, digits or -_."),
+]
+Hostname = Annotated[Text, AfterValidator(_hostname)]
+AddressRange = Annotated[Text, AfterValidator(_address_range)]
+Listen = Annotated[Text, _checked(addresses.check_listen)]
+ListenList = Annotated[tuple[Listen, ...], AfterValidator(_not_empty)]
+Bootstrap = Annotated[Text, _checked(addresses.check_bootstrap)]
+
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    choice(
+        {
+            "debug": "debug",
+            "info": "info",
+            "warn": "warning",
+            "warning": "warning",
+            "error": "error",
+            "dpanic": "error",
+            "panic": "error",
+            "fatal": "error",
+        }
+    ),
+]
+Role = Annotated[
+    Literal["auto", "server", "agent"],
+    choice(
+        {
+            "": "auto",
+            "none": "auto",
+            "auto": "auto",
+            "server": "server",
+            "master": "server",
+            "agent": "agent",
+            "worker": "agent",
+        }
+    ),
+]
+Scope = Annotated[Literal["mesh", "region"], choice({"mesh": "mesh", "region": "region"})]
+
+
+def validator_input(value: Any) -> Any:
+    """A node as the model takes it: maps and lists as Python's, scalars as nodes, null keys left out."""
+    match value:
+        case MapNode():
+            return {
+                key: validator_input(entry.value)
+                for key, entry in value.entries.items()
+                if value.get(key) is not None
+            }
+        case ListNode():
+            return [validator_input(item) for item in value.items]
+        case _:
+            return value

@@ -1,0 +1,174 @@
+"""What does this node's configuration say? The way from files to one frozen `Config`.
+
+Files are collected and merged (`cloudconfig`), checked field by field (`validation`) and against each
+other (`checks`). Either everything is right, or one ConfigError carries every problem of every file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from p2p_bootstrap.cloudconfig.collect import Collected, collect
+from p2p_bootstrap.cloudconfig.nodes import Entry, MapNode, ScalarNode, Value, find, to_value
+from p2p_bootstrap.config import checks, validation
+from p2p_bootstrap.config.model import P2P, K0s, K3s, K3sAgent, KubeVip
+from p2p_network.core.errors import ConfigError, Problem
+from p2p_network.records import Wish
+from p2p_network.token import NetworkToken
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A valid configuration.
+
+    Attributes:
+        p2p, k3s, k3s_agent, kubevip: the sections; of one that isn't there, the defaults.
+        hostname: as written; None if there is none, or if it is a template (``{{ … }}``): the boot stages
+            render that, and the machine's own name is then the right one.
+        notes: what the operator should know although it is no error (key without effect, and the like).
+        files: where it was read from, lowest precedence first.
+        document: everything that was read, merged, with marks; also the keys that others act on.
+    """
+
+    p2p: P2P
+    k3s: K3s
+    k3s_agent: K3sAgent
+    kubevip: KubeVip
+    hostname: str | None
+    notes: tuple[Problem, ...]
+    files: tuple[str, ...]
+    document: MapNode = field(repr=False)
+    _token: NetworkToken | None = field(repr=False)
+
+    @property
+    def token(self) -> NetworkToken:
+        """The parsed network token. Raises ConfigError if none is written."""
+        if self._token is None:
+            where = ", ".join(self.files) or "the configuration"
+            raise ConfigError(
+                [
+                    Problem(
+                        where,
+                        0,
+                        0,
+                        "p2p.network_token",
+                        "is not set, so there is no mesh to join",
+                        "make a token with: kairos-p2p token generate",
+                    )
+                ]
+            )
+        return self._token
+
+    @property
+    def has_token(self) -> bool:
+        """Whether a network token is written."""
+        return self._token is not None
+
+    @property
+    def wish(self) -> Wish:
+        """The role that the operator forces, or "auto"."""
+        return self.p2p.role
+
+    @property
+    def declared_servers(self) -> int:
+        """How many servers the cluster shall have: `servers`, else `auto.ha.master_nodes` + 1, else 1."""
+        return self.p2p.declared_servers
+
+    @property
+    def minimum_nodes(self) -> int:
+        """How many nodes must see each other before the genesis; see `P2P.nodes_before_genesis`."""
+        return self.p2p.nodes_before_genesis
+
+    @property
+    def bootstrap(self) -> tuple[str, ...]:
+        """Addresses to dial first: the cloud-config's, then the token's, each once."""
+        return tuple(dict.fromkeys((*self.p2p.bootstrap, *(self._token.bootstrap if self._token else ()))))
+
+    @property
+    def dht(self) -> bool:
+        """Whether to use the DHT: token and cloud-config must both allow it."""
+        return self.p2p.dht and (self._token is None or self._token.dht)
+
+    @property
+    def mdns(self) -> bool:
+        """Whether to look for nodes on the local network: the token says so."""
+        return self._token is None or self._token.mdns
+
+    def origin(self, key: str) -> tuple[str, int] | None:
+        """File and line that set a dotted key (``p2p.vpn.mtu``); None if it is a default."""
+        entry = _entry(self.document, key)
+        return (entry.mark.file, entry.mark.line) if entry else None
+
+    def value(self, key: str) -> Value:
+        """What is written at a dotted key, also of sections that others act on; None if nothing."""
+        entry = _entry(self.document, key)
+        return to_value(entry.value) if entry else None
+
+
+def load(paths: Sequence[Path], *, stdin: str | None = None) -> Config:
+    """Read a configuration.
+
+    Args:
+        paths: files and directories, lowest precedence first; ``Path("-")`` is `stdin`.
+        stdin: text of standard input.
+
+    Raises:
+        ConfigError: with every problem of every file.
+    """
+    collected = collect(paths, stdin=stdin)
+    config, problems = check(collected)
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config
+
+
+def check(collected: Collected) -> tuple[Config | None, tuple[Problem, ...]]:
+    """Check what was collected. Returns the configuration, if there is one, and all problems."""
+    root = collected.root
+    problems = [*collected.problems, *validation.unknown_top_level(root), *checks.moved(root)]
+    models, found = validation.validate_sections(root)
+    hostname, bad_name = validation.validate_hostname(root)
+    token, bad_token = validation.validate_token(root, _token_text(root))
+    problems += [*found, *bad_name, *bad_token]
+    if "p2p" in models and "k3s" in models:
+        problems += checks.contradictions(root, cast(P2P, models["p2p"]), cast(K3s, models["k3s"]))
+    for section in ("k0s", "k0s-worker"):
+        if section in models:
+            problems += checks.unsupported(root, section, cast(K0s, models[section]))
+    if problems:
+        return None, tuple(sorted(set(problems)))
+    p2p, kubevip = cast(P2P, models["p2p"]), cast(KubeVip, models["kubevip"])
+    notes = (*collected.remarks, *checks.remarks(root, p2p, kubevip))
+    config = Config(
+        p2p=p2p,
+        k3s=cast(K3s, models["k3s"]),
+        k3s_agent=cast(K3sAgent, models["k3s-agent"]),
+        kubevip=kubevip,
+        hostname=None if hostname and "{{" in hostname else hostname,
+        notes=tuple(sorted(notes)),
+        files=collected.files,
+        document=root,
+        _token=token,
+    )
+    return config, ()
+
+
+def _token_text(root: MapNode) -> str | None:
+    """The token as written, also when another key of the section is wrong."""
+    node = find(root, ("p2p", "network_token"))
+    return node.text if isinstance(node, ScalarNode) and not node.is_null else None
+
+
+def _entry(root: MapNode, key: str) -> Entry | None:
+    """The entry of a dotted key; a key may itself contain dots, such as a stage's ``boot.after``."""
+    if (entry := root.entries.get(key)) is not None:
+        return entry
+    for name, entry in root.entries.items():
+        if key.startswith(name + ".") and isinstance(entry.value, MapNode):
+            inner = _entry(entry.value, key[len(name) + 1 :])
+            if inner is not None:
+                return inner
+    return None

@@ -1,0 +1,251 @@
+"""What can a node's configuration say about the mesh and its cluster?
+
+The frozen model of the sections that this program acts on. Every field says what it does; a key that
+Kairos documents and that has no effect here says so in `notes`. Old words are understood: ``master`` and
+``worker`` are server and agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from p2p_bootstrap.config.fields import (
+    AddressRange,
+    Bootstrap,
+    Env,
+    Flag,
+    Interface,
+    Label,
+    ListenList,
+    LogLevel,
+    NetworkId,
+    Role,
+    Scope,
+    Secret,
+    Text,
+    Whole,
+)
+from p2p_bootstrap.config.names import KUBE_VIP_FIELDS
+from p2p_network.token import DEFAULT_NETWORK_ID, MAX_BOOTSTRAP
+
+DEFAULT_LISTEN: Final = ("0.0.0.0:4701", "[::]:4701")
+DEFAULT_DATA_PORT: Final = 4702
+MAX_SERVERS: Final = 15
+_KAIROS_MINIMUM_NODES: Final = 2
+_HA_SERVERS: Final = 3
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, populate_by_name=True)
+
+
+class HA(_Section):
+    """`p2p.auto.ha`: more than one server."""
+
+    enable: Flag | None = Field(default=None, description="Several servers. Implied by master_nodes.")
+    master_nodes: Whole | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_SERVERS - 1,
+        description="Servers in addition to the first one: 2 means 3 servers. Same as p2p.servers minus one.",
+    )
+    external_db: Secret | None = Field(
+        default=None,
+        description="Datastore instead of the embedded etcd. Not supported yet: an error.",
+    )
+
+    @property
+    def servers(self) -> int | None:
+        """How many servers this asks for; None if it doesn't say. Switched on without a number: 3."""
+        if self.enable is False:
+            return None
+        if self.master_nodes is not None:
+            return self.master_nodes + 1
+        return _HA_SERVERS if self.enable else None
+
+
+class Auto(_Section):
+    """`p2p.auto`: whether the nodes agree on the roles."""
+
+    enable: Flag = Field(default=True, description="The nodes agree on the roles. false: mesh and VPN only.")
+    ha: HA = Field(default_factory=HA, description="More than one server.")
+
+
+class VPN(_Section):
+    """`p2p.vpn`: the network between the nodes."""
+
+    create: Flag = Field(default=True, description="Create the VPN device of this node.")
+    use: Flag = Field(default=True, description="Let k3s use the VPN for all its traffic between nodes.")
+    env: Env = Field(
+        default_factory=dict,
+        repr=False,
+        description="Environment of EdgeVPN's daemon. Only EDGEVPNDHT has an effect here.",
+    )
+    interface: Interface = Field(default="kp2p0", description="Name of the VPN device.")
+    mtu: Whole | None = Field(
+        default=None,
+        ge=1280,
+        le=9000,
+        description="MTU of the VPN device in bytes. Unset: 1420, or 1400 when an outer address is IPv6.",
+    )
+    address_range: AddressRange = Field(
+        default="10.144.0.0/16",
+        description="Private IPv4 network of the VPN; the same on all nodes.",
+    )
+    port: Whole = Field(
+        default=DEFAULT_DATA_PORT,
+        ge=1,
+        le=65535,
+        description="TCP port for VPN packets of other nodes.",
+    )
+
+
+class P2P(_Section):
+    """`p2p`: the mesh, the VPN and the roles."""
+
+    network_token: Secret | None = Field(
+        default=None,
+        description="The shared secret of the mesh: kairos-p2p's (kp2p1_...) or Kairos's. "
+        "Make one with: kairos-p2p token generate",
+    )
+    network_id: NetworkId = Field(
+        default=DEFAULT_NETWORK_ID,
+        description="Name of the network; other names on one token are other meshes.",
+    )
+    role: Role = Field(
+        default="auto",
+        description="Force this node's role: server (old: master) or agent (old: worker).",
+    )
+    dns: Flag = Field(default=False, description="Names of the mesh in DNS. No effect yet.")
+    disable_dht: Flag = Field(
+        default=False, description="Find nodes by bootstrap and on the local network only."
+    )
+    dynamic_roles: Flag = Field(default=False, description="Replace dead servers. No effect yet.")
+    minimum_nodes: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="The cluster is formed when this many nodes see each other; the quorum that decides is a "
+        "majority of it. Unset: 2, or the number of servers if that is higher. A single node needs 1.",
+    )
+    loglevel: LogLevel = Field(default="info", description="debug, info, warning or error.")
+    vpn: VPN = Field(default_factory=VPN, description="The network between the nodes.")
+    auto: Auto = Field(default_factory=Auto, description="Whether the nodes agree on the roles.")
+    region: Label | None = Field(
+        default=None,
+        description="Failure domain; servers are spread over regions. Becomes the node's region label.",
+    )
+    zone: Label | None = Field(
+        default=None,
+        description="Failure domain inside the region. Becomes the node's zone label.",
+    )
+    servers: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_SERVERS,
+        description="How many servers the cluster shall have: 1, 3 or 5.",
+    )
+    cluster: Scope = Field(
+        default="mesh",
+        description="mesh: one cluster over all regions. region: one cluster per region; servers and "
+        "minimum_nodes then count within a region.",
+    )
+    listen: ListenList = Field(
+        default=DEFAULT_LISTEN, max_length=16, description="IP:port on which to take peers."
+    )
+    bootstrap: tuple[Bootstrap, ...] = Field(
+        default=(),
+        max_length=MAX_BOOTSTRAP,
+        description="Addresses to dial first, beside the token's: host:port or multiaddress.",
+    )
+
+    @property
+    def declared_servers(self) -> int:
+        """How many servers the cluster shall have: `servers`, else what `auto.ha` asks for, else 1."""
+        return self.servers or self.auto.ha.servers or 1
+
+    @property
+    def nodes_before_genesis(self) -> int:
+        """How many nodes must see each other before a cluster is formed.
+
+        `minimum_nodes` as written; unset, Kairos's default of 2. But a file that declares three servers
+        and says nothing of `minimum_nodes` means at least three nodes: with 2, the quorum would be 2 of
+        2 and the cluster could start with fewer nodes than it has servers, so the default rises to the
+        number of servers. Written out, a lower number is respected (`notes` remarks on it).
+        """
+        if self.minimum_nodes is not None:
+            return self.minimum_nodes
+        return max(_KAIROS_MINIMUM_NODES, self.declared_servers)
+
+    @property
+    def dht(self) -> bool:
+        """Whether this node may use the DHT, as far as the cloud-config says."""
+        return not self.disable_dht and self.vpn.env.get("EDGEVPNDHT", "").lower() not in ("false", "0")
+
+
+class K3s(_Section):
+    """`k3s`: what k3s gets when this node is a server."""
+
+    enabled: Flag | None = Field(
+        default=None,
+        description="Run k3s without a mesh. No effect while the nodes agree on the roles.",
+    )
+    args: tuple[Text, ...] = Field(
+        default=(), max_length=256, repr=False, description="More arguments for k3s."
+    )
+    env: Env = Field(default_factory=dict, repr=False, description="More environment variables for k3s.")
+    replace_args: Flag = Field(default=False, description="args replace this program's own.")
+    replace_env: Flag = Field(default=False, description="env replaces this program's own.")
+    embedded_registry: Flag = Field(default=False, description="Nodes hand images on to each other.")
+
+
+class K3sAgent(K3s):
+    """`k3s-agent`: what k3s gets when this node is an agent."""
+
+
+class K0s(_Section):
+    """`k0s` and `k0s-worker`: known, not supported yet."""
+
+    enabled: Flag | None = Field(default=None, description="Run k0s. Not supported yet: true is an error.")
+    args: tuple[Text, ...] = Field(default=(), max_length=256, repr=False, description="No effect.")
+    env: Env = Field(default_factory=dict, repr=False, description="No effect.")
+    replace_args: Flag = Field(default=False, description="No effect.")
+    replace_env: Flag = Field(default=False, description="No effect.")
+
+
+class KubeVip(_Section):
+    """`kubevip`: a virtual IP for the servers. Known; no effect yet."""
+
+    enable: Flag | None = Field(default=None, description="Run kube-vip. Implied by eip.")
+    eip: Text | None = Field(default=None, description="The virtual IP.")
+    interface: Text | None = Field(default=None, description="Device that carries the virtual IP.")
+    version: Text | None = Field(default=None, description="Version of kube-vip.")
+    image: Text | None = Field(default=None, description="Image of kube-vip.")
+    static_pod: Flag = Field(default=False, description="A static pod instead of a daemon set.")
+    manifest_url: Text | None = Field(default=None, description="Where to get the manifest.")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the file asks for kube-vip."""
+        return self.eip is not None if self.enable is None else self.enable
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_upstream_fields(cls, data: Any) -> Any:
+        """Fields of kube-vip's own configuration are known by name only."""
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if key not in KUBE_VIP_FIELDS}
+
+
+MODELS: Final[Mapping[str, type[_Section]]] = {
+    "p2p": P2P,
+    "k3s": K3s,
+    "k3s-agent": K3sAgent,
+    "k0s": K0s,
+    "k0s-worker": K0s,
+    "kubevip": KubeVip,
+}
