@@ -1,0 +1,262 @@
+"""Whom do we dial next, and when?
+
+A pure core: it hears which peers are known, connected and lost, and says what to dial. It dials all of a
+peer's endpoints at once, wants a connection to every known peer up to `target_degree`, and never gives up:
+the pause between attempts doubles up to `RECENT_CAP_S` for a peer seen lately (or while we are alone), up to
+`STRANGE_CAP_S` for one never seen. Half of each pause is jitter, so that nodes that lost each other at the
+same moment don't all dial at the same moment again.
+
+A bootstrap address without an id is a target of its own: whoever answers there is its peer, until that peer
+is gone and somebody else may answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from p2p_network.core.ids import PeerId, short
+from p2p_network.core.machine import Decision
+from p2p_network.host.addresses import MAX_ADDRESSES_PER_PEER, Endpoint
+
+FIRST_PAUSE_S: Final = 0.5
+RECENT_CAP_S: Final = 5.0
+STRANGE_CAP_S: Final = 60.0
+RECENT_S: Final = 600.0
+SELF_PAUSE_S: Final = 600.0
+STABLE_S: Final = 10.0
+"""A connection that ends sooner counts as a failed attempt, so that two nodes that can't agree don't spin."""
+MAX_PEERS: Final = 4096
+MAX_DIALLING: Final = 16
+
+Target = PeerId | Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Somebody told us where a peer can be dialled. `source`: bootstrap, mdns, dht, ledger, disk, hello."""
+
+    peer: PeerId
+    endpoints: tuple[Endpoint, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A first connection with a peer exists, whoever dialled."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The last connection with a peer ended."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class DialEnded:
+    """An attempt is over. `reached`: who answered, None if nobody did (or somebody else than expected)."""
+
+    target: Target
+    reached: PeerId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+
+Event = Learned | Connected | Lost | DialEnded | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Dial all endpoints at once; the first handshake wins. `target`: an id means only that peer."""
+
+    target: Target
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(slots=True)
+class _State:
+    next_at: float
+    endpoints: dict[Endpoint, None] = field(default_factory=dict)
+    dialling: bool = False
+    failures: int = 0
+    connected_at: float | None = None
+    seen_at: float | None = None
+
+
+def pause_s(failures: int, *, recent: bool, jitter: float) -> float:
+    """Seconds to wait after the n-th failure in a row. `jitter`: 0 to 1, for half to all of it."""
+    cap = RECENT_CAP_S if recent else STRANGE_CAP_S
+    return min(cap, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16)) * (0.5 + 0.5 * jitter)
+
+
+class Dialer:
+    """The decision core. `jitter` draws from [0, 1); `anonymous`: bootstrap endpoints without an id."""
+
+    def __init__(
+        self,
+        self_id: PeerId,
+        anonymous: Iterable[Endpoint],
+        *,
+        jitter: Callable[[], float],
+        target_degree: int = 32,
+    ) -> None:
+        self._self_id = self_id
+        self._jitter = jitter
+        self._target_degree = target_degree
+        self._peers: dict[PeerId, _State] = {}
+        self._anonymous: dict[Endpoint, _State] = {
+            endpoint: _State(0.0, {endpoint: None}) for endpoint in anonymous
+        }
+        self._whose: dict[Endpoint, PeerId] = {}
+
+    def known(self) -> Mapping[PeerId, tuple[Endpoint, ...]]:
+        """Every peer with an endpoint, and its endpoints, latest learned first."""
+        return {p: tuple(reversed(s.endpoints)) for p, s in self._peers.items() if s.endpoints}
+
+    def step(self, now: float, event: Event) -> Decision[Dial]:
+        """Decide on one event. `now`: monotonic seconds."""
+        match event:
+            case Learned():
+                reason = self._learned(now, event)
+            case Connected(peer):
+                state = self._peer(now, peer)
+                reason = ""
+                if state is not None:
+                    state.connected_at = state.seen_at = now
+            case Lost(peer):
+                reason = self._lost(now, peer)
+            case DialEnded():
+                reason = self._ended(now, event)
+            case Tick():
+                reason = ""
+            case _:
+                assert_never(event)
+        return Decision(tuple(self._due(now)), reason)
+
+    def wake_at(self) -> float | None:
+        """When the next attempt is due; None while nothing can be dialled."""
+        if not self._room():
+            return None
+        return min((state.next_at for _, state in self._waiting()), default=None)
+
+    def _learned(self, now: float, event: Learned) -> str:
+        if event.peer == self._self_id or not event.endpoints:
+            return ""
+        state = self._peer(now, event.peer)
+        if state is None:
+            return ""
+        new = [e for e in event.endpoints if e not in state.endpoints]
+        for endpoint in reversed(event.endpoints[:MAX_ADDRESSES_PER_PEER]):
+            state.endpoints.pop(endpoint, None)
+            state.endpoints[endpoint] = None
+        while len(state.endpoints) > MAX_ADDRESSES_PER_PEER:
+            del state.endpoints[next(iter(state.endpoints))]
+        if not new:
+            return ""
+        if state.connected_at is None:
+            state.failures = 0
+            state.next_at = min(state.next_at, now)
+        return f"peer {short(event.peer)} may be at {new[0]}, says {event.source}"
+
+    def _lost(self, now: float, peer: PeerId) -> str:
+        state = self._peers.get(peer)
+        if state is None or state.connected_at is None:
+            return ""
+        lasted_s = now - state.connected_at
+        state.connected_at, state.seen_at = None, now
+        if lasted_s >= STABLE_S:
+            state.failures = 0
+            for endpoint, owner in self._whose.items():
+                if owner == peer:
+                    self._anonymous[endpoint].failures = 0
+        self._pause(now, state)
+        return f"peer {short(peer)} lost after {lasted_s:.0f} s; dialling again for ever"
+
+    def _ended(self, now: float, event: DialEnded) -> str:
+        state = (
+            self._anonymous.get(event.target)
+            if isinstance(event.target, Endpoint)
+            else self._peers.get(event.target)
+        )
+        if state is None:
+            return ""
+        state.dialling = False
+        if isinstance(event.target, Endpoint):
+            if event.reached == self._self_id:
+                state.next_at = now + SELF_PAUSE_S
+                return f"{event.target} is this node itself"
+            if event.reached is not None:
+                self._whose[event.target] = event.reached
+                self._pause(now, state)
+                return self._learned(now, Learned(event.reached, (event.target,), "bootstrap"))
+            self._whose.pop(event.target, None)
+        if event.reached is None:
+            self._pause(now, state)
+        elif state.connected_at is None:
+            # reached, but the connection was already gone when we heard of it
+            self._pause(now, state)
+        return ""
+
+    def _pause(self, now: float, state: _State) -> None:
+        state.failures += 1
+        alone = all(s.connected_at is None for s in self._peers.values())
+        recent = alone or (state.seen_at is not None and now - state.seen_at < RECENT_S)
+        state.next_at = now + pause_s(state.failures, recent=recent, jitter=self._jitter())
+
+    def _peer(self, now: float, peer: PeerId) -> _State | None:
+        """The state of a peer, made if there is room; the table never grows past `MAX_PEERS`."""
+        if peer == self._self_id:
+            return None
+        state = self._peers.get(peer)
+        if state is None:
+            if len(self._peers) >= MAX_PEERS and not self._forget_one():
+                return None
+            state = self._peers[peer] = _State(now)
+        return state
+
+    def _forget_one(self) -> bool:
+        idle = [(s.failures, p) for p, s in self._peers.items() if s.seen_at is None and not s.dialling]
+        if not idle:
+            return False
+        del self._peers[max(idle)[1]]
+        return True
+
+    def _waiting(self) -> Iterable[tuple[Target, _State]]:
+        for peer, state in self._peers.items():
+            if state.connected_at is None and not state.dialling and state.endpoints:
+                yield peer, state
+        for endpoint, state in self._anonymous.items():
+            if not state.dialling and not self._occupied(endpoint):
+                yield endpoint, state
+
+    def _occupied(self, endpoint: Endpoint) -> bool:
+        """Whether a connected peer is known to live at a bootstrap endpoint."""
+        owner = self._peers.get(self._whose.get(endpoint, self._self_id))
+        if owner is not None and owner.connected_at is not None:
+            return True
+        return any(s.connected_at is not None and endpoint in s.endpoints for s in self._peers.values())
+
+    def _room(self) -> int:
+        states = [*self._peers.values(), *self._anonymous.values()]
+        dialling = sum(s.dialling for s in states)
+        connected = sum(s.connected_at is not None for s in states)
+        return min(MAX_DIALLING - dialling, self._target_degree - connected - dialling)
+
+    def _due(self, now: float) -> Iterable[Dial]:
+        room = self._room()
+        if room <= 0:
+            return
+        due = sorted(
+            ((state.next_at, target, state) for target, state in self._waiting() if state.next_at <= now),
+            key=lambda item: item[0],
+        )
+        for _, target, state in due[:room]:
+            state.dialling = True
+            yield Dial(target, tuple(reversed(state.endpoints)))

@@ -1,0 +1,239 @@
+"""How do members find each other without telling anybody else?
+
+Three ways besides bootstrap addresses and what the owner teaches (`MeshHost.learn`):
+
+- mDNS on the local network, through python-zeroconf in threads of its own. The service type is a hash of
+  the rendezvous key, the instance name is random, and the TXT record is sealed (ChaCha20-Poly1305 under a key
+  derived from the rendezvous key): a listener learns that something is announced, not what nor by whom.
+- DHT rendezvous: members provide and look up one key, a hash of the rendezvous key, in a Kademlia DHT that
+  exists only inside the private mesh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+import trio
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from multiaddr import Multiaddr
+from zeroconf import (
+    BadTypeInNameException,
+    IPVersion,
+    ServiceBrowser,
+    ServiceInfo,
+    ServiceStateChange,
+    Zeroconf,
+)
+from zeroconf import Error as ZeroconfError
+
+from p2p_network import wire
+from p2p_network.core import log
+from p2p_network.core.ids import PeerId, public_key_of
+from p2p_network.host.guards import FencedTasks, MeshBasicHost
+
+logger = log.get(__name__)
+
+Learn = Callable[[PeerId, Sequence[str], str], None]
+
+MDNS_PORT: Final = 5353
+_CHUNK_BYTES: Final = 240
+_MAX_CHUNKS: Final = 4
+_RESOLVE_MS: Final = 3000
+DHT_FIRST_PAUSE_S: Final = 1.0
+DHT_MAX_PAUSE_S: Final = 300.0
+DHT_ADDRESS_TTL_S: Final = 3600
+DHT_LIMIT_S: Final = 15.0
+
+
+class _Announcement(msgspec.Struct, frozen=True, array_like=True):
+    peer: str
+    addresses: tuple[str, ...]
+
+
+def derived(rendezvous: bytes, use: str) -> bytes:
+    """A 32-byte value for one use of the rendezvous key; tells nothing about it."""
+    return hashlib.blake2s(use.encode(), key=rendezvous[:32], digest_size=32).digest()
+
+
+def service_type(rendezvous: bytes) -> str:
+    """The mDNS service type of a mesh: ``_`` and 13 characters that start with a letter."""
+    return f"_x{derived(rendezvous, 'mdns-type').hex()[:12]}._tcp.local."
+
+
+def seal(rendezvous: bytes, peer: PeerId, addresses: Sequence[str], nonce: bytes) -> bytes:
+    """An announcement that only members can read. `nonce`: 12 random bytes."""
+    body = wire.encode(_Announcement(peer, tuple(addresses)))
+    return nonce + ChaCha20Poly1305(derived(rendezvous, "mdns-seal")).encrypt(nonce, body, None)
+
+
+def unseal(rendezvous: bytes, sealed: bytes) -> tuple[PeerId, tuple[str, ...]]:
+    """Inverse of `seal`. Raises ValueError on anything that no member sealed."""
+    try:
+        cipher = ChaCha20Poly1305(derived(rendezvous, "mdns-seal"))
+        body = cipher.decrypt(sealed[:12], sealed[12:], None)
+    except (InvalidTag, ValueError) as exc:
+        raise ValueError("sealed by nobody of this mesh") from exc
+    found = wire.decode(body, _Announcement)
+    public_key_of(found.peer)
+    return PeerId(found.peer), found.addresses
+
+
+class LocalDiscovery:
+    """mDNS. `addresses` of this node are announced; others' go to `learn`, in the trio thread."""
+
+    def __init__(self, peer: PeerId, rendezvous: bytes, learn: Learn, *, loopback_only: bool) -> None:
+        self._peer = peer
+        self._rendezvous = rendezvous
+        self._learn = learn
+        self._loopback_only = loopback_only
+        self._type = service_type(rendezvous)
+        self._announced: tuple[str, ...] = ()
+        self._zeroconf: Zeroconf | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    async def announce(self, addresses: Sequence[str], hosts: Sequence[str]) -> None:
+        """Start, or start again if the addresses changed; `hosts`: this machine's IP addresses to use."""
+        if tuple(addresses) == self._announced or not addresses:
+            return
+        await self.stop()
+        self._token = trio.lowlevel.current_trio_token()
+        await trio.to_thread.run_sync(self._start, tuple(addresses), tuple(hosts))
+        self._announced = tuple(addresses)
+
+    async def stop(self) -> None:
+        """Withdraw the announcement and end the threads."""
+        if self._zeroconf is not None:
+            zeroconf, self._zeroconf = self._zeroconf, None
+            self._announced = ()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(zeroconf.close)
+
+    def _start(self, addresses: tuple[str, ...], hosts: tuple[str, ...]) -> None:
+        interfaces = ["127.0.0.1"] if self._loopback_only else list(hosts)
+        versions = {6 if ":" in host else 4 for host in interfaces}
+        version = (
+            IPVersion.All if len(versions) > 1 else IPVersion.V6Only if 6 in versions else IPVersion.V4Only
+        )
+        zeroconf = Zeroconf(interfaces=interfaces, ip_version=version)
+        try:
+            sealed = seal(self._rendezvous, self._peer, addresses, secrets.token_bytes(12))
+            chunks = [sealed[i : i + _CHUNK_BYTES] for i in range(0, len(sealed), _CHUNK_BYTES)]
+            while len(chunks) > _MAX_CHUNKS:
+                addresses = addresses[:-1]
+                sealed = seal(self._rendezvous, self._peer, addresses, secrets.token_bytes(12))
+                chunks = [sealed[i : i + _CHUNK_BYTES] for i in range(0, len(sealed), _CHUNK_BYTES)]
+            name = secrets.token_hex(8)
+            packed = [
+                socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+                for host in interfaces
+            ]
+            info = ServiceInfo(
+                self._type,
+                f"{name}.{self._type}",
+                port=9,  # discard: the real ports are inside the seal
+                addresses=packed,
+                properties={str(number): chunk for number, chunk in enumerate(chunks)},
+                server=f"{name}.local.",
+            )
+            # the name is random, so probing for conflicts would only cost time
+            zeroconf.register_service(info, cooperating_responders=True)
+            ServiceBrowser(zeroconf, self._type, handlers=[self._changed])
+        except BaseException:
+            zeroconf.close()
+            raise
+        self._zeroconf = zeroconf
+
+    def _changed(
+        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
+    ) -> None:
+        """Called in zeroconf's browser thread."""
+        if state_change is ServiceStateChange.Removed:
+            return
+        try:
+            info = zeroconf.get_service_info(service_type, name, timeout=_RESOLVE_MS)
+            chunks = info.properties if info is not None else {}
+            sealed = b"".join(chunks.get(str(n).encode()) or b"" for n in range(_MAX_CHUNKS))
+            peer, addresses = unseal(self._rendezvous, sealed)
+        except (ValueError, BadTypeInNameException, ZeroconfError, OSError) as exc:
+            log.event(logger, "discovery.mdns_ignored", level=10, detail=repr(exc))
+            return
+        if peer != self._peer and self._token is not None:
+            try:
+                self._token.run_sync_soon(self._learn, peer, addresses, "mdns")
+            except trio.RunFinishedError:
+                return
+
+
+class DhtRendezvous:
+    """Kademlia inside the mesh, used for one key."""
+
+    def __init__(self, host: MeshBasicHost, rendezvous: bytes, learn: Learn) -> None:
+        self._host = host
+        self._learn = learn
+        digest = hashlib.sha256(derived(rendezvous, "dht-key")).digest()
+        self._key = b"\x12\x20" + digest  # a sha2-256 multihash, as provider records want it
+        self._dht = KadDHT(host, DHTMode.SERVER, max_peers_per_subnet=0)
+        self._wake = trio.Event()
+
+    async def know(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Put a connected peer into the routing table: nothing else does."""
+        peer_id = ID.from_base58(peer)
+        found = [Multiaddr(text) for text in addresses]
+        if not found:
+            return
+        store = self._host.get_peerstore()
+        store.clear_addrs(peer_id)
+        store.add_addrs(peer_id, found, DHT_ADDRESS_TTL_S)
+        await self._dht.routing_table.add_peer(PeerInfo(peer_id, found), skip_server_mode_check=True)
+        self._wake.set()
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Provide and look up for ever: soon after a new peer, then ever more seldom."""
+        self._dht._manager = FencedTasks(nursery)
+        pause_s = DHT_FIRST_PAUSE_S
+        while True:
+            if self._dht.routing_table.size():
+                with trio.move_on_after(DHT_LIMIT_S):
+                    await self._round()
+            with trio.move_on_after(pause_s) as timer:
+                await self._wake.wait()
+            if timer.cancelled_caught:
+                pause_s = min(pause_s * 2, DHT_MAX_PAUSE_S)
+            else:
+                self._wake = trio.Event()
+                pause_s = DHT_FIRST_PAUSE_S
+                await trio.sleep(DHT_FIRST_PAUSE_S)
+
+    async def _round(self) -> None:
+        store = self._dht.provider_store
+        try:
+            await store.provide(self._key)
+            closest = await self._dht.peer_routing.find_closest_peers_network(self._key)
+            async with trio.open_nursery() as nursery:
+                for peer_id in closest:
+                    nursery.start_soon(self._ask, peer_id)
+            store.cleanup_expired()
+        except Exception as exc:
+            log.event(logger, "discovery.dht_failed", detail=repr(exc))
+
+    async def _ask(self, peer_id: ID) -> None:
+        """Ask one peer who provides. (The library's own look-up stops at what this node knows itself.)"""
+        if peer_id == self._host.get_id():
+            return
+        store = self._dht.provider_store
+        providers, _ = await store._get_providers_from_peer_with_closers(peer_id, self._key)
+        for provider in providers:
+            self._learn(PeerId(str(provider.peer_id)), _texts(provider), "dht")
+
+
+def _texts(provider: Any) -> list[str]:
+    return [str(address).partition("/p2p/")[0] for address in provider.addrs]

@@ -1,0 +1,476 @@
+"""Which defects of py-libp2p 0.8.1 do we live with, and what stands between them and the node?
+
+All of it is here; the rest of `host` uses only what this module exports. Each guard names its defect, each
+has a test that fails without it (tests/adapters/test_host_guards.py), and network/UPSTREAM.md tells how to
+reproduce the defect and when to drop the guard. Letters and numbers are those of that file.
+
+The shape: `MeshSwarm` is libp2p's Swarm with the outer layer replaced. It neither listens nor dials by
+itself: `admit` takes an accepted TCP stream, `reach` dials, both put `PrivateConnection` (pnet) under Noise
+under Yamux, both have limits of their own. Swarm's service loop, auto-connector, pruner, retries and
+negative cache never run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import trio
+
+import p2p_network.host.lean  # noqa: F401  (first: imports libp2p without what we never use)
+
+# isort: split
+from libp2p.abc import INetConn, INetStream
+from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
+from libp2p.host.basic_host import BasicHost
+from libp2p.identity.identify_push.identify_push import ID_PUSH
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.upgrader import TransportUpgrader
+from multiaddr import Multiaddr
+
+from p2p_network.core import log
+from p2p_network.core.errors import MeshError, PeerUnreachable
+from p2p_network.core.ids import PeerId, short
+from p2p_network.host.addresses import Endpoint, endpoints_of
+from p2p_network.host.psk import GREETING, NONCE_BYTES, KeyStream
+
+logger = log.get(__name__)
+
+CONNECT_LIMIT_S: Final = 3.0
+HANDSHAKE_LIMIT_S: Final = 5.0
+OPEN_LIMIT_S: Final = 5.0
+RESET_LIMIT_S: Final = 2.0
+MAX_CONNECTIONS: Final = 1024
+MAX_STREAMS_PER_CONNECTION: Final = 128
+
+
+class Stranger(MeshError):
+    """An inbound connection whose first bytes no member would send."""
+
+
+class PrivateConnection(RawConnection):  # type: ignore[misc]
+    """Guard D: pnet as the specification has it, on a trio socket.
+
+    libp2p ships Salsa20 with an 8-byte nonce, so it can't talk to other implementations. It also loses the
+    remote address of an IPv6 connection, which this class keeps.
+    """
+
+    def __init__(self, stream: trio.SocketStream, initiator: bool, key: bytes) -> None:
+        peer = stream.socket.getpeername()
+        self.remote = Endpoint(str(peer[0]).partition("%")[0], int(peer[1]))
+        super().__init__(None, initiator, addresses=[Multiaddr(str(self.remote))])
+        self._socket = stream
+        self._key = key
+        self._reading: KeyStream | None = None
+        self._writing: KeyStream | None = None
+        self._early = b""
+
+    async def expect_greeting(self) -> None:
+        """Read the first words of a dialler; raises Stranger unless they are those of a member.
+
+        Nothing has been sent by then, so a port scanner doesn't even learn which protocol this is.
+        """
+        words = await self._read_exactly(len(GREETING))
+        if words != GREETING:
+            raise Stranger("it does not know the pre-shared key")
+        self._early = words
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Up to `n` decrypted bytes; b"" at the end."""
+        if self._early:
+            size = len(self._early) if n is None else n
+            head, self._early = self._early[:size], self._early[size:]
+            return head
+        if self._reading is None:
+            self._reading = KeyStream(self._key, await self._raw_exactly(NONCE_BYTES))
+        return self._reading.apply(await self._raw(n))
+
+    async def write(self, data: bytes) -> None:
+        """Encrypt and send; the first call sends our nonce too. Raises ConnectionClosedError."""
+        head = b""
+        if self._writing is None:
+            head = os.urandom(NONCE_BYTES)
+            self._writing = KeyStream(self._key, head)
+        try:
+            await self._socket.send_all(head + self._writing.apply(data))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
+
+    async def close(self) -> None:
+        self.abort()
+        await trio.lowlevel.checkpoint()
+
+    def abort(self) -> None:
+        """Close the socket now; whoever reads or writes it wakes up. Idempotent."""
+        self._socket.socket.close()
+
+    def get_remote_address(self) -> tuple[str, int]:
+        return self.remote.host, self.remote.port
+
+    async def _raw(self, n: int | None) -> bytes:
+        try:
+            return bytes(await self._socket.receive_some(n if n is None else max(n, 1)))
+        except trio.ClosedResourceError:
+            return b""
+        except trio.BrokenResourceError as exc:
+            raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
+
+    async def _raw_exactly(self, n: int) -> bytes:
+        data = b""
+        while len(data) < n:
+            more = await self._raw(n - len(data))
+            if not more:
+                raise ConnectionClosedError("connection closed in the handshake", transport="tcp")
+            data += more
+        return data
+
+    async def _read_exactly(self, n: int) -> bytes:
+        data = b""
+        while len(data) < n:
+            more = await self.read(n - len(data))
+            if not more:
+                raise ConnectionClosedError("connection closed in the handshake", transport="tcp")
+            data += more
+        return data
+
+
+class MeshYamux(Yamux):  # type: ignore[misc]
+    """Guard 6: a frame is written whole or not at all.
+
+    Noise counts every message it encrypts. If a write is cancelled after encrypting and before sending, the
+    next message can't be decrypted and the whole connection dies, with every stream on it. So frames are
+    written under a shield; what ends a stuck write is `PrivateConnection.abort`, not cancellation.
+    """
+
+    async def _write_frame(self, data: bytes) -> None:
+        with trio.CancelScope(shield=True):
+            async with self._write_lock:
+                await self.secured_conn.write(data)
+
+
+class FencedTasks:
+    """Guard A, the outer fence: stands in for libp2p's service manager.
+
+    There, an exception in any task of any connection cancels all of them and ends the process. Here it ends
+    that task.
+    """
+
+    is_running = True
+    is_finished = False
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+
+    def run_task(self, async_fn: Callable[..., Awaitable[None]], *args: Any, **_: Any) -> None:
+        self._nursery.start_soon(self._run, async_fn, args)
+
+    async def wait_finished(self) -> None:
+        await trio.sleep_forever()
+
+    async def stop(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def _run(self, async_fn: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
+        try:
+            await async_fn(*args)
+        except Exception as exc:
+            log.event(logger, "host.libp2p_task_failed", detail=repr(exc))
+
+
+class MeshSwarm(Swarm):  # type: ignore[misc]
+    """Swarm without its own listening, dialling, retrying, pruning and reporting."""
+
+    def __init__(self, seed: bytes, psk: bytes) -> None:
+        keys = ed25519_key_pair(seed)
+        self_id = ID.from_pubkey(keys.public_key)
+        peerstore = PeerStore()
+        peerstore.add_key_pair(self_id, keys)
+        # Guard 5: libp2p's default offers plaintext, and a peer may choose it. Only Noise, only Yamux.
+        noise = NoiseTransport(keys, noise_privkey=x25519_key_pair().private_key)
+        upgrader = TransportUpgrader(
+            {NOISE_ID: noise}, {YAMUX_ID: MeshYamux}, negotiate_timeout=int(HANDSHAKE_LIMIT_S)
+        )
+        config = ConnectionConfig(
+            max_connections=MAX_CONNECTIONS,
+            high_watermark=MAX_CONNECTIONS,
+            low_watermark=0,
+            min_connections=0,
+            max_connections_per_peer=8,
+        )
+        super().__init__(self_id, peerstore, upgrader, [], RetryConfig(max_retries=0), config)
+        self._psk = psk
+        self.on_connected: Callable[[Any], None] = lambda conn: None
+        self.on_disconnected: Callable[[Any], None] = lambda conn: None
+
+    def attach(self, nursery: trio.Nursery) -> None:
+        """Run the tasks of all connections in `nursery`."""
+        self._manager = FencedTasks(nursery)
+
+    # Guard E: nothing connects behind our back, and no observer can stall or break a connection.
+    async def notify_connected(self, conn: INetConn) -> None:
+        self.on_connected(conn)
+
+    async def notify_disconnected(self, conn: INetConn) -> None:
+        self.on_disconnected(conn)
+
+    async def notify_opened_stream(self, stream: INetStream) -> None:
+        """Nobody listens."""
+
+    async def notify_closed_stream(self, stream: INetStream) -> None:
+        """Nobody listens."""
+
+    def _schedule_auto_connect(self) -> None:
+        """The dialler decides."""
+
+    def _schedule_prune(self) -> None:
+        """The mesh decides."""
+
+    async def admit(self, stream: trio.SocketStream, trusted: Callable[[], None]) -> None:
+        """Make an accepted TCP stream a connection, within `HANDSHAKE_LIMIT_S`; calls `trusted` then.
+
+        Returns when the connection has ended. Guard 1 (C): libp2p's own way in holds one of 250 places until
+        the process ends, even when the connection was closed long ago; then the node is deaf.
+        Guard 12: a wrong pre-shared key is noticed at the first bytes instead of after 30 s.
+        Raises Stranger, PeerUnreachable. The socket is closed in every case.
+        """
+        conn = PrivateConnection(stream, False, self._psk)
+        greeted = False
+        try:
+            with trio.fail_after(HANDSHAKE_LIMIT_S):
+                await conn.expect_greeting()
+                greeted = True
+                secured = await self.upgrader.upgrade_security(conn, False)
+                muxed = await self._muxed(secured, conn)
+            trusted()
+            await self.add_conn(muxed, direction="inbound")
+            await muxed.event_closed.wait()
+        except Exception as exc:
+            conn.abort()
+            if not greeted:
+                raise Stranger(f"{conn.remote} does not speak as a member: {exc!r}") from exc
+            raise PeerUnreachable(f"inbound handshake with {conn.remote} failed: {exc!r}") from exc
+        except BaseException:
+            conn.abort()
+            raise
+
+    async def reach(self, endpoints: Sequence[Endpoint], expected: PeerId | None) -> Any:
+        """Dial all endpoints at once; the first to finish the handshake becomes a connection.
+
+        Guards 7 (libp2p tries the first TCP address only), 8 (one failure blocks a peer for 60 s), 9 (a mute
+        server hangs the dial for ever). `expected` None accepts whoever answers, for this dial only; Noise
+        still proves that they hold the key of the id they name. Raises PeerUnreachable, SelfReached.
+        """
+        failures: list[Exception] = []
+        winner: list[tuple[Any, PrivateConnection]] = []
+
+        async def attempt(endpoint: Endpoint, scope: trio.CancelScope) -> None:
+            try:
+                result = await self._secured(endpoint, expected)
+            except MeshError as exc:
+                failures.append(exc)
+                return
+            if winner:
+                result[1].abort()
+                return
+            winner.append(result)
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for endpoint in endpoints:
+                nursery.start_soon(attempt, endpoint, nursery.cancel_scope)
+        if not winner:
+            if any(isinstance(failure, SelfReached) for failure in failures):
+                raise SelfReached("it is this node itself")
+            raise PeerUnreachable("; ".join(map(str, failures)) or "no address to dial")
+        secured, conn = winner[0]
+        try:
+            with trio.fail_after(HANDSHAKE_LIMIT_S):
+                muxed = await self._muxed(secured, conn)
+            return await self.add_conn(muxed, direction="outbound")
+        except Exception as exc:
+            conn.abort()
+            raise PeerUnreachable(f"{conn.remote}: {exc!r}") from exc
+        except BaseException:
+            conn.abort()
+            raise
+
+    async def dial_peer(self, peer_id: ID) -> list[Any]:
+        """What the DHT calls to ask a peer we have no connection with."""
+        living = [conn for conn in self.get_connections(peer_id) if is_alive(conn)]
+        if living:
+            return living
+        endpoints = endpoints_of(str(address).partition("/p2p/")[0] for address in self._addresses(peer_id))
+        try:
+            return [await self.reach(endpoints, PeerId(str(peer_id)))]
+        except PeerUnreachable as exc:
+            raise SwarmException(str(exc)) from exc
+
+    def _addresses(self, peer_id: ID) -> list[Multiaddr]:
+        return list(self.peerstore.addrs(peer_id)) if self.peerstore.has_peer(peer_id) else []
+
+    async def _secured(self, endpoint: Endpoint, expected: PeerId | None) -> tuple[Any, PrivateConnection]:
+        """TCP, PSK and Noise with one endpoint."""
+        try:
+            with trio.fail_after(CONNECT_LIMIT_S):
+                stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+        except (OSError, trio.TooSlowError) as exc:
+            raise PeerUnreachable(f"{endpoint}: {str(exc) or 'no answer'}") from exc
+        try:
+            conn = PrivateConnection(stream, True, self._psk)
+        except OSError as exc:
+            stream.socket.close()
+            raise PeerUnreachable(str(exc)) from exc
+        wanted = None if expected is None else ID.from_base58(expected)
+        try:
+            with trio.fail_after(HANDSHAKE_LIMIT_S):
+                secured = await self.upgrader.security_multistream.secure_outbound(conn, wanted)
+            found = secured.get_remote_peer()
+            if found == self.self_id:
+                raise SelfReached("it is this node itself")
+            if wanted is not None and found != wanted:
+                raise PeerUnreachable(f"{endpoint}: another node answers, {short(str(found))}")
+        except MeshError:
+            conn.abort()
+            raise
+        except Exception as exc:
+            conn.abort()
+            raise PeerUnreachable(f"{endpoint}: handshake failed: {exc!r}") from exc
+        except BaseException:
+            conn.abort()
+            raise
+        return secured, conn
+
+    async def _muxed(self, secured: Any, conn: PrivateConnection) -> Any:
+        muxer = await self.upgrader.muxer_multistream.select_transport(secured)
+        muxed = muxer(secured, secured.get_remote_peer())
+        muxed.private = conn
+        return muxed
+
+
+class SelfReached(PeerUnreachable):
+    """A dialled address turned out to be our own."""
+
+
+class Stream:
+    """A libp2p stream with two plain outcomes: bytes, or the end."""
+
+    def __init__(self, stream: INetStream) -> None:
+        self._stream = stream
+        self.connection = stream.swarm_conn
+        self.peer = PeerId(str(stream.muxed_conn.peer_id))
+
+    async def read(self) -> bytes:
+        """Some bytes; b"" when the stream or its connection has ended, however it ended."""
+        try:
+            return bytes(await self._stream.read(65536))
+        except Exception:
+            return b""
+
+    async def write(self, data: bytes) -> None:
+        """Raises trio.BrokenResourceError when the stream has ended or the peer does not read for 5 s."""
+        try:
+            await self._stream.write(data)
+        except Exception as exc:
+            raise trio.BrokenResourceError(str(exc) or type(exc).__name__) from exc
+
+    async def reset(self) -> None:
+        """End it in both directions; never raises. Waits for the frame being written (see `abort`)."""
+        await _reset(self._stream)
+
+
+async def _reset(stream: INetStream) -> None:
+    with trio.CancelScope(deadline=trio.current_time() + RESET_LIMIT_S, shield=True):
+        try:
+            await stream.reset()
+        except Exception as exc:
+            log.event(logger, "host.reset_failed", level=10, detail=repr(exc))
+
+
+class MeshBasicHost(BasicHost):  # type: ignore[misc]
+    """BasicHost, for the DHT and for stream negotiation only."""
+
+    def __init__(self, swarm: MeshSwarm, addresses: Callable[[], Sequence[str]]) -> None:
+        super().__init__(
+            swarm,
+            negotiate_timeout=int(OPEN_LIMIT_S),
+            addrs_factory=lambda _: [Multiaddr(text) for text in addresses()],
+            disable_identify_address_discovery=True,
+        )
+        self.swarm = swarm
+        swarm.notifees.clear()
+        self.remove_stream_handler(ID_PUSH)
+        swarm.set_stream_handler(self.fenced_stream_handler)
+
+    async def fenced_stream_handler(self, stream: INetStream) -> None:
+        """Guard A (2, 3): an exception in a handler, or garbage in the negotiation, ends that stream only."""
+        try:
+            if len(stream.swarm_conn.streams) > MAX_STREAMS_PER_CONNECTION:
+                raise PeerUnreachable("too many streams")
+            await self._swarm_stream_handler(stream)
+        except Exception as exc:
+            log.event(
+                logger,
+                "host.stream_failed",
+                level=10,
+                peer=str(stream.muxed_conn.peer_id),
+                detail=repr(exc),
+            )
+            await _reset(stream)
+
+    async def open_on(self, conn: Any, protocol: str) -> Stream:
+        """A stream of `protocol` on one given connection. Raises PeerUnreachable within `OPEN_LIMIT_S`."""
+        stream: INetStream | None = None
+        try:
+            with trio.fail_after(OPEN_LIMIT_S):
+                stream = await conn.new_stream()
+                await self.multiselect_client.select_one_of(
+                    [protocol], MultiselectCommunicator(stream), int(OPEN_LIMIT_S)
+                )
+        except Exception as exc:
+            if stream is not None:
+                await _reset(stream)
+            raise PeerUnreachable(f"no {protocol} stream: {exc!r}") from exc
+        return Stream(stream)
+
+
+def is_alive(conn: Any) -> bool:
+    """Whether a swarm connection can still carry streams."""
+    return not (conn.is_closed or conn.muxed_conn.event_shutting_down.is_set())
+
+
+def abort(conn: Any) -> None:
+    """Close a connection's socket at once, whatever hangs on it. Everything on it then ends by itself.
+
+    Guard F: libp2p's own close writes a farewell first and waits for it; to a peer that fell silent with
+    full buffers that takes for ever.
+    """
+    conn.muxed_conn.private.abort()
+
+
+def remote_of(conn: Any) -> Endpoint:
+    """The other end's address, as this machine sees it."""
+    remote: Endpoint = conn.muxed_conn.private.remote
+    return remote
+
+
+def is_inbound(conn: Any) -> bool:
+    """Whether the other side dialled."""
+    return bool(conn.direction.name == "INBOUND")
+
+
+def peer_of(conn: Any) -> PeerId:
+    """Who is at the other end, as Noise proved."""
+    return PeerId(str(conn.muxed_conn.peer_id))
