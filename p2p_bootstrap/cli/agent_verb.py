@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from p2p_bootstrap.cli.options import DEFAULT_CONFIG, DEFAULT_STATE_DIR, socket_option
+from p2p_bootstrap.logs import FORMATS, LEVELS, Format
 
 
 @click.command()
@@ -28,12 +29,15 @@ from p2p_bootstrap.cli.options import DEFAULT_CONFIG, DEFAULT_STATE_DIR, socket_
     help="Where this node keeps its identity and what it must remember.",
 )
 @socket_option
-@click.option("--log-format", type=click.Choice(("console", "json")), default="console", show_default=True)
+@click.option("--log-format", type=click.Choice(FORMATS), default="console", show_default=True)
 @click.option(
-    "--log-level", type=click.Choice(("debug", "info", "warning", "error")), default="info", show_default=True
+    "--log-level",
+    type=click.Choice(LEVELS),
+    default=None,
+    help="How much to log.  [default: the cloud-config's p2p.loglevel, else info]",
 )
 def agent(
-    cloud_configs: tuple[Path, ...], state_dir: Path, socket: Path, log_format: str, log_level: str
+    cloud_configs: tuple[Path, ...], state_dir: Path, socket: Path, log_format: Format, log_level: str | None
 ) -> None:
     """Run the agent in the foreground (for service units).
 

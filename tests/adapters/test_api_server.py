@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -35,8 +36,9 @@ def raw(path: Path, request: bytes) -> bytes:
         sock.connect(str(path))
         sock.sendall(request)
         answer = b""
-        while chunk := sock.recv(65536):
-            answer += chunk
+        with contextlib.suppress(ConnectionResetError):  # it closed without reading all of the request
+            while chunk := sock.recv(65536):
+                answer += chunk
         return answer
 
 

@@ -1,0 +1,82 @@
+"""How does the agent run inside this process, with its log on stderr?
+
+The one road into the composition root, for ``agent`` and for ``join`` where there is no service manager.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from p2p_bootstrap.api.service import Goal
+from p2p_bootstrap.cli import progress
+from p2p_bootstrap.cli.client import AgentClient
+from p2p_bootstrap.cli.inputs import STDIN, read_text
+from p2p_bootstrap.cli.output import note
+from p2p_network.core import log
+from p2p_network.core.errors import P2PError, TimedOut
+
+if TYPE_CHECKING:
+    from p2p_bootstrap.logs import Format
+
+logger = log.get(__name__)
+
+
+def run(
+    cloud_configs: Sequence[Path], state_dir: Path, socket: Path, *, log_format: Format, log_level: str | None
+) -> None:
+    """Run the agent until it is told to end.
+
+    Args:
+        log_level: what is shown; the configuration's `p2p.loglevel` if None.
+
+    Raises ConfigError with everything that is wrong, and what the agent cannot start without.
+    """
+    from p2p_bootstrap import logs
+    from p2p_bootstrap.api.events import EventLog, EventLogHandler
+    from p2p_bootstrap.config.loading import load
+
+    stdin = read_text(STDIN) if STDIN in cloud_configs else None
+    config = load(cloud_configs, stdin=stdin)
+    _ = config.token  # without one there is nothing to run for; it says so
+    events = EventLog()
+    logs.configure(log_format, log_level or config.p2p.loglevel, also=[EventLogHandler(events)])
+    for remark in config.notes:
+        reason = f"{remark.message} ({remark.hint})" if remark.hint else remark.message
+        where = f"{remark.file}:{remark.line}"
+        log.event(logger, "config.remarked", level=logging.WARNING, path=where, key=remark.key, reason=reason)
+
+    from p2p_bootstrap.node.agent import run_agent
+
+    run_agent(config, state_dir=state_dir, socket=socket, events=events)
+
+
+def run_and_watch(config: Path, state_dir: Path, socket: Path, *, goal: Goal, timeout_s: float) -> None:
+    """Run the agent until Ctrl-C, and say how it comes along.
+
+    Raises TimedOut if `goal` was not reached in time; the agent is stopped then.
+    """
+    failures: list[P2PError] = []
+
+    def watch() -> None:
+        client = AgentClient(socket)
+        try:
+            document = progress.wait_until(client, goal, timeout_s, agent_is_starting=True)
+        except P2PError as exc:
+            failures.append(exc)
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            note(progress.reached(goal, document))
+            note("The agent runs in the foreground: Ctrl-C stops it, and its k3s and VPN with it.")
+
+    threading.Thread(target=watch, name="progress", daemon=True).start()
+    run((config,), state_dir, socket, log_format="console", log_level="warning")
+    for failure in failures:
+        if isinstance(failure, TimedOut):
+            raise TimedOut(failure.message, hint="it was stopped; give it longer with --timeout") from failure
+        raise failure
