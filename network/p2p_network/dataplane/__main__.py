@@ -1,0 +1,118 @@
+"""How does the data-plane process start and end?
+
+`python -m p2p_network.dataplane --socket PATH [--log PATH]`. One per socket path (a lock file beside it).
+Ends on SIGTERM, SIGINT or a `Stop` request; its TUN device goes with it. SIGHUP is ignored: it outlives its
+starter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from p2p_network.core import log
+from p2p_network.dataplane.control import ControlServer
+from p2p_network.dataplane.loop import READ, Loop
+from p2p_network.dataplane.messages import ALREADY_RUNNING
+from p2p_network.dataplane.plane import Plane
+
+logger = log.get("p2p_network.dataplane")
+
+
+class LineFormat(logging.Formatter):
+    """One line per event: time, name, fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        fields = " ".join(f"{k}={v}" for k, v in getattr(record, "fields", {}).items())
+        line = f"{self.formatTime(record)} {record.levelname} {record.getMessage()} {fields}".rstrip()
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until told to end; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m p2p_network.dataplane", description="Carry the mesh's packets."
+    )
+    parser.add_argument("--socket", required=True, help="path of the control socket")
+    parser.add_argument("--log", help="file to append the log to (default: standard error)")
+    options = parser.parse_args(arguments)
+    handler = logging.FileHandler(options.log) if options.log else logging.StreamHandler()
+    handler.setFormatter(LineFormat())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    lock = _lock(f"{options.socket}.lock")
+    if lock is None:
+        log.event(
+            logger, "network.plane_refused", path=options.socket, reason="another one runs on this socket"
+        )
+        return ALREADY_RUNNING
+    try:
+        _run(options.socket)
+    except OSError as exc:
+        log.event(logger, "network.plane_failed", logging.ERROR, path=options.socket, error=str(exc))
+        return 1
+    except Exception:
+        logger.exception("network.plane_crashed")
+        return 1
+    finally:
+        os.close(lock)
+    return 0
+
+
+def _run(path: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65536)), hard))
+    loop = Loop()
+    _stop_on_signals(loop)
+    plane = Plane(loop)
+    control = ControlServer(loop, path, plane.answer)
+    log.event(logger, "network.plane_started", path=path, pid=os.getpid())
+    try:
+        loop.run()
+    finally:
+        plane.close()
+        control.close()
+        loop.close()
+    log.event(logger, "network.plane_stopped", path=path, pid=os.getpid())
+
+
+def _lock(path: str) -> int | None:
+    """A descriptor that holds the lock until the process ends, or None if another process has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _stop_on_signals(loop: Loop) -> None:
+    """Signals wake the loop through a socket pair: a handler alone would not end epoll's wait."""
+    waker, woken = socket.socketpair()
+    waker.setblocking(False)
+    woken.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def stop(_events: int) -> None:
+        waker.close()
+        woken.recv(64)
+        loop.stop()
+
+    loop.watch(woken.fileno(), READ, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""What do the control process and the data-plane process say to each other?
+
+Length-framed MessagePack (u32 big-endian, at most 1 MiB) over a unix socket: one request, one reply, in
+order. The client sends `Hello` first; a data plane that speaks another `PROTOCOL` is replaced instead of
+adopted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from p2p_network.session import PeerSession
+
+PROTOCOL: Final = 1
+FRAME_HEAD_BYTES: Final = 4
+MAX_FRAME_BYTES: Final = 1 << 20
+ALREADY_RUNNING: Final = 7
+"""Exit status of a data plane whose socket path another one holds."""
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """Who are you? Answered with `Welcome`."""
+
+
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    """Open the TUN device and listen. Sent again with the same values it changes nothing; answered with
+    `Configured`.
+
+    Attributes:
+        device: name of the TUN device, up to 15 characters.
+        mtu: inner MTU in bytes; the device gets the minimum of it and every session's.
+        listen: "ip:port" or "[ip]:port"; port 0 takes a free one.
+        self_id: this node's peer id.
+        addresses: this node's VPN addresses or networks (CIDR); a peer's packet to anything else is dropped.
+        networks: the mesh's networks (CIDR): their broadcast addresses are dropped, and no carrier is dialled
+            through them (a tunnel inside itself).
+    """
+
+    device: str
+    mtu: int
+    listen: tuple[str, ...]
+    self_id: str
+    addresses: tuple[str, ...]
+    networks: tuple[str, ...]
+
+
+class PutPeer(msgspec.Struct, frozen=True, tag="put_peer"):
+    """Add or change a peer. A new `session.session_id` is set up beside the old session and then takes over.
+
+    Attributes:
+        endpoints: "ip:port" or "[ip]:port" of its data plane, at most 16.
+        allowed_ips: the addresses and networks (CIDR) it may send from and gets packets for.
+        dial: whether this side connects; exactly one side should.
+    """
+
+    peer: str
+    session: PeerSession
+    endpoints: tuple[str, ...]
+    allowed_ips: tuple[str, ...]
+    dial: bool
+
+
+class DropPeer(msgspec.Struct, frozen=True, tag="drop_peer"):
+    """Forget a peer, its sessions and connections. Unknown peers are no error."""
+
+    peer: str
+
+
+class GetStats(msgspec.Struct, frozen=True, tag="get_stats"):
+    """Answered with `Stats`."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """End the process; the TUN device goes with it. Answered before it ends."""
+
+
+Request = Hello | Configure | PutPeer | DropPeer | GetStats | Stop
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """Who this data plane is."""
+
+    protocol: int
+    pid: int
+
+
+class Configured(msgspec.Struct, frozen=True, tag="configured"):
+    """What this node can do: the values for `session.offer` and `session.answer`.
+
+    Attributes:
+        device: the TUN device's name.
+        offloads: TUN_F bits the kernel takes.
+        ciphers: best first for this CPU.
+        listen: the addresses actually listened on.
+    """
+
+    device: str
+    offloads: int
+    ciphers: tuple[str, ...]
+    listen: tuple[str, ...]
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """It was done."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """It was not done; becomes a MeshError in the client."""
+
+    message: str
+    hint: str
+
+
+class PeerStats(msgspec.Struct, frozen=True):
+    """One peer.
+
+    Attributes:
+        session_id: of the session that carries, or else the newest.
+        pending_session_id: of a session that is to take over; empty for none.
+        carrier: "tcp" or "none".
+        endpoint: the other end of the carrying connection; "" without one.
+        rx_bytes, tx_bytes: inner bytes (IP packets); rx_packets, tx_packets: super-packets count once.
+        drops: reason -> packets.
+        queued_bytes: waiting for a full connection.
+        rtt_ms: of the last heartbeat; None before the first.
+        last_seen_s: age of the last record from it; None before the first.
+        connects: connections that carried, since the peer was put.
+    """
+
+    peer: str
+    session_id: bytes
+    pending_session_id: bytes
+    carrier: str
+    endpoint: str
+    connected: bool
+    rx_bytes: int
+    rx_packets: int
+    tx_bytes: int
+    tx_packets: int
+    drops: dict[str, int]
+    queued_bytes: int
+    rtt_ms: float | None
+    last_seen_s: float | None
+    connects: int
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats"):
+    """The whole data plane.
+
+    Attributes:
+        rss_bytes: resident memory.
+        configured: what is in force; None before `Configure` or after the device was lost.
+        capability: as `Configured` said; None likewise.
+        offloads: TUN_F bits in force, common to all peers.
+        mtu: in force on the device.
+        drops: reason -> packets that belong to no peer.
+        refused: connections that could not prove a session.
+    """
+
+    pid: int
+    uptime_s: float
+    rss_bytes: int
+    configured: Configure | None
+    capability: Configured | None
+    offloads: int
+    mtu: int
+    drops: dict[str, int]
+    refused: int
+    peers: tuple[PeerStats, ...]
+
+
+Reply = Welcome | Configured | Done | Failed | Stats

@@ -1,0 +1,225 @@
+"""Who are the peers, which sessions do they have, and what waits for them?
+
+No I/O. A `Peer` has sessions in the order they were put; one of its connections, the carrier, takes its
+packets. What a full carrier can't take waits, still unsealed, in the peer's own bounded queue; it belongs
+to the peer, not to a connection, so a change of carrier or session loses nothing. All queues share one
+budget: each may take half of what is still free (Choudhury and Hahne's dynamic threshold), so many stuck
+peers can't take the memory, nor the last share of a healthy one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, Protocol
+
+from p2p_network.dataplane.messages import PeerStats
+from p2p_network.dataplane.routes import RouteTable
+from p2p_network.session import PeerSession
+
+QUEUE_BUDGET_BYTES: Final = 16 << 20
+QUEUE_FLOOR_BYTES: Final = 128 << 10
+"""Every queue may hold this much, whatever the others do."""
+
+
+class Session:
+    """A session with what must never repeat: the numbers of its connections."""
+
+    __slots__ = ("dialled", "keys", "taken")
+
+    def __init__(self, keys: PeerSession) -> None:
+        self.keys = keys
+        self.dialled = 0
+        self.taken = 0
+
+    def next_number(self) -> int:
+        """Of the next connection that this side dials; from 1."""
+        self.dialled += 1
+        return self.dialled
+
+    def take_number(self, number: int) -> bool:
+        """Whether a dialer's connection number is new; each is good once, and none below an accepted one."""
+        if number <= self.taken:
+            return False
+        self.taken = number
+        return True
+
+
+class Carrier(Protocol):
+    """A way for batches to reach a peer: today a TCP connection."""
+
+    kind: str
+    endpoint: str
+    session: Session | None
+    ready: bool
+    """Takes a batch now; while False batches go to the peer's queue."""
+
+    def send(self, batch: memoryview | bytes) -> None:
+        """Take a batch of entries; only while `ready`."""
+
+    def retire(self, reason: str) -> None:
+        """Another carrier took over: send what was begun, keep delivering what arrives, then close."""
+
+    def close(self, reason: str) -> None:
+        """End at once."""
+
+
+class QueueBudget:
+    """What all queues together may hold."""
+
+    __slots__ = ("free_bytes",)
+
+    def __init__(self, total_bytes: int = QUEUE_BUDGET_BYTES) -> None:
+        self.free_bytes = total_bytes
+
+
+class SendQueue:
+    """Batches of entries that wait for one peer's carrier, first in, first out."""
+
+    __slots__ = ("_batches", "_budget", "size_bytes")
+
+    def __init__(self, budget: QueueBudget) -> None:
+        self._batches: deque[tuple[bytes, int]] = deque()
+        self._budget = budget
+        self.size_bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    def push(self, batch: memoryview, packets: int) -> bool:
+        """Append a copy; False, and no effect, when the queue is full."""
+        size = len(batch)
+        if self.size_bytes + size > max(QUEUE_FLOOR_BYTES, self._budget.free_bytes // 2):
+            return False
+        self._batches.append((bytes(batch), packets))
+        self.size_bytes += size
+        self._budget.free_bytes -= size
+        return True
+
+    def pull(self, limit_bytes: int) -> bytes:
+        """The next batch, joined with those behind it while they fit into `limit_bytes`; b"" for none."""
+        taken: list[bytes] = []
+        size = 0
+        while self._batches and (not taken or size + len(self._batches[0][0]) <= limit_bytes):
+            batch = self._batches.popleft()[0]
+            taken.append(batch)
+            size += len(batch)
+        self.size_bytes -= size
+        self._budget.free_bytes += size
+        return taken[0] if len(taken) == 1 else b"".join(taken)
+
+    def clear(self) -> int:
+        """Forget everything; how many packets that were."""
+        packets = sum(count for _, count in self._batches)
+        self._batches.clear()
+        self._budget.free_bytes += self.size_bytes
+        self.size_bytes = 0
+        return packets
+
+
+class Peer:
+    """A peer, its sessions (oldest first), its carrier and its counters. Compared by identity."""
+
+    __slots__ = (
+        "carrier",
+        "connects",
+        "dial",
+        "drops",
+        "endpoints",
+        "last_received",
+        "name",
+        "queue",
+        "rtt_ms",
+        "rx_bytes",
+        "rx_packets",
+        "sessions",
+        "tx_bytes",
+        "tx_packets",
+    )
+
+    def __init__(self, name: str, budget: QueueBudget) -> None:
+        self.name = name
+        self.sessions: list[Session] = []
+        self.endpoints: tuple[str, ...] = ()
+        self.dial = False
+        self.carrier: Carrier | None = None
+        self.queue = SendQueue(budget)
+        self.drops: dict[str, int] = {}
+        self.rx_bytes = self.rx_packets = self.tx_bytes = self.tx_packets = 0
+        self.connects = 0
+        self.rtt_ms: float | None = None
+        self.last_received: float | None = None
+
+    @property
+    def newest(self) -> Session:
+        """The session that was put last."""
+        return self.sessions[-1]
+
+    def drop(self, reason: str, packets: int = 1) -> None:
+        """Count packets that were not forwarded."""
+        if packets:
+            self.drops[reason] = self.drops.get(reason, 0) + packets
+
+    def send(self, batch: memoryview, packets: int) -> None:
+        """Forward a batch of entries now, later or never."""
+        carrier = self.carrier
+        if carrier is None:
+            self.drop("no_carrier", packets)
+        elif carrier.ready and not self.queue:
+            carrier.send(batch)
+        elif not self.queue.push(batch, packets):
+            self.drop("queue_full", packets)
+
+    def pump(self, limit_bytes: int) -> None:
+        """Give the carrier what waits, as far as it takes it; `limit_bytes` per record."""
+        while self.carrier is not None and self.carrier.ready and self.queue:
+            self.carrier.send(self.queue.pull(limit_bytes))
+
+    def stats(self, now: float) -> PeerStats:
+        """The peer as shown outside."""
+        carrier = self.carrier
+        carrying = carrier.session if carrier is not None and carrier.session is not None else self.newest
+        return PeerStats(
+            peer=self.name,
+            session_id=carrying.keys.session_id,
+            pending_session_id=b"" if carrying is self.newest else self.newest.keys.session_id,
+            carrier=carrier.kind if carrier is not None else "none",
+            endpoint=carrier.endpoint if carrier is not None else "",
+            connected=carrier is not None,
+            rx_bytes=self.rx_bytes,
+            rx_packets=self.rx_packets,
+            tx_bytes=self.tx_bytes,
+            tx_packets=self.tx_packets,
+            drops=dict(self.drops),
+            queued_bytes=self.queue.size_bytes,
+            rtt_ms=self.rtt_ms,
+            last_seen_s=None if self.last_received is None else now - self.last_received,
+            connects=self.connects,
+        )
+
+
+class PeerTable:
+    """All peers, by name and by session id, and the addresses they own."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Peer] = {}
+        self.routes: RouteTable[Peer] = RouteTable()
+        self.budget = QueueBudget()
+
+    def find_session(self, session_id: bytes) -> tuple[Peer, Session] | None:
+        """Whose session that is."""
+        for peer in self.by_name.values():
+            for session in peer.sessions:
+                if session.keys.session_id == session_id:
+                    return peer, session
+        return None
+
+    def common_offloads(self, capability: int) -> int:
+        """TUN_F bits that this node and every peer can take."""
+        for peer in self.by_name.values():
+            for session in peer.sessions:
+                capability &= session.keys.offloads
+        return capability
+
+    def common_mtu(self, mtu: int) -> int:
+        """The largest inner MTU that suits this node and every peer, bytes."""
+        return min([mtu, *(session.keys.mtu for peer in self.by_name.values() for session in peer.sessions)])
