@@ -1,0 +1,200 @@
+"""Who is a server, who is an agent, and why?
+
+Pure rules over a `View`. Before the genesis they rank the candidates and choose the first servers: as
+even over the regions as possible, forced servers first, forced agents never. After it, the cluster's
+authority gives every later node its `Assignment`. Each answer is one sentence per node.
+
+The first servers are part of the GENESIS value, so what a quorum certified here is never revised here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from p2p_network import wire
+from p2p_network.core.ids import PeerId, stable_hash
+from p2p_roles.genesis.messages import MAX_SERVERS, Genesis
+from p2p_roles.view import View, ViewNode
+
+Role = Literal["server", "agent"]
+MAX_ASSIGNMENT_BYTES = 4096
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """Ledger value of ``assign/<scope>/<peer>``: the authority's word on one node.
+
+    Attributes:
+        role: what the node is to be.
+        reason: one sentence.
+        epoch, cluster_id: the genesis it belongs to; one of another cluster is ignored.
+    """
+
+    role: Role
+    reason: str
+    epoch: int
+    cluster_id: str
+
+
+def key_of(scope: str, peer: str) -> str:
+    """The ledger key of a node's assignment."""
+    return f"assign/{scope}/{peer}"
+
+
+def encode(assignment: Assignment) -> bytes:
+    """Its bytes, for the ledger."""
+    return wire.encode(assignment)
+
+
+def decode(raw: bytes) -> Assignment:
+    """An assignment from untrusted bytes. Raises ValueError."""
+    if len(raw) > MAX_ASSIGNMENT_BYTES:
+        raise ValueError(f"an assignment has at most {MAX_ASSIGNMENT_BYTES} bytes, this has {len(raw)}")
+    return wire.decode(raw, Assignment)
+
+
+def rank(view: View, failed: Sequence[str] = ()) -> tuple[PeerId, ...]:
+    """The living candidates for the initiator, best first; the same on all nodes with the same view.
+
+    Those never seen failing as an initiator come first (of the others, the one that failed longest
+    ago), then forced servers, then the rest by a stable hash. `failed`: oldest first.
+    """
+    last_failure = {peer: index + 1 for index, peer in enumerate(failed)}
+
+    def order(node: ViewNode) -> tuple[int, bool, int]:
+        return (
+            last_failure.get(node.peer, 0),
+            node.wish != "server",
+            stable_hash("rank", view.scope, node.peer),
+        )
+
+    candidates = (node for node in view.nodes if node.alive and node.wish != "agent")
+    return tuple(node.peer for node in sorted(candidates, key=order))
+
+
+def first_servers(
+    view: View, initiator: PeerId, servers: int, failed: Sequence[str] = ()
+) -> tuple[PeerId, ...]:
+    """The first `servers` servers, the initiator first; fewer if fewer candidates live.
+
+    Greedy and even: each next server is taken from the forced ones while there are any, then from the
+    region (and in it the zone) that has the fewest so far, and there the best ranked.
+    """
+    ranked = [peer for peer in rank(view, failed) if peer != initiator]
+    position = {peer: index for index, peer in enumerate(ranked)}
+    chosen = [initiator]
+    while ranked and len(chosen) < min(servers, MAX_SERVERS):
+        regions = Counter(view.by_peer[peer].region for peer in chosen)
+        zones = Counter((view.by_peer[peer].region, view.by_peer[peer].zone) for peer in chosen)
+
+        def order(
+            peer: PeerId, regions: Counter[str] = regions, zones: Counter[tuple[str, str]] = zones
+        ) -> tuple[bool, int, int, int]:
+            node = view.by_peer[peer]
+            return (
+                node.wish != "server",
+                regions[node.region],
+                zones[node.region, node.zone],
+                position[peer],
+            )
+
+        best = min(ranked, key=order)
+        ranked.remove(best)
+        chosen.append(best)
+    return tuple(chosen)
+
+
+def assignments(
+    view: View, genesis: Genesis, known: Mapping[PeerId, Assignment], *, epoch: int
+) -> dict[PeerId, Assignment]:
+    """What the cluster's authority says of every node that the genesis does not name as a server.
+
+    What is `known` stays. A new node becomes an agent, unless its operator forces it to be a server or
+    fewer servers exist than the authority's own configuration declares. Servers join etcd one at a
+    time (as learners), so a new one gets no assignment while another living server is not ready yet.
+    """
+    given = {
+        peer: assignment
+        for peer, assignment in known.items()
+        if assignment.cluster_id == genesis.cluster_id and peer not in genesis.servers
+    }
+    servers = [*map(PeerId, genesis.servers), *(p for p, a in given.items() if a.role == "server")]
+    joining = next((peer for peer in servers if _is_joining(view, peer)), None)
+    own = view.by_peer.get(view.self_id)
+    declared = own.servers if own is not None else len(genesis.servers)
+    newcomers = sorted(
+        (n for n in view.nodes if n.alive and n.peer not in given and n.peer not in servers),
+        key=lambda n: (n.wish != "server", stable_hash("rank", view.scope, n.peer)),
+    )
+    for node in newcomers:
+        role, reason = _wanted(node, len(servers), declared)
+        if role == "server":
+            if joining is not None or len(servers) >= MAX_SERVERS:
+                continue
+            joining = node.peer
+            servers.append(node.peer)
+        given[node.peer] = Assignment(role, reason, epoch, genesis.cluster_id)
+    return given
+
+
+def _is_joining(view: View, peer: PeerId) -> bool:
+    node = view.by_peer.get(peer)
+    return node is not None and node.alive and not node.ready
+
+
+def _wanted(node: ViewNode, servers: int, declared: int) -> tuple[Role, str]:
+    if node.wish == "server":
+        return "server", "server: forced by its own configuration (p2p.role), joined after the genesis"
+    if node.wish == "agent":
+        return "agent", "agent: forced by its own configuration (p2p.role)"
+    if servers < declared:
+        return "server", f"server: {_ordinal(servers + 1)} of {declared}, the place was free when it came"
+    return "agent", f"agent: the {servers} server{'s' if servers != 1 else ''} declared are there already"
+
+
+def explain(
+    view: View, genesis: Genesis | None, given: Mapping[PeerId, Assignment]
+) -> dict[PeerId, str]:
+    """One sentence for every node of the view: what it is and why."""
+    if genesis is None:
+        return {node.peer: "no role yet: no quorum has decided the genesis" for node in view.nodes}
+    certified = certified_reasons(view, genesis)
+    return {
+        node.peer: certified.get(node.peer)
+        or (given[node.peer].reason if node.peer in given else "")
+        or f"no role yet: waits for an assignment by {view.name(genesis.initiator)}"
+        for node in view.nodes
+    }
+
+
+def certified_reasons(view: View, genesis: Genesis) -> dict[PeerId, str]:
+    """The sentences of the servers that the genesis names."""
+    reasons: dict[PeerId, str] = {}
+    seen: Counter[str] = Counter()
+    for index, name in enumerate(genesis.servers):
+        peer = PeerId(name)
+        node = view.by_peer.get(peer)
+        sentence = f"server: {_ordinal(index + 1)} of {len(genesis.servers)}"
+        if node is not None and node.region:
+            seen[node.region] += 1
+            sentence += f", {_ordinal(seen[node.region])} of region {node.region}"
+        if peer == genesis.initiator:
+            sentence += ", initialised the cluster"
+        if node is not None and node.wish == "server":
+            sentence += ", forced by its own configuration (p2p.role)"
+        reasons[peer] = sentence
+    return reasons
+
+
+def cluster_args_hash(flags: Iterable[str]) -> str:
+    """16 hex digits over the k3s options that must be equal on all servers, in any order."""
+    return f"{stable_hash('args', *sorted(flags)):016x}"
+
+
+def _ordinal(number: int) -> str:
+    if number % 100 in (11, 12, 13):
+        return f"{number}th"
+    return f"{number}" + {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")

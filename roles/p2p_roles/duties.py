@@ -1,0 +1,227 @@
+"""What does a node do in each state of its way into a cluster?
+
+The other half of the bootstrap machine: what is done once on entering a state (`enter`), and what is
+due while in it (`act`, called after every event; calling it twice changes nothing). Which state it is
+in is decided by the table, in `bootstrap.py`; JOIN and MEMBER are in `joining.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from p2p_network.core.ids import PeerId, stable_hash
+from p2p_roles import assign
+from p2p_roles.durable import Membership
+from p2p_roles.events import MakeSecrets, StopK3s, WipeK3s
+from p2p_roles.genesis import certificate as certificates
+from p2p_roles.genesis.messages import GENESIS, OUTCOME, Abort, Genesis, Ready
+from p2p_roles.joining import JoinDuties
+from p2p_roles.rules import Rules
+from p2p_roles.transitions import State
+
+_PENALTY_S: Final = 5.0
+_MAX_PENALTY_S: Final = 60.0
+_ASK_AGAIN_S: Final = 30.0  # for what only this machine does: making secrets, wiping
+
+
+class Duties(JoinDuties):
+    """Duties of all states."""
+
+    def __init__(
+        self,
+        self_id: PeerId,
+        scope: str,
+        mesh_id: str,
+        sign: Callable[[bytes], bytes],
+        rules: Rules,
+    ) -> None:
+        super().__init__(self_id, scope, mesh_id, sign, rules)
+        self.yield_until = 0.0
+        self._secrets_asked = (0, 0.0)  # epoch, and when to ask again
+        self._wipe_again_at = 0.0
+        self._waiting_epoch = 0
+
+    # ------------------------------------------------------------ entering a state
+
+    def enter(self, now: float) -> None:
+        """What is done once, on entering `self.state`."""
+        self.entered_at = now
+        self.voting.give_way()
+        match self.state:
+            case State.INIT:
+                self._enter_init()
+            case State.JOIN:
+                self.enter_join(now)
+            case State.MEMBER:
+                self.enter_member()
+            case State.FENCED:
+                self._wipe_again_at = now
+            case State.WAIT:
+                self._waiting_epoch = 0
+            case State.DISCOVER | State.ELECT:
+                pass
+
+    def _enter_init(self) -> None:
+        decided = self.open_genesis()
+        assert decided is not None, "INIT rests on a GENESIS certificate"
+        assert decided.initiator == self.self_id, "only the certified initiator initialises"
+        if self.member is None:
+            reason = assign.certified_reasons(self.view, decided)[self.self_id]
+            self.change(member=Membership(self.epoch, "server", True, decided, reason=reason))
+            self.persist()
+        self.start_k3s("server-init")
+
+    # ------------------------------------------------------------ what is due
+
+    def act(self, now: float) -> None:
+        """What is due in `self.state`; sets the reason."""
+        match self.state:
+            case State.DISCOVER:
+                self.reason = self._discover_reason(now)
+            case State.ELECT:
+                self._act_elect(now)
+                self._say_understated()
+            case State.INIT:
+                self._act_init(now)
+            case State.WAIT:
+                self._act_wait(now)
+                self._say_understated()
+            case State.JOIN:
+                self.act_join(now)
+            case State.MEMBER:
+                self.act_member()
+            case State.FENCED:
+                self._act_fenced(now)
+
+    def _say_understated(self) -> None:
+        if problem := self.understated():
+            sentence, _, remedy = problem.partition("; ")
+            self.alarm(sentence, f"{remedy} on every node", about="understated")
+            self.reason += f"; {problem}"
+
+    def _discover_reason(self, now: float) -> str:
+        here, expected = len(self.view.alive), self.expected_nodes()
+        if self.epoch == 1 and here < expected:
+            return (
+                f"{here} of {expected} nodes are here; waiting for {expected - here} more "
+                "(p2p.minimum_nodes)"
+            )
+        if here < self.needed_votes(now):
+            return (
+                f"{here} nodes are here, {self.needed_votes(now)} of {self.voting.nodes(now)} "
+                "must agree; waiting for a quorum"
+            )
+        if not assign.rank(self.view):
+            return f"all {here} nodes are forced to be agents; waiting for one that may be a server"
+        return f"{here} nodes are here; waiting until no more come and go"
+
+    def _act_elect(self, now: float) -> None:
+        failed = self.failed()
+        ranked = assign.rank(self.view, failed)
+        if self.self_id not in ranked:
+            first = self.view.name(ranked[0]) if ranked else "a node that may be a server"
+            self.reason = f"waiting for {first} to propose; this node is forced to be an agent"
+            return
+        failures = failed.count(self.self_id)
+        penalty = min(_MAX_PENALTY_S, _PENALTY_S * 2.0**failures) if failures else 0.0
+        turn = ranked.index(self.self_id) * self.rules.stagger_s
+        due = max(self.entered_at + turn + penalty, self.yield_until)
+        if now < due:
+            self.wake(due)
+            self.reason = f"epoch {self.epoch}: {self.view.name(ranked[0])} proposes first"
+        elif not self.vpn_ip:
+            self.reason = f"epoch {self.epoch}: ready to propose, waiting for the VPN address"
+        elif self.durable.secrets is None or self.durable.secrets[0] != self.epoch:
+            self._make_secrets(now)
+        else:
+            here = len(self.view.alive)
+            self.reason = f"epoch {self.epoch}: asking {here} nodes to let this one initialise"
+            if self.voting.last_refusal:
+                self.reason += f" (last answer: {self.voting.last_refusal})"
+            self.propose(now, GENESIS, self._own_genesis(self.durable.secrets[1]))
+
+    def _make_secrets(self, now: float) -> None:
+        epoch, again_at = self._secrets_asked
+        if epoch != self.epoch or now >= again_at:
+            again_at = now + _ASK_AGAIN_S
+            self._secrets_asked = (self.epoch, again_at)
+            self.out.append(MakeSecrets(self.epoch))
+        self.wake(again_at)
+        self.reason = f"epoch {self.epoch}: making the cluster's CA"
+
+    def _own_genesis(self, ca_hash: str) -> Genesis:
+        rules = self.rules
+        return Genesis(
+            cluster_id=f"{stable_hash('cluster', self.scope, self.epoch, self.self_id, ca_hash):016x}",
+            initiator=self.self_id,
+            vpn_ip=self.vpn_ip,
+            ca_hash=ca_hash,
+            args_hash=rules.args_hash,
+            k3s_version=rules.k3s_version,
+            servers=assign.first_servers(self.view, self.self_id, rules.servers, self.failed()),
+            datastore=rules.datastore,
+        )
+
+    def _act_init(self, now: float) -> None:
+        member = self.member
+        assert member is not None, "INIT has a membership"
+        here = f"epoch {member.epoch}"
+        expires = self.entered_at + self.rules.init_s
+        if self.k3s.state == "ready" and self.k3s.ca_hash == member.genesis.ca_hash:
+            self.reason = f"{here}: k3s is up; asking the others to certify it"
+            self.propose(now, OUTCOME, Ready(self.k3s.uid))
+            return
+        if self.k3s.state == "ready":
+            why = "the k3s on this machine serves another CA than the one that was certified"
+            self.alarm(why, "another k3s runs here: stop it and remove its data (k3s-uninstall.sh)")
+        elif self.k3s.permanent:
+            why = self.k3s.error
+        elif now >= expires:
+            why = f"k3s did not come up in {self.rules.init_s:.0f} s"
+            why += f": {self.k3s.error}" if self.k3s.error else ""
+        else:
+            self.wake(expires)
+            self.reason = f"{here}: initialising the cluster{self.member_error()}"
+            return
+        if all(peer == self.self_id for peer in assign.rank(self.view)):
+            self.reason = f"{why}; no other node may be a server, so this one keeps trying"
+            return
+        self.reason = f"{here}: {why}; giving the epoch up so that another node can initialise"
+        self.propose(now, OUTCOME, Abort(why[:300], self.self_id))
+
+    def _act_wait(self, now: float) -> None:
+        decided = self.open_genesis()
+        assert decided is not None, "WAIT rests on a GENESIS certificate"
+        if self._waiting_epoch != self.epoch:
+            self._waiting_epoch, self.entered_at, self.silent_since = self.epoch, now, None
+            self.note_silence(now)
+        name, rules = self.view.name(decided.initiator), self.rules
+        stagger = self.turn() * rules.stagger_s
+        expires, why = self.entered_at + rules.wait_s, f"{name} did not finish in {rules.wait_s:.0f} s"
+        if decided.initiator == self.self_id:
+            expires, why = self.entered_at, "this node was chosen, but has lost its secrets"
+        elif self.silent_since is not None and self.silent_since + rules.silence_s < expires:
+            expires = self.silent_since + rules.silence_s
+            why = f"{name} has been silent for {rules.silence_s:.0f} s while initialising"
+        if now < expires + stagger:
+            self.wake(expires + stagger)
+            self.reason = f"epoch {self.epoch}: {name} initialises the cluster"
+        else:
+            self.reason = f"epoch {self.epoch}: {why}; asking the others to give it up"
+            self.propose(now, OUTCOME, Abort(why, decided.initiator))
+
+    def _act_fenced(self, now: float) -> None:
+        member, newer = self.member, self.overtaken_by()
+        assert member is not None, "only who holds data is fenced"
+        assert newer is not None, "no wipe without a certificate"
+        assert newer.instance.epoch > member.epoch or certificates.is_abort(newer), (
+            "no wipe without a newer certificate"
+        )
+        self.reason = (
+            f"epoch {member.epoch}, to which this node's k3s data belongs, is over: setting it aside"
+        )
+        if now >= self._wipe_again_at:
+            self._wipe_again_at = now + _ASK_AGAIN_S
+            self.out += [StopK3s(), WipeK3s(member.epoch, newer)]
+        self.wake(self._wipe_again_at)

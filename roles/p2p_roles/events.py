@@ -1,0 +1,236 @@
+"""What can happen to the bootstrap machine, and what can it want done?
+
+Events are observations, in the past tense; effects are imperatives, executed by the node in the order
+given. Secrets never pass through the machine: it names them by the CA hash that their K10 token pins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from p2p_network.core.ids import PeerId
+from p2p_roles.assign import Assignment, Role
+from p2p_roles.genesis.acceptor import Asked, Reply
+from p2p_roles.genesis.messages import Certificate, Datastore
+from p2p_roles.genesis.proposer import Answered, Ask
+from p2p_roles.view import View
+
+K3sState = Literal["absent", "stopped", "starting", "running", "ready", "failed"]
+StartKind = Literal["server-init", "server-join", "server", "agent"]
+"""server-init: the genesis, with ``cluster-init``. server-join: first start of a further server.
+server: any later start of a server, from the data it has. agent: every start of an agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The node is up: `durable` as last persisted (None at the very first start), and the
+    certificates found in the ledger."""
+
+    durable: bytes | None = field(repr=False)
+    certificates: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewChanged:
+    """The snapshot of the others is another one now."""
+
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateLearned:
+    """The ledger holds this under ``genesis/``; not yet verified."""
+
+    raw: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretsMade:
+    """CA and K10 token of `epoch` are made and durable; `ca_hash` names them."""
+
+    epoch: int
+    ca_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class K3sChanged:
+    """k3s on this machine changed its state.
+
+    Attributes:
+        uid: of the kube-system namespace, when a server is ready.
+        ca_hash: of what its ``/cacerts`` serves, when a server is ready.
+        error: one sentence with k3s's own words, when it failed (or is looping on an error).
+        permanent: trying again cannot help (no binary, data gone).
+    """
+
+    state: K3sState
+    uid: str = ""
+    ca_hash: str = ""
+    error: str = ""
+    permanent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JoinSecretReceived:
+    """`peer` handed out the secret for `role`; it is durable here. `ca_hash`: what its K10 pins."""
+
+    peer: PeerId
+    role: Role
+    ca_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class JoinSecretRefused:
+    """`peer` did not hand out the secret, or did not answer."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentChanged:
+    """The ledger's ``assign/<scope>/<peer>`` is this now."""
+
+    peer: PeerId
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class VpnReady:
+    """The TUN device is up with this address; it never changes again."""
+
+    ipv4: str
+
+
+@dataclass(frozen=True, slots=True)
+class K3sWiped:
+    """What k3s had of `epoch` is set aside."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time asked for by `wake_at` has come."""
+
+
+Event: TypeAlias = (
+    Started
+    | ViewChanged
+    | CertificateLearned
+    | Asked
+    | Answered
+    | SecretsMade
+    | K3sChanged
+    | JoinSecretReceived
+    | JoinSecretRefused
+    | AssignmentChanged
+    | VpnReady
+    | K3sWiped
+    | Tick
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make `state` durable (fsync) before the next effect; it comes back in `Started`."""
+
+    state: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishCertificate:
+    """Write `raw` to the ledger under `key`."""
+
+    key: str
+    raw: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishAssignment:
+    """Write the assignment to the ledger under `key`."""
+
+    key: str
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class MakeSecrets:
+    """Make a fresh CA and tokens for `epoch`, durably; answer with `SecretsMade`. Asked again for the
+    same epoch, answer with the same ones."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartK3s:
+    """Write the drop-in (and, for server-init, seed the CA), then start k3s or adopt a living one.
+
+    Attributes:
+        kind: see `StartKind`.
+        ca_hash: names the secrets to use.
+        join_ip: VPN address of the server to join or to lean on; "" for none.
+    """
+
+    kind: StartKind
+    epoch: int
+    ca_hash: str
+    join_ip: str
+    datastore: Datastore
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceInitDropIn:
+    """Write the drop-in anew, without ``cluster-init`` and with ``server:`` if `join_ip` is not "";
+    k3s keeps running."""
+
+    epoch: int
+    ca_hash: str
+    join_ip: str
+    datastore: Datastore
+
+
+@dataclass(frozen=True, slots=True)
+class FetchJoinSecret:
+    """Ask `peer` for the secret of `role`; answer with `JoinSecretReceived` or `JoinSecretRefused`."""
+
+    peer: PeerId
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class StopK3s:
+    """Stop k3s and don't start it again by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class WipeK3s:
+    """Stop k3s, set aside what it has of `epoch`, answer with `K3sWiped`. `certificate` allows it."""
+
+    epoch: int
+    certificate: Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A person must look at this. `hint`: what to do."""
+
+    message: str
+    hint: str
+
+
+Effect: TypeAlias = (
+    Persist
+    | Reply
+    | Ask
+    | PublishCertificate
+    | PublishAssignment
+    | MakeSecrets
+    | StartK3s
+    | ReplaceInitDropIn
+    | FetchJoinSecret
+    | StopK3s
+    | WipeK3s
+    | Alarm
+)

@@ -1,0 +1,1 @@
+"""Which node initialises a cluster: single-decree Paxos per epoch."""

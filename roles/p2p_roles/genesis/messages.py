@@ -1,0 +1,241 @@
+"""What do voters say to each other, and about what?
+
+An `Instance` is one decision: (scope, epoch, decree). Decree 1 of an epoch is its GENESIS (who
+initialises the cluster, with which CA), decree 2 its end: READY or ABORT, never both. Each instance is
+one single-decree Paxos (Lamport, "Paxos Made Simple", 2001). Requests are `Prepare` and `Accept`;
+each gets exactly one answer. Everything here crosses a wire or rests on a disk: strict and bounded.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+from p2p_network import wire
+
+GENESIS: Final = 1
+OUTCOME: Final = 2
+
+VOTE_PURPOSE: Final = "genesis-vote"
+METHOD: Final = "genesis"
+"""The name of the request between peers that carries these messages."""
+
+MAX_MESSAGE_BYTES: Final = 256 * 1024
+MAX_VALUE_BYTES: Final = 8 * 1024
+MAX_SERVERS: Final = 31
+MAX_EPOCH: Final = 1 << 31
+MAX_ROUND: Final = 1 << 31
+
+Datastore = Literal["etcd", "external", "sqlite"]
+
+
+class Instance(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """One decision. `decree`: GENESIS (1) or OUTCOME (2) of an epoch."""
+
+    scope: str
+    epoch: int
+    decree: int
+
+    def __str__(self) -> str:
+        return f"{'GENESIS' if self.decree == GENESIS else 'OUTCOME'}({self.epoch})"
+
+
+class Ballot(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """The number of an attempt; the peer id makes it unique."""
+
+    round: int
+    peer: str
+
+
+# ---------------------------------------------------------------- values
+
+
+class Genesis(msgspec.Struct, frozen=True, tag="genesis"):
+    """Decree 1: `initiator` runs ``cluster-init``, with this CA and no other.
+
+    Attributes:
+        cluster_id: names the cluster for ever.
+        initiator: peer id of the first server.
+        vpn_ip: its VPN address.
+        ca_hash: hex SHA-256 that a K10 token of this cluster pins; the fence.
+        args_hash: of the options that must be equal on all servers.
+        k3s_version: of the initiator's binary.
+        servers: the first servers, the initiator first; so the first assignment is certified too.
+        datastore: "etcd", "external" or "sqlite".
+    """
+
+    cluster_id: str
+    initiator: str
+    vpn_ip: str
+    ca_hash: str
+    args_hash: str
+    k3s_version: str
+    servers: tuple[str, ...]
+    datastore: Datastore
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Decree 2: the cluster is up; `uid` is its kube-system namespace's."""
+
+    uid: str
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Decree 2: this epoch is given up; `initiator` is the one that failed."""
+
+    reason: str
+    initiator: str = ""
+
+
+Value: TypeAlias = Genesis | Ready | Abort
+
+
+class Vote(msgspec.Struct, frozen=True, array_like=True):
+    """An acceptor's signature over (mesh, instance, ballot, N, value)."""
+
+    peer: str
+    signature: bytes
+
+
+class Certificate(msgspec.Struct, frozen=True, array_like=True):
+    """What a quorum signed: proof that `value` is the one value of `instance`.
+
+    Attributes:
+        nodes: the N that the quorum was based on.
+        value: encoded `Value`; kept as the bytes that were signed.
+        votes: of distinct peers, at least ``nodes // 2 + 1``.
+    """
+
+    instance: Instance
+    ballot: Ballot
+    nodes: int
+    value: bytes
+    votes: tuple[Vote, ...]
+
+
+# ---------------------------------------------------------------- requests and answers
+
+
+class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+    """Phase 1: promise not to take part in lower ballots, and tell what you accepted.
+
+    Attributes:
+        nodes: the sender's N.
+        grounds: the certificate that opens this instance: ABORT(e-1) for GENESIS(e), GENESIS(e)
+            for OUTCOME(e); None only for GENESIS(1).
+    """
+
+    instance: Instance
+    ballot: Ballot
+    nodes: int
+    grounds: Certificate | None = None
+
+
+class Accept(msgspec.Struct, frozen=True, tag="accept"):
+    """Phase 2: accept this value. `nodes` and `grounds` as in `Prepare`."""
+
+    instance: Instance
+    ballot: Ballot
+    nodes: int
+    value: bytes
+    grounds: Certificate | None = None
+
+
+class Promise(msgspec.Struct, frozen=True, tag="promise"):
+    """Yes to `Prepare`. `accepted`: the ballot and value accepted before, if any."""
+
+    instance: Instance
+    ballot: Ballot
+    nodes: int
+    accepted: tuple[Ballot, bytes] | None = None
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
+    """Yes to `Accept`, signed."""
+
+    instance: Instance
+    ballot: Ballot
+    nodes: int
+    signature: bytes
+
+
+class Nack(msgspec.Struct, frozen=True, tag="nack"):
+    """No. `promised`: the ballot that stands in the way, `nodes`: the acceptor's N, `reason`: a sentence."""
+
+    instance: Instance
+    ballot: Ballot
+    nodes: int
+    promised: Ballot | None
+    reason: str
+
+
+class Decided(msgspec.Struct, frozen=True, tag="decided"):
+    """It is decided already, or a newer epoch has begun: here is the proof."""
+
+    certificate: Certificate
+
+
+Request: TypeAlias = Prepare | Accept
+Answer: TypeAlias = Promise | Accepted | Nack | Decided
+
+
+def quorum(nodes: int) -> int:
+    """How many of `nodes` voters decide: any two such groups share a member."""
+    return nodes // 2 + 1
+
+
+def covered(nodes: int) -> int:
+    """Up to how many voters the quorum of N is safe: two quorums among more could miss each other."""
+    return 2 * quorum(nodes) - 1
+
+
+def vote_payload(
+    mesh_id: str, instance: Instance, ballot: Ballot, nodes: int, value: bytes
+) -> bytes:
+    """The bytes that an acceptor signs (purpose `VOTE_PURPOSE`)."""
+    return wire.encode((mesh_id, instance, ballot, nodes, value))
+
+
+def encode(message: Request | Answer) -> bytes:
+    """The bytes of a message."""
+    return wire.encode(message)
+
+
+def decode_request(raw: bytes) -> Request:
+    """A request from untrusted bytes. Raises ValueError."""
+    request: Request = wire.decode(_bounded(raw), Request)  # type: ignore[arg-type]
+    return request
+
+
+def decode_answer(raw: bytes) -> Answer:
+    """An answer from untrusted bytes. Raises ValueError."""
+    answer: Answer = wire.decode(_bounded(raw), Answer)  # type: ignore[arg-type]
+    return answer
+
+
+def _bounded(raw: bytes) -> bytes:
+    if len(raw) > MAX_MESSAGE_BYTES:
+        raise ValueError(f"a genesis message has at most {MAX_MESSAGE_BYTES} bytes, this has {len(raw)}")
+    return raw
+
+
+def encode_value(value: Value) -> bytes:
+    """The bytes of a value; equal values have equal bytes."""
+    return wire.encode(value)
+
+
+def decode_value(raw: bytes, decree: int) -> Value:
+    """The value of a decree. Raises ValueError if it is too large, malformed or of the other decree."""
+    if len(raw) > MAX_VALUE_BYTES:
+        raise ValueError(f"a genesis value has at most {MAX_VALUE_BYTES} bytes, this has {len(raw)}")
+    value: Value = wire.decode(raw, Value)  # type: ignore[arg-type]
+    if isinstance(value, Genesis) != (decree == GENESIS):
+        raise ValueError(f"decree {decree} cannot be {type(value).__name__}")
+    if isinstance(value, Genesis) and not (
+        0 < len(value.servers) <= MAX_SERVERS
+        and value.servers[0] == value.initiator
+        and len(set(value.servers)) == len(value.servers)
+    ):
+        raise ValueError("a genesis names distinct first servers, its initiator first")
+    return value

@@ -1,0 +1,236 @@
+"""What does a node do once the cluster exists: get in, stay in, and let others in?
+
+Duties of the states JOIN and MEMBER. A node joins with the role that the GENESIS certificate or the
+cluster's authority gives it, and with a secret whose K10 token pins the certified CA, from any living
+server. First servers start concurrently: etcd takes one learner at a time, and k3s retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from p2p_network.core.ids import PeerId
+from p2p_roles import assign
+from p2p_roles.assign import Role
+from p2p_roles.durable import Membership
+from p2p_roles.events import (
+    FetchJoinSecret,
+    JoinSecretReceived,
+    JoinSecretRefused,
+    PublishAssignment,
+    ReplaceInitDropIn,
+    StartK3s,
+    StartKind,
+    StopK3s,
+)
+from p2p_roles.facts import Facts
+from p2p_roles.genesis.messages import Genesis
+from p2p_roles.rules import Rules
+from p2p_roles.transitions import State
+
+_MAX_BACKOFF: Final = 5  # times join_s
+
+
+class JoinDuties(Facts):
+    """Duties of JOIN and MEMBER."""
+
+    def __init__(
+        self,
+        self_id: PeerId,
+        scope: str,
+        mesh_id: str,
+        sign: Callable[[bytes], bytes],
+        rules: Rules,
+    ) -> None:
+        super().__init__(self_id, scope, mesh_id, sign, rules)
+        self._joining_since = 0.0
+        self._attempts = 0  # starts of k3s that were given up
+        self._fetches = 0
+        self._fetching_until = 0.0
+        self._refusal = ""
+
+    def start_k3s(self, kind: StartKind) -> None:
+        """Start k3s as what this node is, or adopt a living one."""
+        member = self.member
+        assert member is not None, "k3s is started with a role"
+        assert kind != "server-init" or (member.initiator and not member.joined), (
+            "cluster-init exists only while initialising"
+        )
+        g = member.genesis
+        self.out.append(StartK3s(kind, member.epoch, g.ca_hash, member.join_ip, g.datastore))
+        self.k3s_started = True
+
+    # ------------------------------------------------------------ JOIN
+
+    def enter_join(self, now: float) -> None:
+        """Begin to join."""
+        self._joining_since = self._fetching_until = now
+        self._attempts = self._fetches = 0
+        self._refusal = ""
+        self.k3s_started = False
+
+    def act_join(self, now: float) -> None:
+        """Get the role, the secret, and k3s up; again with another server when it takes too long."""
+        ready = self.ready_genesis()
+        assert ready is not None, "no join without a READY certificate"
+        decided = ready[1]
+        role, why = self.own_role(decided)
+        if role is None or not self.vpn_ip:
+            self._joining_since = now
+            self.reason = why if role is None else f"{why}; waiting for the VPN address"
+            return
+        if role == "server" and decided.args_hash != self.rules.args_hash:
+            self.alarm(
+                "this node's k3s options differ from the initiator's where all servers must agree",
+                "make k3s.args equal on all servers (cluster-cidr, service-cidr, cluster-dns, disable, ...)",
+            )
+        limit = self.rules.join_s * min(1 + self._attempts, _MAX_BACKOFF)
+        if self.k3s_started and now >= self._joining_since + limit:
+            self._attempts += 1
+            self._joining_since = self._fetching_until = now
+            self.k3s_started = False
+            self.out.append(StopK3s())
+        if self.k3s_started:
+            self.wake(self._joining_since + limit)
+            self.reason = f"{why}; joining{self.member_error()}"
+        elif self.member is not None and not self._attempts:  # restarted while joining
+            self.start_k3s("server-join" if role == "server" else "agent")
+            self.reason = f"{why}; joining again after a restart"
+        else:
+            self._fetch(now, decided, role, why)
+
+    def _fetch(self, now: float, decided: Genesis, role: Role, why: str) -> None:
+        if now < self._fetching_until:
+            self.wake(self._fetching_until)
+            refusal = f" (last answer: {self._refusal})" if self._refusal else ""
+            self.reason = f"{why}; asking for the join secret{refusal}"
+            return
+        sources = self._sources(decided)
+        if not sources:
+            self.reason = f"{why}; no server of the cluster is reachable"
+            return
+        source = sources[self._fetches % len(sources)]
+        self._fetches += 1
+        # an answer that never comes is given up when this time is over
+        self._fetching_until = now + 5 * self.rules.retry_s
+        self.wake(self._fetching_until)
+        self.out.append(FetchJoinSecret(source, role))
+        self.reason = f"{why}; asking {self.view.name(source)} for the join secret"
+
+    def _sources(self, decided: Genesis) -> list[PeerId]:
+        """Living servers of the cluster that could hand the secret out; the initiator first."""
+        found = [
+            n.peer
+            for n in self.view.nodes
+            if n.alive
+            and n.peer != self.self_id
+            and n.vpn_ipv4
+            and (
+                n.peer == decided.initiator
+                or (n.role == "server" and n.ready and n.cluster_id == decided.cluster_id)
+            )
+        ]
+        return sorted(found, key=lambda peer: (peer != decided.initiator, peer))
+
+    def secret_answered(self, now: float, event: JoinSecretReceived | JoinSecretRefused) -> None:
+        """A server answered the request for the join secret."""
+        ready = self.ready_genesis()
+        if self.state is not State.JOIN or self.k3s_started or ready is None:
+            return
+        epoch, decided, _ = ready
+        if isinstance(event, JoinSecretRefused):
+            self._refusal = event.reason[:200]
+            self._fetching_until = now + self.rules.retry_s
+            return
+        role, why = self.own_role(decided)
+        source = self.view.by_peer.get(event.peer)
+        if event.ca_hash != decided.ca_hash:
+            self.alarm(
+                f"the join secret of {self.view.name(event.peer)} is for another CA than the certified one",
+                "that node is in another cluster: look at its status; this one asks others meanwhile",
+            )
+            self._refusal = "it was for another CA"
+            self._fetching_until = now + self.rules.retry_s
+            return
+        if role != event.role or source is None or not source.vpn_ipv4:
+            return
+        self.change(
+            member=Membership(epoch, role, False, decided, join_ip=source.vpn_ipv4, reason=why)
+        )
+        self.persist()
+        self._joining_since = now
+        self.start_k3s("server-join" if role == "server" else "agent")
+
+    def is_serving(self) -> bool:
+        """k3s, started with the present role, is ready and of the certified CA."""
+        member = self.member
+        if member is None or not self.k3s_started or self.k3s.state != "ready":
+            return False
+        if self.k3s.ca_hash == member.genesis.ca_hash:
+            return True
+        if self.k3s.ca_hash or member.role == "server":
+            self.alarm(
+                "the k3s on this machine serves another CA than the certified one",
+                "another k3s runs here: stop it and remove its data (k3s-uninstall.sh)",
+            )
+            return False
+        return True  # an agent that does not see the CA was let in with the token that pins it
+
+    # ------------------------------------------------------------ MEMBER
+
+    def enter_member(self) -> None:
+        """In. After a restart: start k3s with the old role, without asking anyone."""
+        member = self.member
+        assert member is not None, "a member knows what it is a member of"
+        if not member.joined:
+            self.change_member(joined=True)
+            self.change(seen=())
+            self.persist()
+        if not self.k3s_started:
+            self.start_k3s("server" if member.role == "server" else "agent")
+        elif member.initiator:
+            self._replace_init(self._another_server(member))
+
+    def act_member(self) -> None:
+        """Say how it is; as the initiator, also what only one node may do."""
+        member = self.member
+        assert member is not None, "a member knows what it is a member of"
+        self.reason = member.reason + self.member_error()
+        if not member.initiator:
+            return
+        if not member.join_ip and (other := self._another_server(member)):
+            self._replace_init(other)
+        if self.k3s.state == "ready":
+            self._publish_assignments(member)
+
+    def _another_server(self, member: Membership) -> str:
+        """The VPN address of another server that is ready; "" if there is none."""
+        found = (
+            n.vpn_ipv4
+            for n in sorted(self.view.nodes, key=lambda n: n.peer)
+            if n.peer != self.self_id
+            and n.role == "server"
+            and n.ready
+            and n.vpn_ipv4
+            and n.cluster_id == member.genesis.cluster_id
+        )
+        return next(found, "")
+
+    def _replace_init(self, join_ip: str) -> None:
+        """``cluster-init`` leaves the disk; ``server:`` comes where there is another server to name."""
+        if join_ip:
+            self.change_member(join_ip=join_ip)
+            self.persist()
+        member = self.member
+        assert member is not None, "a member knows what it is a member of"
+        g = member.genesis
+        self.out.append(ReplaceInitDropIn(member.epoch, g.ca_hash, join_ip, g.datastore))
+
+    def _publish_assignments(self, member: Membership) -> None:
+        """As the cluster's authority: a word on every node that the genesis does not name."""
+        given = assign.assignments(self.view, member.genesis, self.assignments, epoch=member.epoch)
+        for peer, assignment in given.items():
+            if self.assignments.get(peer) != assignment:
+                self.assignments[peer] = assignment
+                self.out.append(PublishAssignment(assign.key_of(self.scope, peer), assignment))
