@@ -7,6 +7,7 @@ be started by its executor and come back as an event. A decision's reason is log
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -28,6 +29,7 @@ class Runner(Generic[E, F]):
         machine: the core.
         execute: carries out one effect; must be durable on return if the effect persists.
         tick: makes the event that `wake_at` asks for.
+        quiet: log reasons at debug level; for machines that decide all the time.
     """
 
     def __init__(
@@ -36,7 +38,10 @@ class Runner(Generic[E, F]):
         machine: Machine[E, F],
         execute: Callable[[F], Awaitable[None]],
         tick: Callable[[], E],
+        *,
+        quiet: bool = False,
     ) -> None:
+        self._level = logging.DEBUG if quiet else logging.INFO
         self._name = name
         self._machine = machine
         self._execute = execute
@@ -51,9 +56,12 @@ class Runner(Generic[E, F]):
             decision = self._machine.step(trio.current_time(), event)
             if decision.reason and decision.reason != self.reason:
                 self.reason = decision.reason
-                log.event(logger, f"{self._name}_decided", reason=decision.reason)
-            for effect in decision.effects:
-                await self._execute(effect)
+                log.event(logger, f"{self._name}_decided", self._level, reason=decision.reason)
+            # whoever fed the event may be cancelled (a peer's connection ends): a decision is still
+            # carried out whole, or the machine would believe in effects that never were
+            with trio.CancelScope(shield=True):
+                for effect in decision.effects:
+                    await self._execute(effect)
         self._changed.set()
         return decision
 

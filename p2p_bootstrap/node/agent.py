@@ -1,0 +1,259 @@
+"""Where is everything wired, and in what order does a node come up and go down?
+
+One function, `run_agent`: state directory and identity, then the columns (mesh host, `Replication`, `Vpn`,
+`Cluster`), each with its own cores, then the local API. Columns talk through the ledger and the `Signal`s
+handed to them here; no column knows another's adapters.
+
+Going down: SIGTERM (a service manager) ends this process alone, so packets and k3s go on and the next start
+adopts them. SIGINT (a person's Ctrl-C) and ``leave`` stop k3s and the data plane too.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+from p2p_network import wire
+from p2p_network.addressing import ipv6_of
+from p2p_network.core import log
+from p2p_network.core.errors import P2PError
+from p2p_network.core.ids import PeerId
+from p2p_network.host.mesh import MeshHost
+from p2p_network.ledger.durable import DurableFiles
+from p2p_network.ledger.store import LedgerStore
+from p2p_network.records import NodeRecord
+from p2p_network.state import StateDirectory
+from p2p_network.token import mesh_keys
+
+from p2p_bootstrap import __version__
+from p2p_bootstrap.api.events import EventLog
+from p2p_bootstrap.api.server import serve_api
+from p2p_bootstrap.config.loading import Config
+from p2p_bootstrap.node.answers import Answers, own_hostname
+from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.policy import ledger_policy
+from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.signal import Signal
+from p2p_bootstrap.node.vpn import Vpn
+from p2p_bootstrap.service import notify
+
+logger = log.get(__name__)
+
+RECORD_EVERY_S = 15.0
+REMEMBER_EVERY_S = 30.0
+FAREWELL_S = 3.0
+MAX_REMEMBERED = 1000
+
+
+def run_agent(config: Config, *, state_dir: Path, socket: Path, events: EventLog) -> None:
+    """Run the agent until it is told to end. Raises P2PError with what it can't start or go on without."""
+    try:
+        trio.run(_Agent(config, state_dir, socket, events).run)
+    except BaseExceptionGroup as group:
+        raise _the_reason(group) from group
+
+
+def _the_reason(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error to show: a person's error if there is one, else the first bug."""
+    leaves: list[BaseException] = []
+    todo: list[BaseException] = [group]
+    while todo:
+        exc = todo.pop(0)
+        if isinstance(exc, BaseExceptionGroup):
+            todo.extend(exc.exceptions)
+        else:
+            leaves.append(exc)
+    bugs = [exc for exc in leaves if not isinstance(exc, P2PError)]
+    return bugs[0] if bugs else leaves[0]
+
+
+@dataclass(slots=True)
+class _Columns:
+    host: MeshHost
+    replication: Replication
+    vpn: Vpn
+    cluster: Cluster
+
+
+class _Agent:
+    """One run of the agent."""
+
+    def __init__(self, config: Config, state_dir: Path, socket: Path, events: EventLog) -> None:
+        self._config = config
+        self._state_dir = state_dir
+        self._socket = socket
+        self._events = events
+        self._hostname = own_hostname(config)
+        self._stopping = trio.CancelScope()
+        self._working = trio.CancelScope()  # VPN, roles and our record: ends earlier, when we leave
+        self._left = False
+
+    async def run(self) -> None:
+        with StateDirectory.open(self._state_dir) as state:
+            identity = await trio.to_thread.run_sync(state.identity)
+            durable = DurableFiles(state.durable_path)
+            keys = mesh_keys(self._config.token, self._config.p2p.network_id)
+            log.event(
+                logger, "agent.started", version=__version__, peer=identity.peer_id, hostname=self._hostname
+            )
+            host = MeshHost(
+                identity=identity,
+                psk=keys.psk,
+                mesh_id=keys.mesh_id,
+                rendezvous=keys.rendezvous,
+                listen=self._config.p2p.listen,
+                bootstrap=self._config.bootstrap,
+                mdns=self._config.mdns,
+                dht=self._config.dht,
+                remembered=_remembered(durable),
+            )
+            store = LedgerStore(state.store_path, keys.mesh_id)
+            policy = ledger_policy(keys.mesh_id, lambda key: replication.ledger.get(key))
+            replication = Replication(
+                identity=identity,
+                mesh_id=keys.mesh_id,
+                host=host,
+                store=store,
+                policy=policy,
+                ipv6_of=lambda peer: str(ipv6_of(keys.mesh_id, peer)),
+            )
+            vpn_changed, roles_changed = Signal(), Signal()
+            vpn = Vpn(
+                self_id=identity.peer_id,
+                mesh_id=keys.mesh_id,
+                options=self._config.p2p.vpn,
+                host=host,
+                replication=replication,
+                socket_path=self._socket.with_name("dataplane.sock"),
+                log_path=self._state_dir / "dataplane.log",
+                ready=vpn_changed,
+            )
+            cluster = Cluster(
+                identity=identity,
+                mesh_id=keys.mesh_id,
+                config=self._config,
+                hostname=self._hostname,
+                host=host,
+                replication=replication,
+                vpn=vpn,
+                vpn_changed=vpn_changed,
+                durable=durable,
+                state_dir=self._state_dir,
+                changed=roles_changed,
+            )
+            columns = _Columns(host, replication, vpn, cluster)
+            answers = Answers(
+                config=self._config,
+                hostname=self._hostname,
+                mesh_id=keys.mesh_id,
+                self_id=identity.peer_id,
+                host=host,
+                replication=replication,
+                vpn=vpn,
+                cluster=cluster,
+                events=self._events,
+                changed=roles_changed,
+                leave=lambda: self._leave(columns, identity.peer_id),
+                stop=self._stopping.cancel,
+            )
+            try:
+                await self._live(columns, answers, durable, identity.peer_id)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(store.close)
+        log.event(logger, "agent.stopped", reason="it was told to end")
+
+    async def _live(
+        self, columns: _Columns, answers: Answers, durable: DurableFiles, self_id: PeerId
+    ) -> None:
+        await columns.replication.load()
+        with self._stopping:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve_api, answers, self._socket)
+                nursery.start_soon(self._watch_signals, columns)
+                await nursery.start(columns.host.run)
+                nursery.start_soon(columns.replication.run)
+                nursery.start_soon(answers.run)
+                nursery.start_soon(self._remember, columns.host, durable)
+                nursery.start_soon(self._work, columns, self_id)
+                notify("READY=1")
+                await trio.sleep_forever()
+
+    async def _work(self, columns: _Columns, self_id: PeerId) -> None:
+        with self._working:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_record, columns, self_id)
+                nursery.start_soon(columns.vpn.run)
+                nursery.start_soon(columns.cluster.run)
+
+    async def _watch_signals(self, columns: _Columns) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                name = signal.Signals(number).name
+                log.event(logger, "agent.stopping", reason=f"{name} received")
+                if number == signal.SIGINT and not self._left:
+                    # a person in the foreground expects everything to end with Ctrl-C
+                    self._working.cancel()
+                    await self._stop_everything(columns)
+                self._stopping.cancel()
+                return
+
+    async def _stop_everything(self, columns: _Columns) -> None:
+        try:
+            await columns.cluster.stop_k3s()
+        except P2PError as exc:
+            log.event(logger, "agent.k3s_not_stopped", logging.ERROR, error=exc.message, hint=exc.hint)
+        await columns.vpn.stop()
+
+    async def _leave(self, columns: _Columns, self_id: PeerId) -> None:
+        """Take this node out: its k3s, its packets, its word in the ledger."""
+        self._left = True
+        self._working.cancel()
+        await columns.cluster.leave()
+        await columns.vpn.stop()
+        await columns.replication.delete(f"role/{self_id}")
+        await columns.replication.delete(f"node/{self_id}")
+        with trio.move_on_after(FAREWELL_S):
+            await columns.replication.spread()
+        log.event(logger, "agent.left", peer=self_id, reason="an operator asked for it")
+
+    async def _keep_record(self, columns: _Columns, self_id: PeerId) -> None:
+        """Keep what this node says of itself true; writing the same again changes nothing."""
+        p2p = self._config.p2p
+        while True:
+            record = NodeRecord(
+                hostname=self._hostname,
+                region=p2p.region or "",
+                zone=p2p.zone or "",
+                addresses=columns.host.addresses(),
+                carriers=columns.vpn.carriers(),
+                wish=self._config.wish,
+                minimum_nodes=self._config.minimum_nodes,
+                servers=self._config.declared_servers,
+                program=__version__,
+            )
+            await columns.replication.write(f"node/{self_id}", wire.encode(record))
+            await trio.sleep(RECORD_EVERY_S)
+
+    async def _remember(self, host: MeshHost, durable: DurableFiles) -> None:
+        """Keep on disk where peers were, for the next start without any other way to find them."""
+        last = b""
+        while True:
+            await trio.sleep(REMEMBER_EVERY_S)
+            known = dict(sorted(host.known().items())[:MAX_REMEMBERED])
+            raw = wire.encode(known)
+            if raw != last:
+                await trio.to_thread.run_sync(durable.set, "peers", raw)
+                last = raw
+
+
+def _remembered(durable: DurableFiles) -> dict[PeerId, tuple[str, ...]]:
+    try:
+        raw = durable.get("peers")
+        return wire.decode(raw, dict[PeerId, tuple[str, ...]]) if raw else {}
+    except (P2PError, ValueError) as exc:  # only a convenience: peers are found in other ways too
+        log.event(logger, "agent.peers_forgotten", logging.WARNING, detail=str(exc))
+        return {}

@@ -1,0 +1,288 @@
+"""What does the agent answer when a program on this machine asks?
+
+Implements `api.service.AgentService` by reading the columns' snapshots; decides nothing. Milestones
+(`phases`) are noted here, the first time each is seen.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+from p2p_network import wire
+from p2p_network.core.errors import TimedOut
+from p2p_network.core.ids import PeerId
+from p2p_network.host.mesh import MeshHost
+from p2p_network.membership import MemberState
+from p2p_network.records import RoleRecord
+
+from p2p_bootstrap import __version__
+from p2p_bootstrap.api.events import EventLog
+from p2p_bootstrap.api.service import (
+    EventDoc,
+    Goal,
+    K3sDoc,
+    MeshDoc,
+    NodeDoc,
+    PeerDoc,
+    PhaseDoc,
+    PhaseName,
+    RoleDoc,
+    RoleRow,
+    StatusDoc,
+    VpnDoc,
+    find_node,
+)
+from p2p_bootstrap.config.loading import Config
+from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.metrics import render
+from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.signal import Signal
+from p2p_bootstrap.node.vpn import Vpn
+
+POLL_S = 1.0
+
+
+class Answers:
+    """The agent as its local API sees it.
+
+    Args:
+        changed: raised when a milestone may have been reached.
+        leave, stop: what those two requests do; the composition root knows.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        hostname: str,
+        mesh_id: str,
+        self_id: PeerId,
+        host: MeshHost,
+        replication: Replication,
+        vpn: Vpn,
+        cluster: Cluster,
+        events: EventLog,
+        changed: Signal,
+        leave: Callable[[], Awaitable[None]],
+        stop: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._hostname = hostname
+        self._mesh_id = mesh_id
+        self._self_id = self_id
+        self._host = host
+        self._replication = replication
+        self._vpn = vpn
+        self._cluster = cluster
+        self._events = events
+        self._leave = leave
+        self._stop = stop
+        self._started_at = trio.current_time()
+        self._phases: dict[PhaseName, float] = {}
+        self._looked = trio.Event()
+        self._changed = changed
+
+    async def run(self) -> None:
+        """Note milestones as they are reached, and wake those who wait for one; until cancelled."""
+        while True:
+            self._note_phases()
+            looked, self._looked = self._looked, trio.Event()
+            looked.set()
+            await self._changed.wait(POLL_S)
+
+    def _note_phases(self) -> None:
+        reached: dict[PhaseName, bool] = {
+            "mesh": bool(self._host.connected()) or self._cluster.genesis_known,
+            "vpn": self._vpn.status.state in ("up", "off"),
+            "genesis": self._cluster.genesis_known,
+            "role": bool(self._cluster.role),
+            "ready": self._cluster.ready,
+        }
+        now = trio.current_time() - self._started_at
+        for name, is_reached in reached.items():
+            if is_reached:
+                self._phases.setdefault(name, now)
+
+    # ------------------------------------------------------------ AgentService
+
+    def status(self) -> StatusDoc:
+        """The state of this node, now."""
+        self._note_phases()
+        members = [m for m in self._replication.view.members if m.state is not MemberState.LEFT]
+        connected = len(self._host.connected())
+        vpn = self._vpn.status
+        p2p = self._config.p2p
+        phases = sorted(self._phases.items(), key=lambda item: item[1])
+        return StatusDoc(
+            node=NodeDoc(
+                peer=self._self_id,
+                hostname=self._hostname,
+                region=p2p.region or "",
+                zone=p2p.zone or "",
+                version=__version__,
+                pid=os.getpid(),
+            ),
+            mesh=MeshDoc(
+                mesh_id=self._mesh_id,
+                network_id=p2p.network_id,
+                state="joined" if connected else "alone" if self._host.addresses() else "starting",
+                peers=connected,
+                known=len(members) - 1,
+            ),
+            vpn=VpnDoc(
+                state=vpn.state,
+                device=p2p.vpn.interface if vpn.state != "off" else "",
+                ipv4=vpn.ipv4,
+                ipv6=vpn.ipv6,
+                mtu=self._vpn.mtu,
+                error=vpn.error,
+            ),
+            role=RoleDoc(
+                state=self._cluster.state,
+                role=self._cluster.role,
+                reason=self._cluster.reason,
+                epoch=self._cluster.epoch,
+                cluster_id=self._cluster.cluster_id,
+                ready=self._cluster.ready,
+            ),
+            k3s=K3sDoc(
+                state=self._cluster.k3s_state,
+                version=self._cluster.k3s_version,
+                pid=self._cluster.k3s_pid,
+                error=self._cluster.k3s_error,
+            ),
+            phases=[PhaseDoc(name=name, at_s=round(at_s, 3)) for name, at_s in phases],
+        )
+
+    def peers(self) -> Sequence[PeerDoc]:
+        """Every peer known, whatever its state."""
+        return [self._peer(m.peer) for m in self._replication.view.members if m.peer != self._self_id]
+
+    def _peer(self, peer: PeerId) -> PeerDoc:
+        member = self._replication.view.get(peer)
+        assert member is not None
+        record, stats = member.record, self._vpn.status.peers.get(peer)
+        rtt_s = self._host.round_trip_s(peer)
+        return PeerDoc(
+            peer=peer,
+            hostname=record.hostname if record else "",
+            region=record.region if record else "",
+            zone=record.zone if record else "",
+            state=member.state.value,
+            ipv4=member.ipv4,
+            ipv6=member.ipv6,
+            address=self._host.address_of(peer),
+            rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 2),
+            carrier=stats.carrier if stats else "none",
+            role=self._role_record(peer).role,  # type: ignore[typeddict-item]  # checked by _role_record
+            rx_bytes=stats.rx_bytes if stats else 0,
+            tx_bytes=stats.tx_bytes if stats else 0,
+        )
+
+    def _role_record(self, peer: PeerId) -> RoleRecord:
+        entry = self._replication.ledger.get(f"role/{peer}")
+        nothing = RoleRecord("", "", "", 0, False, "")
+        if entry is None:
+            return nothing
+        try:
+            record = wire.decode(entry.value or b"", RoleRecord)
+        except ValueError:
+            return nothing
+        return record if record.role in ("server", "agent", "") else nothing
+
+    def roles(self) -> Sequence[RoleRow]:
+        """Every node's role as the ledger tells it, this node's included."""
+        rows = []
+        for member in self._replication.view.members:
+            if member.state is MemberState.LEFT:
+                continue
+            said = self._role_record(member.peer)
+            itself = member.peer == self._self_id
+            gone = member.state in (MemberState.DEAD, MemberState.SUSPECT)
+            rows.append(
+                RoleRow(
+                    peer=member.peer,
+                    hostname=member.record.hostname if member.record else "",
+                    region=member.record.region if member.record else "",
+                    ipv4=member.ipv4,
+                    role=said.role,  # type: ignore[typeddict-item]
+                    state=self._cluster.state if itself else said.state,
+                    ready=self._cluster.ready if itself else said.ready and not gone,
+                    reason=said.reason if not gone else f"{member.state}: {member.reason}; last: {said.reason}",
+                    self=itself,
+                )
+            )
+        return sorted(rows, key=lambda row: (row["hostname"], row["peer"]))
+
+    def role_of(self, name: str) -> RoleRow:
+        """The row of one node. Raises UnknownNode."""
+        return find_node(self.roles(), name)
+
+    def events_since(self, seq: int) -> Sequence[EventDoc]:
+        """The kept events with a number above `seq`."""
+        return self._events.since(seq)
+
+    async def wait_events(self, seq: int) -> None:
+        """Return once there is an event with a number above `seq`."""
+        await self._events.wait(seq)
+
+    async def kubeconfig(self) -> str:
+        """The cluster-admin kubeconfig. Raises RoleError on an agent node, naming the servers."""
+        servers = [row["hostname"] for row in self.roles() if row["role"] == "server" and not row["self"]]
+        return await self._cluster.kubeconfig(servers)
+
+    async def wait_for(self, goal: Goal, timeout_s: float) -> StatusDoc:
+        """The status once `goal` is reached. Raises TimedOut with the reason it was not."""
+        with trio.move_on_after(timeout_s):
+            while not self._is_reached(goal):
+                await self._looked.wait()
+        if self._is_reached(goal):
+            return self.status()
+        raise TimedOut(
+            f"after {timeout_s:g} s this node has not reached {goal!r}: {self._why_not(goal)}",
+            hint="see the steps with: kairos-p2p status, kairos-p2p events",
+        )
+
+    def _is_reached(self, goal: Goal) -> bool:
+        match goal:
+            case "mesh":
+                return bool(self._host.connected())
+            case "role":
+                return bool(self._cluster.role)
+            case "ready":
+                return self._cluster.ready
+
+    def _why_not(self, goal: Goal) -> str:
+        if goal == "mesh":
+            return "no other node has been reached yet"
+        if self._vpn.status.state == "failed":
+            return self._vpn.status.error
+        return self._cluster.k3s_error or self._cluster.reason or "nothing has been decided yet"
+
+    async def leave(self) -> None:
+        """Stop k3s and the data plane and tell the mesh that this node left."""
+        await self._leave()
+
+    async def stop(self) -> None:
+        """End the control process as SIGTERM does; packets and k3s go on."""
+        self._stop()
+
+    def metrics_text(self) -> str:
+        """Prometheus text format, version 0.0.4."""
+        return render(
+            status=self.status(),
+            peers=self.peers(),
+            plane=self._vpn.status,
+            ledger_entries=len(self._replication.ledger),
+            ledger_refused=self._replication.ledger.refused,
+            strangers=self._host.rejected,
+            violations=self._host.violations,
+        )
+
+
+def own_hostname(config: Config) -> str:
+    """The name this node goes by: the cloud-config's, else the machine's."""
+    return config.hostname or socket.gethostname()

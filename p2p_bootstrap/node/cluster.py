@@ -1,0 +1,392 @@
+"""Which role has this node, and does its k3s do it?
+
+Owns the bootstrap machine of this node's cluster scope. Everything the machine may know is handed to it as
+events (the view, certificates and assignments from the ledger, votes from peers, what k3s does), and its
+effects are carried out here: votes and requests over the mesh, words into the ledger, k3s through
+`node.k3s`. What it must not forget is durable before anything that rests on it is said.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import assert_never
+
+import trio
+from p2p_network import wire
+from p2p_network.core import log
+from p2p_network.core.errors import MeshError, P2PError, RemoteViolation, RoleError
+from p2p_network.core.ids import PeerId
+from p2p_network.host.mesh import MeshHost
+from p2p_network.identity import Identity
+from p2p_network.ledger.durable import DurableFiles
+from p2p_network.membership import MemberState
+from p2p_network.records import RoleRecord
+from p2p_roles import assign, events
+from p2p_roles.assign import Role
+from p2p_roles.bootstrap import Bootstrap, Status
+from p2p_roles.genesis import messages
+from p2p_roles.genesis.acceptor import Asked, Reply
+from p2p_roles.genesis.proposer import Answered, Ask
+from p2p_roles.rules import Rules
+from p2p_roles.view import View, ViewNode
+
+from p2p_bootstrap.config.loading import Config
+from p2p_bootstrap.node.k3s import K3sUnit
+from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.runner import Runner
+from p2p_bootstrap.node.signal import Signal
+from p2p_bootstrap.node.vpn import Vpn
+
+logger = log.get(__name__)
+
+JOIN_METHOD = "cluster.join"
+VOTE_TIMEOUT_S = 2.0
+JOIN_TIMEOUT_S = 5.0
+
+
+def scope_of(config: Config) -> str:
+    """The cluster's name: the network id, or network id and region where each region is a cluster."""
+    p2p = config.p2p
+    return f"{p2p.network_id}/{p2p.region}" if p2p.cluster == "region" else p2p.network_id
+
+
+class Cluster:
+    """This node's part in forming and keeping its cluster.
+
+    Args:
+        vpn_changed: raised by the VPN column.
+        changed: to be raised when the role, its reason or k3s changed.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        mesh_id: str,
+        config: Config,
+        hostname: str,
+        host: MeshHost,
+        replication: Replication,
+        vpn: Vpn,
+        vpn_changed: Signal,
+        durable: DurableFiles,
+        state_dir: Path,
+        changed: Signal,
+    ) -> None:
+        self.scope = scope_of(config)
+        self.k3s = K3sUnit(config=config, hostname=hostname, state_dir=state_dir, vpn=vpn)
+        self._self_id = identity.peer_id
+        self._config = config
+        self._host = host
+        self._replication = replication
+        self._vpn = vpn
+        self._vpn_changed = vpn_changed
+        self._durable = durable
+        self._durable_key = f"bootstrap/{self.scope}"
+        self._changed = changed
+        self._nursery: trio.Nursery | None = None
+        self._started = False
+        self._last_view: tuple[ViewNode, ...] = ()
+        self._machine = Bootstrap(
+            self_id=self._self_id,
+            scope=self.scope,
+            mesh_id=mesh_id,
+            sign=lambda message: identity.sign(messages.VOTE_PURPOSE, message),
+            rules=Rules(
+                servers=config.declared_servers,
+                minimum_nodes=config.minimum_nodes,
+                k3s_version=self.k3s.version,
+                args_hash=self.k3s.args_hash,
+            ),
+        )
+        self._runner = Runner("roles.bootstrap", self._machine, self._carry_out, events.Tick)
+        host.serve(messages.METHOD, self._answer_vote)
+        host.serve(JOIN_METHOD, self._answer_join)
+
+    # ------------------------------------------------------------ for the other columns
+
+    @property
+    def status(self) -> Status:
+        """Where this node stands."""
+        return self._machine.status
+
+    @property
+    def genesis_known(self) -> bool:
+        """Whether a quorum has decided who initialises, as far as this node knows."""
+        return self._machine.open_genesis() is not None or self._machine.ready_genesis() is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether this node is a member and its k3s is ready."""
+        return self.status.ready
+
+    async def kubeconfig(self, servers: Sequence[str]) -> str:
+        """The cluster-admin kubeconfig. Raises RoleError where there is none, naming `servers`."""
+        status = self.status
+        if status.role == "agent":
+            raise RoleError(
+                "this node is an agent: it has no cluster-admin kubeconfig, on purpose",
+                hint=f"run the same command on a server: {', '.join(servers) or 'none is known yet'}",
+            )
+        if status.role != "server" or not status.cluster_id:
+            raise RoleError(
+                f"there is no kubeconfig yet: {status.reason}",
+                hint="wait with: kairos-p2p wait ready --timeout 5m",
+            )
+        return await self.k3s.kubeconfig(self._vpn.status.ipv4)
+
+    async def stop_k3s(self) -> None:
+        """Stop k3s on this machine; its data stays."""
+        await self.k3s.stop()
+
+    async def leave(self) -> None:
+        """Stop k3s, set its data aside and forget the role. Votes are never forgotten."""
+        await self.k3s.stop()
+        await trio.to_thread.run_sync(self.k3s.set_aside)
+        durable = self._machine.forget_membership()
+        await trio.to_thread.run_sync(self._durable.set, self._durable_key, durable)
+
+    # ------------------------------------------------------------ running
+
+    async def run(self) -> None:
+        """Form, join and keep the cluster until cancelled."""
+        if not self._config.p2p.auto.enable:
+            await self._say("OFF: p2p.auto.enable is false: mesh and VPN only")
+            return
+        raw = await trio.to_thread.run_sync(self._durable.get, self._durable_key)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            prefix = f"genesis/{self.scope}/"
+            known = tuple(e.value for e in self._replication.ledger.items(prefix) if e.value is not None)
+            await self._runner.feed(events.Started(raw, known))
+            self._started = True
+            await self.k3s.adopt()
+            nursery.start_soon(self._runner.run)
+            nursery.start_soon(self._watch_view)
+            nursery.start_soon(self._watch_certificates, prefix)
+            nursery.start_soon(self._watch_assignments)
+            nursery.start_soon(self._watch_vpn)
+            nursery.start_soon(self._watch_k3s)
+            nursery.start_soon(self.k3s.watch)
+
+    async def _feed(self, event: events.Event) -> None:
+        await self._runner.feed(event)
+        await self._publish()
+
+    async def _say(self, reason: str) -> None:
+        log.event(logger, "roles.off", reason=reason)
+
+    async def _publish(self) -> None:
+        """Tell everyone where this node stands, whenever that changed."""
+        status = self.status
+        record = RoleRecord(
+            state=status.state.value,
+            role=status.role or "",
+            reason=status.reason[:500],
+            epoch=status.epoch,
+            ready=status.ready,
+            cluster_id=status.cluster_id,
+        )
+        await self._replication.write(f"role/{self._self_id}", wire.encode(record))
+        self._changed.raise_()
+
+    # ------------------------------------------------------------ what the machine gets to know
+
+    async def _watch_view(self) -> None:
+        changed = Signal()
+        changed.raise_()
+        self._replication.subscribe_view(changed)
+        self._replication.subscribe("role/", changed)
+        while True:
+            await changed.wait()
+            view = self._view()
+            if view is not None and view.nodes != self._last_view:
+                self._last_view = view.nodes
+                await self._feed(events.ViewChanged(view))
+
+    def _view(self) -> View | None:
+        """This cluster's nodes: of the region, where each region is a cluster. None before our own record."""
+        by_region = self._config.p2p.cluster == "region"
+        nodes = []
+        for member in self._replication.view.members:
+            record = member.record
+            if record is None or member.state is MemberState.LEFT:
+                continue
+            if by_region and record.region != (self._config.p2p.region or ""):
+                continue
+            role = self._role_record(member.peer)
+            nodes.append(
+                ViewNode(
+                    peer=member.peer,
+                    hostname=record.hostname,
+                    region=record.region,
+                    zone=record.zone,
+                    wish=record.wish,
+                    alive=member.state is MemberState.ALIVE,
+                    vpn_ipv4=member.ipv4,
+                    vpn_ipv6=member.ipv6,
+                    minimum_nodes=record.minimum_nodes,
+                    servers=record.servers,
+                    role=role.role if role else "",
+                    ready=role.ready if role else False,
+                    cluster_id=role.cluster_id if role else "",
+                )
+            )
+        if not any(node.peer == self._self_id for node in nodes):
+            return None
+        return View(self._self_id, self.scope, tuple(nodes), trio.current_time())
+
+    def _role_record(self, peer: PeerId) -> RoleRecord | None:
+        entry = self._replication.ledger.get(f"role/{peer}")
+        try:
+            return wire.decode(entry.value, RoleRecord) if entry and entry.value else None
+        except ValueError:
+            return None
+
+    async def _watch_certificates(self, prefix: str) -> None:
+        changed = Signal()
+        changed.raise_()
+        self._replication.subscribe(prefix, changed)
+        seen: set[bytes] = set()
+        while True:
+            await changed.wait()
+            for entry in self._replication.ledger.items(prefix):
+                if entry.value is not None and entry.value not in seen:
+                    seen.add(entry.value)
+                    await self._feed(events.CertificateLearned(entry.value))
+
+    async def _watch_assignments(self) -> None:
+        changed = Signal()
+        changed.raise_()
+        prefix = f"assign/{self.scope}/"
+        self._replication.subscribe(prefix, changed)
+        seen: dict[str, bytes] = {}
+        while True:
+            await changed.wait()
+            for entry in self._replication.ledger.items(prefix):
+                if entry.value is None or seen.get(entry.key) == entry.value:
+                    continue
+                seen[entry.key] = entry.value
+                try:
+                    assignment = assign.decode(entry.value)
+                except ValueError:
+                    continue
+                peer = PeerId(entry.key.removeprefix(prefix))
+                await self._feed(events.AssignmentChanged(peer, assignment))
+
+    async def _watch_vpn(self) -> None:
+        while not self._vpn.is_settled and self._vpn.status.state != "off":
+            await self._vpn_changed.wait(timeout_s=0.25 if self._vpn.status.state == "up" else 5.0)
+        ipv4 = self._vpn.status.ipv4 if self._vpn.status.state != "off" else self._outer_ipv4()
+        await self._feed(events.VpnReady(ipv4))
+
+    def _outer_ipv4(self) -> str:
+        """Without a VPN k3s uses the machine's own first address."""
+        found = (a.split("/")[2] for a in self._host.addresses() if a.startswith("/ip4/"))
+        return next(found, "127.0.0.1")
+
+    async def _watch_k3s(self) -> None:
+        while True:
+            await self.k3s.changed.wait()
+            await self._feed(self.k3s.observed)
+
+    # ------------------------------------------------------------ what the machine wants
+
+    async def _carry_out(self, effect: events.Effect) -> None:
+        match effect:
+            case events.Persist(state):
+                await trio.to_thread.run_sync(self._durable.set, self._durable_key, state)
+            case Reply():
+                pass  # picked out of the decision by `_answer_vote`
+            case Ask(peer, message):
+                self._spawn(self._ask, peer, message)
+            case events.PublishCertificate(key, raw):
+                await self._replication.write(key, raw)
+            case events.PublishAssignment(key, assignment):
+                await self._replication.write(key, assign.encode(assignment))
+            case events.MakeSecrets(epoch):
+                self._spawn(self._make_secrets, epoch)
+            case events.StartK3s():
+                self._spawn(self.k3s.start, effect)
+            case events.ReplaceInitDropIn():
+                await trio.to_thread.run_sync(self.k3s.replace_init_drop_in, effect)
+            case events.FetchJoinSecret(peer, role):
+                self._spawn(self._fetch_join_secret, peer, role)
+            case events.StopK3s():
+                self._spawn(self.k3s.stop)
+            case events.WipeK3s(epoch):
+                self._spawn(self._wipe, epoch)
+            case events.Alarm(message, hint):
+                log.event(logger, "roles.alarm", logging.ERROR, error=message, hint=hint)
+            case _:
+                assert_never(effect)
+
+    def _spawn(self, job: object, *args: object) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(job, *args)  # type: ignore[arg-type]
+
+    async def _make_secrets(self, epoch: int) -> None:
+        ca_hash = await trio.to_thread.run_sync(self.k3s.make_secrets, epoch)
+        await self._feed(events.SecretsMade(epoch, ca_hash))
+
+    async def _wipe(self, epoch: int) -> None:
+        await self.k3s.stop()
+        await trio.to_thread.run_sync(self.k3s.set_aside)
+        await self._feed(events.K3sWiped(epoch))
+
+    # ------------------------------------------------------------ votes
+
+    async def _ask(self, peer: PeerId, message: messages.Request) -> None:
+        answer: messages.Answer | None = None
+        if peer == self._self_id:
+            answer = await self._vote(peer, message)
+        else:
+            try:
+                raw = await self._host.request(
+                    peer, messages.METHOD, messages.encode(message), timeout_s=VOTE_TIMEOUT_S
+                )
+                answer = messages.decode_answer(raw)
+            except (MeshError, ValueError) as exc:
+                log.event(logger, "roles.vote_missing", logging.DEBUG, peer=peer, detail=str(exc))
+        await self._feed(Answered(peer, message, answer))
+
+    async def _answer_vote(self, peer: PeerId, payload: bytes) -> bytes:
+        if not self._started:
+            raise RoleError("this node does not take part in the genesis (yet)")
+        try:
+            request = messages.decode_request(payload)
+        except ValueError as exc:
+            raise RemoteViolation(f"genesis: {exc}", peer=peer) from exc
+        return messages.encode(await self._vote(peer, request))
+
+    async def _vote(self, peer: PeerId, request: messages.Request) -> messages.Answer:
+        decision = await self._runner.feed(Asked(peer, request))
+        await self._publish()
+        (reply,) = (effect for effect in decision.effects if isinstance(effect, Reply))
+        return reply.message
+
+    # ------------------------------------------------------------ join secrets
+
+    async def _fetch_join_secret(self, peer: PeerId, role: Role) -> None:
+        event: events.Event
+        try:
+            raw = await self._host.request(peer, JOIN_METHOD, role.encode(), timeout_s=JOIN_TIMEOUT_S)
+            ca_hash = await trio.to_thread.run_sync(self.k3s.keep_join_secret, role, raw)
+            event = events.JoinSecretReceived(peer, role, ca_hash)
+        except P2PError as exc:
+            event = events.JoinSecretRefused(peer, exc.message)
+        await self._feed(event)
+
+    async def _answer_join(self, peer: PeerId, payload: bytes) -> bytes:
+        """Hand out the join secret of a role, if the peer may have it: servers' secrets to servers only."""
+        asked = payload.decode(errors="replace")
+        if asked not in ("server", "agent") or not self._started:
+            raise RemoteViolation("cluster.join: the role is server or agent", peer=peer)
+        role: Role = "server" if asked == "server" else "agent"
+        verdict = self._machine.authorize_join(peer, role)
+        if verdict.granted is None:
+            raise RoleError(verdict.reason)
+        log.event(logger, "roles.join_secret_given", peer=peer, role=role, reason=verdict.reason)
+        return await trio.to_thread.run_sync(self.k3s.join_secret, verdict.granted)

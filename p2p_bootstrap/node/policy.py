@@ -1,0 +1,43 @@
+"""How does the roles room fill the blanks of the ledger's policy?
+
+The ledger knows no roles; it asks two questions through callables: what did a quorum certify with this
+value (`genesis/...`), and is this author the authority of that cluster (`assign/...`)?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from p2p_network.ledger.entry import Entry
+from p2p_network.ledger.policy import Policy
+from p2p_roles.genesis import certificate as certificates
+from p2p_roles.genesis.messages import GENESIS, OUTCOME
+
+
+def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None]) -> Policy:
+    """The policy of one mesh. `get`: the ledger's own look-up."""
+
+    def decided(key: str, value: bytes) -> bytes | None:
+        if not certificates.verify_entry(key, value, mesh_id):
+            return None
+        return certificates.decode(value).value
+
+    def may_write(key: str, author: str) -> bool:
+        """The authority of a cluster is, for now, the initiator that its GENESIS certificate names."""
+        scope = key.removeprefix("assign/").rpartition("/")[0]
+        return author in authorities(scope, get)
+
+    return Policy(decided=decided, may_write=may_write)
+
+
+def authorities(scope: str, get: Callable[[str], Entry | None]) -> frozenset[str]:
+    """The initiators of READY epochs of a scope: at most one but for contradictions."""
+    found = set()
+    epoch = 1
+    while (entry := get(f"genesis/{scope}/{epoch}/{GENESIS}")) is not None and entry.value is not None:
+        outcome = get(f"genesis/{scope}/{epoch}/{OUTCOME}")
+        if outcome is not None and outcome.value is not None:
+            if certificates.is_ready(certificates.decode(outcome.value)):
+                found.add(certificates.genesis_of(certificates.decode(entry.value)).initiator)
+        epoch += 1
+    return frozenset(found)

@@ -1,0 +1,290 @@
+"""What do all nodes know, and who of them is here?
+
+Owns the ledger with its store, the anti-entropy scheduler and the membership machine; feeds them what the
+mesh host observes, and carries out what they decide. The other columns read `ledger` and `view`, write
+with `write` and `delete`, and are told of changes through the `Signal`s they subscribed with.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar, assert_never
+
+import trio
+from p2p_network import membership, wire
+from p2p_network.core import log
+from p2p_network.core.errors import MeshError, RemoteViolation
+from p2p_network.core.ids import PeerId
+from p2p_network.host.mesh import MeshHost, PeerDown, PeerUp
+from p2p_network.identity import Identity
+from p2p_network.ledger import anti_entropy, events, sync
+from p2p_network.ledger.core import Ledger
+from p2p_network.ledger.entry import Entry
+from p2p_network.ledger.policy import Policy
+from p2p_network.ledger.store import LedgerStore
+from p2p_network.records import AddressClaim, NodeRecord
+
+from p2p_bootstrap.node.runner import Runner
+from p2p_bootstrap.node.signal import Signal
+
+logger = log.get(__name__)
+
+SYNC_TIMEOUT_S = 10.0
+
+T = TypeVar("T")
+
+
+class Replication:
+    """The ledger and the membership of one node.
+
+    Args:
+        host: the mesh; `serve` is called on it here, so before it runs.
+        policy: who may write which key.
+        ipv6_of: the ULA of a peer; it follows from the peer's id.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        mesh_id: str,
+        host: MeshHost,
+        store: LedgerStore,
+        policy: Policy,
+        ipv6_of: Callable[[PeerId], str],
+    ) -> None:
+        self.ledger = Ledger(identity, mesh_id, policy)
+        self.settled = trio.Event()  # compared with at least one peer
+        self._self_id = identity.peer_id
+        self._host = host
+        self._store = store
+        self._ipv6_of = ipv6_of
+        self._hint = events.Hint(b"", ())
+        self._subscribers: list[tuple[str, Signal]] = []
+        self._view_subscribers: list[Signal] = []
+        self._nursery: trio.Nursery | None = None
+        self._ledger = Runner(
+            "ledger.core", self.ledger, self._carry_out, lambda: events.Tick(time.time()), quiet=True
+        )
+        self._scheduler = Runner(
+            "ledger.sync",
+            anti_entropy.AntiEntropy(random=random.random),
+            self._schedule,
+            anti_entropy.Tick,
+            quiet=True,
+        )
+        self._membership = membership.Membership(self._self_id, trio.current_time())
+        self._members = Runner("mesh.membership", self._membership, self._publish, membership.Tick, quiet=True)
+        host.serve(sync.METHOD, self._answer_sync)
+        host.serve(sync.HINT_METHOD, self._take_hint)
+
+    # ------------------------------------------------------------ for the other columns
+
+    @property
+    def view(self) -> membership.View:
+        """Who is here, as of now."""
+        return self._membership.view
+
+    def subscribe(self, prefix: str, signal: Signal) -> None:
+        """Raise `signal` whenever a key under `prefix` changes."""
+        self._subscribers.append((prefix, signal))
+
+    def subscribe_view(self, signal: Signal) -> None:
+        """Raise `signal` whenever a member changes."""
+        self._view_subscribers.append(signal)
+
+    async def write(self, key: str, value: bytes) -> None:
+        """Say something; on disk when this returns. Writing what is there already changes nothing."""
+        await self._local(events.LocalWrite(key, value, time.time()))
+
+    async def delete(self, key: str) -> None:
+        """Take something back."""
+        await self._local(events.LocalDelete(key, time.time()))
+
+    async def spread(self) -> None:
+        """Compare ledgers with every connected peer once: for the last words of a node that leaves."""
+        async with trio.open_nursery() as nursery:
+            for peer in self._host.connected():
+                nursery.start_soon(self._sync, peer)
+
+    def claims(self) -> dict[PeerId, AddressClaim]:
+        """All sound address claims."""
+        return {PeerId(k): v for k, v in self._values("address/", AddressClaim).items()}
+
+    def addresses(self) -> dict[PeerId, tuple[str, str]]:
+        """Who holds which VPN addresses: of several claims on one address, the oldest."""
+        best: dict[str, tuple[int, PeerId]] = {}
+        for peer, claim in self.claims().items():
+            mine = (claim.claimed_ms, peer)
+            best[claim.ipv4] = min(best.get(claim.ipv4, mine), mine)
+        return {peer: (ipv4, self._ipv6_of(peer)) for ipv4, (_, peer) in best.items()}
+
+    # ------------------------------------------------------------ running
+
+    async def load(self) -> None:
+        """Read the store; first of all calls."""
+        loaded = await trio.to_thread.run_sync(self._store.load)
+        await self._ledger.feed(events.Restored(loaded.entries, time.time()))
+        await self._look_at_records()
+
+    async def run(self) -> None:
+        """Replicate until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._ledger.run)
+            nursery.start_soon(self._scheduler.run)
+            nursery.start_soon(self._members.run)
+            nursery.start_soon(self._watch_host)
+            nursery.start_soon(self._watch_records)
+
+    async def _watch_host(self) -> None:
+        async for event in self._host.events:
+            match event:
+                case PeerUp(peer):
+                    await self._members.feed(membership.PeerConnected(peer))
+                    await self._scheduler.feed(anti_entropy.ChannelOpened(peer))
+                case PeerDown(peer, reason):
+                    await self._scheduler.feed(anti_entropy.ChannelClosed(peer))
+                    await self._members.feed(membership.PeerLost(peer, reason))
+
+    async def _watch_records(self) -> None:
+        changed = Signal()
+        self.subscribe("node/", changed)
+        self.subscribe("address/", changed)
+        while True:
+            await changed.wait()
+            await self._look_at_records()
+
+    async def _look_at_records(self) -> None:
+        records = {PeerId(k): v for k, v in self._values("node/", NodeRecord).items()}
+        for peer, record in records.items():
+            if peer != self._self_id:
+                self._host.learn(peer, record.addresses, "ledger")
+        left = frozenset(PeerId(key.removeprefix("node/")) for key in self.ledger.deleted("node/"))
+        await self._members.feed(membership.RecordsChanged(records, self.addresses(), left - {self._self_id}))
+
+    def _values(self, prefix: str, kind: type[T]) -> dict[str, T]:
+        found: dict[str, T] = {}
+        for entry in self.ledger.items(prefix):
+            try:
+                found[entry.key.removeprefix(prefix)] = wire.decode(entry.value or b"", kind)
+            except ValueError:
+                continue  # a newer version's record, or nonsense: as if it were not there
+        return found
+
+    # ------------------------------------------------------------ ledger
+
+    async def _local(self, event: events.LocalWrite | events.LocalDelete) -> None:
+        decision = await self._ledger.feed(event)
+        if any(isinstance(effect, events.Hint) for effect in decision.effects):
+            await self._scheduler.feed(anti_entropy.LedgerChanged(None))
+
+    async def _received(self, peer: PeerId, entries: tuple[Entry, ...]) -> None:
+        if not entries:
+            return
+        decision = await self._ledger.feed(events.EntriesReceived(peer, entries, time.time()))
+        if any(isinstance(effect, events.Hint) for effect in decision.effects):
+            await self._scheduler.feed(anti_entropy.LedgerChanged(peer))
+
+    async def _carry_out(self, effect: events.Effect) -> None:
+        match effect:
+            case events.Store(entries):
+                await trio.to_thread.run_sync(self._store.store, entries)
+            case events.Remove(keys):
+                await trio.to_thread.run_sync(self._store.remove, keys)
+            case events.Changed(keys):
+                for prefix, signal in self._subscribers:
+                    if any(key.startswith(prefix) for key in keys):
+                        signal.raise_()
+            case events.Hint():
+                self._hint = effect
+            case events.Contradiction(key):
+                log.event(
+                    logger,
+                    "ledger.contradiction",
+                    logging.ERROR,
+                    key=key,
+                    hint="a quorum certified two things: p2p.minimum_nodes is lower than the number of nodes",
+                )
+            case events.Refused(peer, why):
+                for reason, count in why:
+                    log.event(
+                        logger, "ledger.refused", logging.DEBUG, peer=peer, count=count, reason=str(reason)
+                    )
+            case _:
+                assert_never(effect)
+
+    # ------------------------------------------------------------ anti-entropy
+
+    async def _schedule(self, effect: anti_entropy.Effect) -> None:
+        match effect:
+            case anti_entropy.StartSync(peer):
+                assert self._nursery is not None
+                self._nursery.start_soon(self._sync, peer)
+            case anti_entropy.SendHint(peers):
+                payload = sync.encode_hint(self._hint)
+                for peer in peers:
+                    self._host.notify(peer, sync.HINT_METHOD, payload)
+            case _:
+                assert_never(effect)
+
+    async def _sync(self, peer: PeerId) -> None:
+        """One session as the initiator."""
+        session = sync.SyncSession(self.ledger)
+        failed = False
+        try:
+            while (request := session.next_request()) is not None:
+                raw = await self._host.request(peer, sync.METHOD, request, timeout_s=SYNC_TIMEOUT_S)
+                await self._received(peer, session.reply(raw))
+        except MeshError as exc:
+            failed = True
+            log.event(logger, "ledger.sync_failed", logging.DEBUG, peer=peer, error=exc.message)
+        except ValueError as exc:
+            failed = True
+            violation = RemoteViolation(f"sync: {exc}", peer=peer)
+            log.event(logger, "ledger.sync_failed", logging.WARNING, peer=peer, error=violation.message)
+        else:
+            self.settled.set()
+        fruitless = failed or (session.differed and not session.received and not session.sent)
+        await self._scheduler.feed(anti_entropy.SyncFinished(peer, fruitless))
+
+    async def _answer_sync(self, peer: PeerId, request: bytes) -> bytes:
+        try:
+            handled = sync.handle(self.ledger, request)
+        except ValueError as exc:
+            raise RemoteViolation(f"sync: {exc}", peer=peer) from exc
+        await self._received(peer, handled.entries)
+        return handled.reply
+
+    async def _take_hint(self, peer: PeerId, payload: bytes) -> bytes:
+        try:
+            hint = sync.decode_hint(payload)
+        except ValueError as exc:
+            raise RemoteViolation(f"hint: {exc}", peer=peer) from exc
+        await self._received(peer, hint.entries)
+        differs = hint.root != self.ledger.digest()
+        await self._scheduler.feed(anti_entropy.HintReceived(peer, differs))
+        return b""
+
+    # ------------------------------------------------------------ membership
+
+    async def _publish(self, effect: membership.Effect) -> None:
+        match effect:
+            case membership.MemberChanged(before, member):
+                log.event(
+                    logger,
+                    "mesh.member_changed",
+                    peer=member.peer,
+                    hostname=member.record.hostname if member.record else "",
+                    from_=str(before or ""),
+                    to=str(member.state),
+                    reason=member.reason,
+                )
+            case membership.PublishView():
+                for signal in self._view_subscribers:
+                    signal.raise_()
+            case _:
+                assert_never(effect)

@@ -1,0 +1,396 @@
+"""How do this node's packets reach the others?
+
+Owns the addressing machine and the data-plane process. An address that is ours is put on the TUN device;
+for every member that is here, keys are agreed over the mesh (`p2p_network.session`) and handed to the data
+plane, which then forwards by itself, also while this process restarts: sessions that are still up are
+adopted. Of two nodes the one with the smaller peer id makes the offer and dials; if that does not connect,
+they take turns, since only one of them may be able to reach the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Literal, assert_never
+
+import trio
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from p2p_network import addressing, netlink, session, wire
+from p2p_network.core import log
+from p2p_network.core.errors import MeshError, P2PError, RemoteViolation
+from p2p_network.core.ids import PeerId
+from p2p_network.dataplane.client import DataPlane
+from p2p_network.dataplane.messages import Configure, Configured, PeerStats, PutPeer, Stats
+from p2p_network.host.mesh import MeshHost
+from p2p_network.membership import Member, MemberState
+
+from p2p_bootstrap.config.model import VPN
+from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.runner import Runner
+from p2p_bootstrap.node.signal import Signal
+
+logger = log.get(__name__)
+
+OFFER_METHOD = "session.offer"
+ASK_METHOD = "session.ask"  # "please make me an offer"
+LOOK_EVERY_S = 1.0
+CONNECT_PATIENCE_S = 5.0
+REKEY_AFTER_S = 3600.0
+RETRY_S = 5.0
+CLAIM_STANDS_MS = 2000  # a claim this old, and unchallenged, may be built upon
+MTU_IPV4_OUTER = 1420
+MTU_IPV6_OUTER = 1400
+
+VpnState = Literal["off", "starting", "up", "failed"]
+
+
+@dataclass(slots=True)
+class _Link:
+    """What we did about one peer's session. Moments are trio's clock."""
+
+    agreed_at: float = float("-inf")
+    tried_at: float = float("-inf")
+    attempts: int = 0
+    allowed: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    busy: bool = False
+
+
+@dataclass(slots=True)
+class VpnStatus:
+    """For `status`. `error`: message and hint of what went wrong last, "" while all is well."""
+
+    state: VpnState = "off"
+    ipv4: str = ""
+    ipv6: str = ""
+    error: str = ""
+    peers: dict[str, PeerStats] = field(default_factory=dict)
+    rss_bytes: int = 0
+
+
+class Vpn:
+    """The VPN of one node.
+
+    Args:
+        options: the cloud-config's `p2p.vpn`.
+        socket_path: of the data plane's control socket.
+        ready: raised when `status.state` or the address changed.
+    """
+
+    def __init__(
+        self,
+        *,
+        self_id: PeerId,
+        mesh_id: str,
+        options: VPN,
+        host: MeshHost,
+        replication: Replication,
+        socket_path: Path,
+        log_path: Path,
+        ready: Signal,
+    ) -> None:
+        self.status = VpnStatus("starting" if options.create else "off")
+        self._self_id = self_id
+        self._mesh_id = mesh_id
+        self._options = options
+        self._network = IPv4Network(options.address_range)
+        self._host = host
+        self._replication = replication
+        self._socket_path = socket_path
+        self._log_path = log_path
+        self._ready = ready
+        self._changed = Signal()
+        self._plane: DataPlane | None = None
+        self._capability: Configured | None = None
+        self._links: dict[PeerId, _Link] = {}
+        self._held: tuple[str, str] | None = None
+        self._nursery: trio.Nursery | None = None
+        self._addressing = Runner(
+            "vpn.address",
+            addressing.Addressing(self_id, mesh_id, network=self._network, started_at=trio.current_time()),
+            self._carry_out,
+            lambda: addressing.Tick(self._mesh_ms()),
+        )
+        host.serve(OFFER_METHOD, self._answer_offer)
+        host.serve(ASK_METHOD, self._asked)
+
+    @property
+    def mtu(self) -> int:
+        """Inner MTU in bytes."""
+        if self._options.mtu is not None:
+            return self._options.mtu
+        outer_ipv6 = any("/ip6/" in address for address in self._host.addresses())
+        return MTU_IPV6_OUTER if outer_ipv6 else MTU_IPV4_OUTER
+
+    def carriers(self) -> tuple[str, ...]:
+        """``ip:port`` where this node's data plane takes connections; for the node's record."""
+        if not self._options.create:
+            return ()
+        found = []
+        for address in self._host.addresses():
+            _, family, host, *_ = address.split("/")
+            found.append(f"[{host}]:{self._options.port}" if family == "ip6" else f"{host}:{self._options.port}")
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the address is up and its claim has stood long enough to be built upon."""
+        claim = self._replication.claims().get(self._self_id)
+        return (
+            self.status.state == "up"
+            and claim is not None
+            and self._mesh_ms() - claim.claimed_ms >= CLAIM_STANDS_MS
+        )
+
+    # ------------------------------------------------------------ running
+
+    async def run(self) -> None:
+        """Claim an address and keep packets flowing until cancelled."""
+        if not self._options.create:
+            return
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._watch_claims)
+            nursery.start_soon(self._addressing.run)
+            nursery.start_soon(self._watch_settled)
+            await self._keep_up()
+
+    async def stop(self) -> None:
+        """End the data-plane process; its device goes with it."""
+        if self._plane is None:
+            return
+        try:
+            await self._plane.stop()
+        except P2PError as exc:
+            log.event(logger, "vpn.stop_failed", logging.WARNING, error=exc.message)
+        self._plane = None
+
+    async def _watch_claims(self) -> None:
+        changed = Signal()
+        changed.raise_()
+        self._replication.subscribe("address/", changed)
+        self._replication.subscribe_view(self._changed)
+        while True:
+            await changed.wait()
+            await self._addressing.feed(
+                addressing.ClaimsChanged(self._replication.claims(), self._mesh_ms())
+            )
+
+    async def _watch_settled(self) -> None:
+        await self._replication.settled.wait()
+        await self._addressing.feed(addressing.LedgerSettled(self._mesh_ms()))
+
+    def _mesh_ms(self) -> int:
+        return max(int(time.time() * 1000), self._replication.ledger.clock_last.wall_ms)
+
+    async def _carry_out(self, effect: addressing.Effect) -> None:
+        match effect:
+            case addressing.WriteClaim(claim):
+                await self._replication.write(f"address/{self._self_id}", wire.encode(claim))
+            case addressing.Assign(ipv4, ipv6):
+                self._held = (ipv4, ipv6)
+                self.status.ipv4, self.status.ipv6 = ipv4, ipv6
+                self._capability = None  # configure anew
+                self._changed.raise_()
+            case addressing.Withdraw(ipv4):
+                self._held = None
+                self.status.ipv4 = ""
+                self._capability = None
+                log.event(logger, "vpn.address_withdrawn", logging.WARNING, ipv4=ipv4)
+            case addressing.ReportExhausted(message, hint):
+                self._fail(MeshError(message, hint=hint))
+            case _:
+                assert_never(effect)
+
+    # ------------------------------------------------------------ the data plane
+
+    async def _keep_up(self) -> None:
+        """Bring the device up, look after every session, and start over when the process is gone."""
+        while True:
+            wait_s = LOOK_EVERY_S
+            try:
+                if self._held is not None:
+                    if self._capability is None:
+                        await self._bring_up(*self._held)
+                    await self._look()
+            except P2PError as exc:
+                self._fail(exc)
+                self._capability = None
+                wait_s = RETRY_S
+            await self._changed.wait(wait_s)
+
+    async def _bring_up(self, ipv4: str, ipv6: str) -> None:
+        plane = await DataPlane.start_or_adopt(self._socket_path, log_path=self._log_path)
+        self._plane = plane
+        net6 = addressing.ipv6_network_of(self._mesh_id)
+        listen = tuple(self._listen())
+        capability = await plane.configure(
+            Configure(
+                device=self._options.interface,
+                mtu=self.mtu,
+                listen=listen,
+                self_id=self._self_id,
+                addresses=(f"{ipv4}/32", f"{ipv6}/128"),
+                networks=(str(self._network), str(net6)),
+            )
+        )
+        await trio.to_thread.run_sync(
+            netlink.bring_up,
+            capability.device,
+            (f"{ipv4}/{self._network.prefixlen}", f"{ipv6}/{net6.prefixlen}"),
+            self.mtu,
+        )
+        self._capability = capability
+        self.status.state, self.status.error = "up", ""
+        log.event(logger, "vpn.up", device=capability.device, ipv4=ipv4, ipv6=ipv6)
+        self._ready.raise_()
+
+    def _listen(self) -> list[str]:
+        families = {address.split("/")[1] for address in self._host.addresses()}
+        listen = [f"0.0.0.0:{self._options.port}"]
+        return [*listen, f"[::]:{self._options.port}"] if "ip6" in families else listen
+
+    def _fail(self, exc: P2PError) -> None:
+        text = f"{exc.message} ({exc.hint})" if exc.hint else exc.message
+        if text != self.status.error:
+            log.event(logger, "vpn.failed", logging.ERROR, error=exc.message, hint=exc.hint)
+        self.status.state, self.status.error = "failed", text
+        self._ready.raise_()
+
+    # ------------------------------------------------------------ sessions
+
+    async def _look(self) -> None:
+        """See how every session is, and agree on a new one where that helps."""
+        assert self._plane is not None
+        stats: Stats = await self._plane.stats()
+        if stats.configured is None:
+            raise MeshError("the data plane has lost its device", hint="it is configured again by itself")
+        self.status.rss_bytes = stats.rss_bytes
+        self.status.peers = {peer.peer: peer for peer in stats.peers}
+        for member in self._replication.view.members:
+            if member.peer == self._self_id:
+                continue
+            if member.state is MemberState.LEFT:
+                await self._forget(member.peer)
+            elif member.peer in self._host.connected() and member.ipv4 and member.record is not None:
+                self._tend(member, self.status.peers.get(member.peer))
+
+    async def _forget(self, peer: PeerId) -> None:
+        if peer in self.status.peers and self._plane is not None:
+            await self._plane.drop_peer(peer)
+        self._links.pop(peer, None)
+
+    def _tend(self, member: Member, peer_stats: PeerStats | None) -> None:
+        now = trio.current_time()
+        link = self._links.get(member.peer)
+        if link is None:
+            link = self._links[member.peer] = _Link()
+            if peer_stats is not None and peer_stats.connected:  # adopted from before our restart
+                link.agreed_at = now
+                link.allowed, link.endpoints = self._allowed(member), self._endpoints(member)
+        if link.busy or now - link.tried_at < CONNECT_PATIENCE_S:
+            return
+        carries = peer_stats is not None and peer_stats.connected
+        unchanged = (link.allowed, link.endpoints) == (self._allowed(member), self._endpoints(member))
+        fresh = now - link.agreed_at < REKEY_AFTER_S
+        if carries and unchanged and (fresh or self._self_id > member.peer):
+            link.attempts = 0
+            return
+        link.busy, link.tried_at = True, now
+        link.attempts += 1
+        assert self._nursery is not None
+        # the smaller id begins; then they take turns
+        my_turn = (self._self_id < member.peer) == (link.attempts % 2 == 1)
+        self._nursery.start_soon(self._agree if my_turn else self._ask, member, link)
+
+    def _allowed(self, member: Member) -> tuple[str, ...]:
+        return (f"{member.ipv4}/32", f"{member.ipv6}/128")
+
+    def _endpoints(self, member: Member) -> tuple[str, ...]:
+        return member.record.carriers[:16] if member.record is not None else ()
+
+    async def _ask(self, member: Member, link: _Link) -> None:
+        try:
+            await self._host.request(member.peer, ASK_METHOD, b"")
+        except MeshError as exc:
+            log.event(logger, "vpn.session_failed", logging.DEBUG, peer=member.peer, error=exc.message)
+        finally:
+            link.busy = False
+
+    async def _asked(self, peer: PeerId, payload: bytes) -> bytes:
+        """A peer has no session with us that carries: make it an offer."""
+        member = self._replication.view.get(peer)
+        link = self._links.setdefault(peer, _Link())
+        ready = self._capability is not None and member is not None and member.record is not None and member.ipv4
+        if ready and not link.busy and self._nursery is not None:
+            assert member is not None
+            link.busy, link.tried_at = True, trio.current_time()
+            self._nursery.start_soon(self._agree, member, link)
+        return b""
+
+    async def _agree(self, member: Member, link: _Link) -> None:
+        """Offer a session and hand it to the data plane; this side dials."""
+        capability, plane = self._capability, self._plane
+        private = X25519PrivateKey.generate()
+        try:
+            if capability is None or plane is None:
+                return
+            offered = session.offer(
+                private,
+                os.urandom(session.SESSION_ID_BYTES),
+                ciphers=capability.ciphers,
+                offloads=capability.offloads,
+                mtu=self.mtu,
+            )
+            raw = await self._host.request(member.peer, OFFER_METHOD, wire.encode(offered))
+            try:
+                answered = wire.decode(raw, session.SessionAnswer)
+            except ValueError as exc:
+                raise RemoteViolation(f"session answer: {exc}", peer=member.peer) from exc
+            agreed = session.conclude(
+                private,
+                offered,
+                answered,
+                self_id=self._self_id,
+                peer_id=member.peer,
+                mesh_id=self._mesh_id,
+            )
+            await self._install(member, link, agreed, dial=True)
+        except MeshError as exc:
+            log.event(logger, "vpn.session_failed", logging.DEBUG, peer=member.peer, error=exc.message)
+        finally:
+            link.busy = False
+
+    async def _answer_offer(self, peer: PeerId, payload: bytes) -> bytes:
+        try:
+            offered = wire.decode(payload, session.SessionOffer)
+        except ValueError as exc:
+            raise RemoteViolation(f"session offer: {exc}", peer=peer) from exc
+        member, capability = self._replication.view.get(peer), self._capability
+        if capability is None or member is None or not member.ipv4 or member.record is None:
+            raise MeshError("this node's VPN does not take part yet, or does not know the peer's address")
+        answered, agreed = session.answer(
+            X25519PrivateKey.generate(),
+            offered,
+            self_id=self._self_id,
+            peer_id=peer,
+            mesh_id=self._mesh_id,
+            ciphers=capability.ciphers,
+            offloads=capability.offloads,
+            mtu=self.mtu,
+        )
+        await self._install(member, self._links.setdefault(peer, _Link()), agreed, dial=False)
+        return wire.encode(answered)
+
+    async def _install(self, member: Member, link: _Link, agreed: session.PeerSession, *, dial: bool) -> None:
+        assert self._plane is not None
+        allowed, endpoints = self._allowed(member), self._endpoints(member)
+        await self._plane.put_peer(
+            PutPeer(member.peer, agreed, endpoints if dial else (), allowed, dial)
+        )
+        link.allowed, link.endpoints = allowed, self._endpoints(member)
+        link.agreed_at = link.tried_at = trio.current_time()
