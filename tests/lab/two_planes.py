@@ -188,7 +188,9 @@ class Field:
 
     @staticmethod
     def _wire(one: str, other: str, other_name: str) -> None:
-        run("ip", "-n", one, "link", "add", "wire", "type", "veth", "peer", "name", other_name, "netns", other)
+        run(
+            "ip", "-n", one, "link", "add", "wire", "type", "veth", "peer", "name", other_name, "netns", other
+        )
 
     def plug(self, place: Place) -> None:
         run("ip", "-n", self._hub, "link", "set", f"port{place.index}", "master", "hub")

@@ -102,7 +102,8 @@ class Demo:
             if state["failures"] >= MAX_FAILURES:
                 raise LabError(
                     f"the agent of {node.name} failed {state['failures']} times in a row, "
-                    f"last with status {state['last_exit']}; its last words:\n{node.log_tail()}"
+                    f"last with status {state['last_exit']}",
+                    hint=f"try it by hand: lab run --keep, then: lab exec {node.name} -- kairos-p2p agent ...",
                 )
 
     def _read_api(self) -> None:

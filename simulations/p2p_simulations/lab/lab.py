@@ -258,8 +258,7 @@ def down_all(root: Path | None = None) -> list[str]:
     for folder in sorted(folders):
         _destroy(folder)
     state.remove_half_made(root)
-    with contextlib.suppress(OSError):
-        root.rmdir()  # only if empty
+    state.remove_root(root)
     return sorted(folder.name for folder in folders)
 
 

@@ -7,6 +7,7 @@ says how the lab was meant; what of it lives is read from the process list.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -81,7 +82,7 @@ def create(root: Path, state: State) -> Path:
         raise UsageError(f"{state.name!r} is no name for a lab", hint="1 to 32 of a-z, 0-9 and -")
     folder = root / state.name
     aside = root / f"{_NEW}{state.name}-{secrets.token_hex(4)}"
-    aside.mkdir(mode=0o700)
+    aside.mkdir(mode=0o700, parents=True)  # another lab may have removed the empty root just now
     write(aside, state)
     try:
         aside.rename(folder)
@@ -163,3 +164,11 @@ def remove(folder: Path) -> None:
             entry.unlink()
     (folder / "state.json").unlink()
     folder.rmdir()
+    remove_root(folder.parent)
+
+
+def remove_root(root: Path) -> None:
+    """Delete the default folder of labs when it is empty; one that the operator chose stays."""
+    if root == Path(DEFAULT_ROOT):
+        with contextlib.suppress(OSError):
+            root.rmdir()

@@ -30,6 +30,7 @@ from p2p_network.core.errors import ConfigError, Problem, UsageError, nearest
 MAX_NODES: Final = 64
 MAX_REGIONS: Final = 16
 MAX_FILE_BYTES: Final = 64 * 1024
+MAX_DEPTH: Final = 20
 MESH_PORT: Final = 4701
 
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")
@@ -253,10 +254,16 @@ class _Reader:
         if len(self._text.encode()) > MAX_FILE_BYTES:
             self._fail(None, "", f"the file is larger than {MAX_FILE_BYTES // 1024} KiB")
             return None
+        depth = 0
         try:
             for event in yaml.parse(self._text, Loader=yaml.SafeLoader):
                 if isinstance(event, yaml.AliasEvent):
                     self._fail(event, "", f"aliases (*{event.anchor}) are not accepted here")
+                    return None
+                depth += isinstance(event, yaml.CollectionStartEvent)
+                depth -= isinstance(event, yaml.CollectionEndEvent)
+                if depth > MAX_DEPTH:
+                    self._fail(event, "", f"nested deeper than {MAX_DEPTH} levels")
                     return None
             root: yaml.Node | None = yaml.compose(self._text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as exc:
@@ -264,7 +271,7 @@ class _Reader:
             line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
             self._problems.append(Problem(self._file, line, column, "", f"this is not YAML: {exc.problem}"))
             return None
-        except (yaml.YAMLError, RecursionError) as exc:
+        except yaml.YAMLError as exc:
             self._fail(None, "", f"this is not YAML: {exc}")
             return None
         if root is None:
