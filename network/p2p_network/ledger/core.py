@@ -228,8 +228,9 @@ class Ledger:
             return Decision()
         if old is not None and old.entry.value == value and (rule.is_certificate or old.entry.author == me):
             return Decision()
-        if old is None and (full := self._no_room(rule, key, me)):
-            raise LocalViolation(f"ledger key {key!r}: {full}", hint="delete entries, or raise its limits")
+        # what we say ourselves is few, so a ledger filled by others must not silence us
+        if old is None and self._per_author[_class_of(key), me] >= rule.max_per_author:
+            raise LocalViolation(f"ledger key {key!r}: {Refusal.AUTHOR_FULL}", hint="delete entries first")
         held = self._signed(rule, key, value, wall_s)
         if rule.is_certificate and old is not None:
             assert value is not None
@@ -266,6 +267,9 @@ class Ledger:
                 if rule.is_certificate and held.rank != old.rank:
                     alarms.extend(self._contradiction(entry.key, old, held))
                 continue
+            grave = self._graves.get(held.key_hash)
+            if grave is not None and entry.is_tombstone and held.rank <= grave.rank:
+                continue
             refusal = self._judge(rule, held, old, wall_s)
             if refusal is not None:
                 refused[refusal] += 1
@@ -273,8 +277,7 @@ class Ledger:
             if rule.is_certificate and old is not None:
                 alarms.extend(self._contradiction(entry.key, old, held))
             if self._has_expired(entry, wall_s):
-                self._drop(entry.key)
-                self._graves[held.key_hash] = held
+                self._bury(held)
                 buried.append(held)
             else:
                 self._put(held)
@@ -291,6 +294,8 @@ class Ledger:
         refused: Counter[Refusal],
     ) -> Decision[Effect]:
         effects = [*self._news(news, buried), *alarms]
+        if evicted := self._evict():
+            effects.append(Remove(evicted))
         reasons = []
         if news or buried:
             reasons.append(f"{len(news) + len(buried)} entries received from {peer}")
@@ -306,12 +311,11 @@ class Ledger:
         entry = held.entry
         if refusal := self._policy.refusal(rule, entry.key, entry.author, entry.value):
             return refusal
-        if old is None and (full := self._no_room(rule, entry.key, entry.author)):
+        is_new = old is None and not self._has_expired(entry, wall_s)  # graves have room of their own
+        if is_new and (full := self._no_room(rule, entry.key, entry.author)):
             return full
         if (grave := self._graves.get(held.key_hash)) and held.rank <= grave.rank:
-            return Refusal.EXPIRED if entry.is_tombstone else Refusal.DELETED
-        if old is None and self._has_expired(entry, wall_s):
-            return Refusal.EXPIRED
+            return Refusal.DELETED
         if not is_genuine(entry, self._mesh_id):
             return Refusal.FORGED
         # a certificate is true whenever it was wrapped, so its stamp counts for nothing
@@ -321,7 +325,9 @@ class Ledger:
 
     def _no_room(self, rule: Rule, key: str, author: str) -> Refusal | None:
         name = _class_of(key)
-        if len(self._held) >= self._limits.entries or self._per_class[name] >= rule.max_entries:
+        # certificates have room of their own: junk of other classes can't keep one out
+        is_full = len(self._held) >= self._limits.entries and not rule.is_certificate
+        if is_full or self._per_class[name] >= rule.max_entries:
             return Refusal.FULL
         if self._per_author[name, author] >= rule.max_per_author:
             return Refusal.AUTHOR_FULL
@@ -389,14 +395,21 @@ class Ledger:
         return entry.is_tombstone and entry.wall_ms + self._limits.retention_ms <= self._mesh_ms(wall_s)
 
     def _collect(self, wall_s: float) -> tuple[str, ...]:
-        """Lay expired tombstones aside. Returns the keys of graves that had to go for want of room."""
+        """Lay expired tombstones aside. Returns the keys of graves forgotten for want of room."""
         horizon_ms = self._mesh_ms(wall_s) - self._limits.retention_ms
         while self._tombstones and self._tombstones[0][0] <= horizon_ms:
             _, key = heapq.heappop(self._tombstones)
             held = self._held.get(key)
             if held is not None and self._has_expired(held.entry, wall_s):
-                self._drop(key)
-                self._graves[held.key_hash] = held
+                self._bury(held)
+        return self._evict()
+
+    def _bury(self, held: Held) -> None:
+        self._drop(held.entry.key)
+        self._graves[held.key_hash] = held
+
+    def _evict(self) -> tuple[str, ...]:
+        """Forget the oldest graves that are too many."""
         too_many = len(self._graves) - self._limits.graves
         oldest = heapq.nsmallest(max(too_many, 0), self._graves.values(), key=lambda grave: grave.rank)
         for held in oldest:

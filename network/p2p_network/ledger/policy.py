@@ -42,7 +42,6 @@ class Refusal(StrEnum):
     FORGED = "the signature is not the author's"
     AHEAD = "its stamp lies too far in the future"
     DELETED = "the key was deleted after this entry was written"
-    EXPIRED = "the deletion is older than the ledger remembers"
     AUTHOR_FULL = "the author holds as many entries as it may"
     FULL = "the ledger is full"
 
