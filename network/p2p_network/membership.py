@@ -198,7 +198,7 @@ class Membership:
             return MemberState.ALIVE, "a channel to it is open"
         if old is None:
             return MemberState.SUSPECT, "known from the ledger, not connected yet"
-        if old.state is MemberState.SUSPECT and now - old.since >= self._suspect_s:
+        if old.state is MemberState.SUSPECT and now >= old.since + self._suspect_s:
             return MemberState.DEAD, f"not back within {self._suspect_s:g} s: {old.reason}"
         if old.state in (MemberState.SUSPECT, MemberState.DEAD):
             return old.state, old.reason

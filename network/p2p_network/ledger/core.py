@@ -146,7 +146,8 @@ class Ledger:
         """When the oldest tombstone is to be collected."""
         if not self._tombstones:
             return None
-        return (self._tombstones[0][0] + self._limits.retention_ms) / 1000 - self._ahead_s
+        # a millisecond late: rounding must not wake us before the time has come
+        return (self._tombstones[0][0] + self._limits.retention_ms + 1) / 1000 - self._ahead_s
 
     # -- reading, for `sync` ---------------------------------------------------------------------------
 

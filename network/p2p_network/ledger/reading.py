@@ -1,0 +1,36 @@
+"""What do entries mean? Typed values by peer, from the values that peers wrote as bytes.
+
+The ledger vouches for who wrote a value, not for its form: a value that can't be decoded is left out, as if
+its author had not written it. Nobody else's view suffers from it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from p2p_network import wire
+from p2p_network.core.ids import PeerId
+from p2p_network.ledger.core import Ledger
+
+T = TypeVar("T")
+
+
+def read_by_peer(ledger: Ledger, prefix: str, as_type: type[T]) -> dict[PeerId, T]:
+    """The well-formed values under a prefix whose keys end in a peer id, e.g. ``node/`` or ``assign/kairos/``."""
+    found: dict[PeerId, T] = {}
+    for entry in ledger.items(prefix):
+        assert entry.value is not None, "a live entry has a value"
+        try:
+            found[_peer(entry.key)] = wire.decode(entry.value, as_type)
+        except ValueError:
+            continue
+    return found
+
+
+def left_peers(ledger: Ledger) -> frozenset[PeerId]:
+    """The nodes that deleted their own record: they left, and said so."""
+    return frozenset(map(_peer, ledger.deleted("node/")))
+
+
+def _peer(key: str) -> PeerId:
+    return PeerId(key.rpartition("/")[2])
