@@ -25,6 +25,7 @@ def test_values_are_read_by_peer_and_nonsense_is_left_out() -> None:
         sign_entry(BOB, "mesh", f"address/{BOB.peer_id}", Stamp(1, 0), b"nonsense"),
         sign_entry(CAROL, "mesh", f"node/{CAROL.peer_id}", Stamp(1, 0), None),
         sign_entry(ALICE, "mesh", f"assign/kairos/{BOB.peer_id}", Stamp(1, 0), wire.encode(("server",))),
+        sign_entry(ALICE, "mesh", f"assign/kairos/eu/{CAROL.peer_id}", Stamp(1, 0), wire.encode(("agent",))),
     )
     made.step(0.0, EntriesReceived(BOB.peer_id, entries, 1.0))
     assert read_by_peer(made, "address/", AddressClaim) == {ALICE.peer_id: claim}

@@ -16,10 +16,12 @@ T = TypeVar("T")
 
 
 def read_by_peer(ledger: Ledger, prefix: str, as_type: type[T]) -> dict[PeerId, T]:
-    """The well-formed values under a prefix whose keys end in a peer id, e.g. ``node/`` or ``assign/kairos/``."""
+    """The well-formed values of the keys ``<prefix><peer>``; a prefix is ``node/``, ``assign/kairos/``."""
     found: dict[PeerId, T] = {}
     for entry in ledger.items(prefix):
         assert entry.value is not None, "a live entry has a value"
+        if "/" in entry.key[len(prefix) :]:  # scope "kairos/eu" is not scope "kairos"
+            continue
         try:
             found[_peer(entry.key)] = wire.decode(entry.value, as_type)
         except ValueError:
