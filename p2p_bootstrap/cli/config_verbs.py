@@ -36,8 +36,8 @@ def group() -> None:
 def validate(ctx: click.Context, files: tuple[Path, ...], output: Literal["table", "json"]) -> None:
     """Check files as one configuration; every problem at once.
 
-    FILE is a file, a folder of .yaml files, or - for stdin; later ones win, as on a node. Exit code 0 if it is
-    valid, 1 if not. Remarks (a key without effect, and the like) are no problems.
+    FILE is a file, a folder of .yaml files, or - for stdin; later ones win, as on a node. Exit code 0 if
+    it is valid, 1 if not. Remarks (a key without effect, and the like) are no problems.
     """
     from p2p_bootstrap.cloudconfig.collect import collect
     from p2p_bootstrap.config.loading import check

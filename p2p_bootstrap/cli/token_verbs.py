@@ -53,7 +53,7 @@ def generate(bootstrap: tuple[str, ...], dht: bool, mdns: bool) -> None:
         try:
             check_bootstrap(address)
         except ValueError as exc:
-            raise UsageError(f"--bootstrap: {exc}", hint="write host:port, such as 192.0.2.1:4701") from None
+            raise UsageError(f"--bootstrap: {exc}") from None
     if len(bootstrap) > MAX_BOOTSTRAP:
         raise UsageError(
             f"a token holds at most {MAX_BOOTSTRAP} bootstrap addresses", hint="name a few stable nodes"

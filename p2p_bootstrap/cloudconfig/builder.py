@@ -52,6 +52,7 @@ class _Frame:
     entries: dict[str, Entry] | None  # of a map
     items: list[Node] = field(default_factory=list)  # of a list
     key: tuple[str | None, Mark] | None = None  # of a map: read, its value not yet; (None, _) is no text
+    key_merges: bool = False  # the key is an unquoted <<
     merges: list[tuple[Mark, Node]] = field(default_factory=list)
     height: int = 1
 
@@ -207,7 +208,7 @@ class Builder:
             self._set_key(frame, node)
         else:
             name, mark = frame.key
-            if name == "<<":
+            if frame.key_merges:
                 frame.merges.append((mark, node))
             elif name is not None and name in frame.entries:
                 first = frame.entries[name].mark
@@ -220,8 +221,9 @@ class Builder:
     def _set_key(self, frame: _Frame, node: Node) -> None:
         if isinstance(node, ScalarNode) and node.text:
             frame.key = (node.text, node.mark)
+            frame.key_merges = node.plain and node.text == "<<"
             return
-        frame.key = (None, node.mark)
+        frame.key, frame.key_merges = (None, node.mark), False
         what = "a key is missing before this colon"
         if not isinstance(node, ScalarNode):
             what = f"a key must be a text, found {kind(node)}"

@@ -6,6 +6,7 @@ for something else are quoted too. The reverse of `document.parse`: ``parse(rend
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -15,6 +16,7 @@ from p2p_bootstrap.cloudconfig.document import HEADERS
 from p2p_bootstrap.cloudconfig.nodes import Value, resolve
 
 _NEVER_FOLD: Final = 1 << 30
+_SPECIAL_BREAKS: Final = re.compile("[\x85\u2028\u2029]")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -26,7 +28,9 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     style = None if isinstance(resolve(text), str) and text != "<<" else "'"
-    if "\n" in text:
+    if _SPECIAL_BREAKS.search(text):
+        style = '"'  # written as escapes; the emitter would write them raw, and they'd be read as spaces
+    elif "\n" in text:
         style = "|"  # the emitter falls back to quotes where a block can't hold the text
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
 from p2p_bootstrap.cloudconfig.nodes import ListNode, MapNode, ScalarNode, kind
@@ -20,6 +20,8 @@ from p2p_bootstrap.config import addresses
 from p2p_bootstrap.config.quoting import quoted
 from p2p_network.core.errors import nearest
 
+MAX_SERVERS: Final = 15
+MAX_NODES: Final = 1000
 MAX_TEXT_CHARS: Final = 32_768
 _TRUE: Final = ("true", "yes", "on", "y")
 _FALSE: Final = ("false", "no", "off", "n")
@@ -34,7 +36,7 @@ def wrong(message: str, hint: str = "") -> PydanticCustomError:
 def found(value: object, *, secret: bool = False) -> str:
     """What was written, short enough for a message; of a secret only what kind of thing it is."""
     match value:
-        case ScalarNode(text=text, plain=plain) if not secret and text:
+        case ScalarNode(text=text, plain=plain, is_null=False) if not secret and text:
             return quoted(text) if plain else f"the text {quoted(text)}"
         case ScalarNode() | MapNode() | ListNode():
             return kind(value)
@@ -165,7 +167,11 @@ def _not_empty(items: tuple[str, ...]) -> tuple[str, ...]:
 Text = Annotated[str, BeforeValidator(_text)]
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
-Whole = Annotated[int, BeforeValidator(_whole)]
+MoreServers = Annotated[int, Field(ge=0, le=MAX_SERVERS - 1), BeforeValidator(_whole)]
+ServerCount = Annotated[int, Field(ge=1, le=MAX_SERVERS), BeforeValidator(_whole)]
+NodeCount = Annotated[int, Field(ge=1, le=MAX_NODES), BeforeValidator(_whole)]
+Mtu = Annotated[int, Field(ge=1280, le=9000), BeforeValidator(_whole)]
+Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(_whole)]
 Env = Annotated[dict[str, Text], AfterValidator(_env_names)]
 Label = Annotated[
     Text,

@@ -21,19 +21,22 @@ from p2p_bootstrap.config.fields import (
     Label,
     ListenList,
     LogLevel,
+    MoreServers,
+    Mtu,
     NetworkId,
+    NodeCount,
+    Port,
     Role,
     Scope,
     Secret,
+    ServerCount,
     Text,
-    Whole,
 )
 from p2p_bootstrap.config.names import KUBE_VIP_FIELDS
 from p2p_network.token import DEFAULT_NETWORK_ID, MAX_BOOTSTRAP
 
 DEFAULT_LISTEN: Final = ("0.0.0.0:4701", "[::]:4701")
 DEFAULT_DATA_PORT: Final = 4702
-MAX_SERVERS: Final = 15
 _KAIROS_MINIMUM_NODES: Final = 2
 _HA_SERVERS: Final = 3
 
@@ -46,10 +49,8 @@ class HA(_Section):
     """`p2p.auto.ha`: more than one server."""
 
     enable: Flag | None = Field(default=None, description="Several servers. Implied by master_nodes.")
-    master_nodes: Whole | None = Field(
+    master_nodes: MoreServers | None = Field(
         default=None,
-        ge=0,
-        le=MAX_SERVERS - 1,
         description="Servers in addition to the first one: 2 means 3 servers. Same as p2p.servers minus one.",
     )
     external_db: Secret | None = Field(
@@ -85,20 +86,16 @@ class VPN(_Section):
         description="Environment of EdgeVPN's daemon. Only EDGEVPNDHT has an effect here.",
     )
     interface: Interface = Field(default="kp2p0", description="Name of the VPN device.")
-    mtu: Whole | None = Field(
+    mtu: Mtu | None = Field(
         default=None,
-        ge=1280,
-        le=9000,
         description="MTU of the VPN device in bytes. Unset: 1420, or 1400 when an outer address is IPv6.",
     )
     address_range: AddressRange = Field(
         default="10.144.0.0/16",
         description="Private IPv4 network of the VPN; the same on all nodes.",
     )
-    port: Whole = Field(
+    port: Port = Field(
         default=DEFAULT_DATA_PORT,
-        ge=1,
-        le=65535,
         description="TCP port for VPN packets of other nodes.",
     )
 
@@ -124,10 +121,8 @@ class P2P(_Section):
         default=False, description="Find nodes by bootstrap and on the local network only."
     )
     dynamic_roles: Flag = Field(default=False, description="Replace dead servers. No effect yet.")
-    minimum_nodes: Whole | None = Field(
+    minimum_nodes: NodeCount | None = Field(
         default=None,
-        ge=1,
-        le=1000,
         description="The cluster is formed when this many nodes see each other; the quorum that decides is a "
         "majority of it. Unset: 2, or the number of servers if that is higher. A single node needs 1.",
     )
@@ -142,10 +137,8 @@ class P2P(_Section):
         default=None,
         description="Failure domain inside the region. Becomes the node's zone label.",
     )
-    servers: Whole | None = Field(
+    servers: ServerCount | None = Field(
         default=None,
-        ge=1,
-        le=MAX_SERVERS,
         description="How many servers the cluster shall have: 1, 3 or 5.",
     )
     cluster: Scope = Field(

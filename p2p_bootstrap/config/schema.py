@@ -12,7 +12,7 @@ from pydantic import Field, create_model
 
 from p2p_bootstrap.config.fields import Hostname
 from p2p_bootstrap.config.model import MODELS
-from p2p_bootstrap.config.names import BUNDLES, CLOUD_INIT_ONLY, PASSED_THROUGH
+from p2p_bootstrap.config.names import BUNDLES, CLOUD_INIT_ONLY, KUBE_VIP_FIELDS, PASSED_THROUGH
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -26,6 +26,7 @@ def schema() -> dict[str, Any]:
     }
     fields["hostname"] = (Hostname | None, Field(default=None, description="Host name; may be a template."))
     document: dict[str, Any] = create_model("CloudConfig", **fields).model_json_schema(mode="validation")
+    document["$defs"]["KubeVip"]["properties"] |= {name: {} for name in sorted(KUBE_VIP_FIELDS)}
     properties = document["properties"]
     for key, description in PASSED_THROUGH.items():
         properties[key] = {"description": f"Kairos: {description}."}
