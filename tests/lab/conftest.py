@@ -1,7 +1,7 @@
 """Labs for tests: real namespaces, in a folder of the test's own, gone afterwards.
 
-`lab` is a factory: ``lab()`` is a lab of five nodes that is up; ``lab(agents=True)`` also starts the agents. When a
-test with agents fails, the end of each agent's log is shown. A machine that can't hold a lab skips, and says why.
+`lab` is a factory: ``lab()`` is a lab of five nodes that is up; ``lab(agents=True)`` also starts the agents.
+When a test fails, the end of each agent's log is shown. A machine that can't hold a lab skips, and says why.
 """
 
 from __future__ import annotations

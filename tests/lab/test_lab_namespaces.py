@@ -63,8 +63,10 @@ def test_a_node_is_a_machine_of_its_own(lab: LabFactory) -> None:
 def test_a_node_boots_from_its_cloud_config(lab: LabFactory) -> None:
     mine = lab(PAIR)
     text = out(mine, "a", "cat /oem/90_custom.yaml; stat -c %a /oem/90_custom.yaml")
-    assert text.startswith("#cloud-config\nhostname: a\n") and text.endswith("\n600")
-    assert "region: here" in text and "minimum_nodes: 2" in text
+    assert text.startswith("#cloud-config\nhostname: a\n")
+    assert text.endswith("\n600")
+    assert "region: here" in text
+    assert "minimum_nodes: 2" in text
 
 
 def test_a_node_changes_nothing_on_the_host(lab: LabFactory) -> None:
@@ -185,20 +187,23 @@ def test_an_agent_is_restarted_on_failure_and_not_after_a_stop(with_agent: Lab) 
     lab, node = with_agent, with_agent.node("a")
     lab.start_agent("a")
     first = node.agent_state()
-    assert first["pid"] and first["starts"] == 1
+    assert first["pid"]
+    assert first["starts"] == 1
     node.start_agent()
     assert node.agent_state() == first
     assert node.exec(["kill", "-9", str(first["pid"])]).returncode == 0
     again = lab.wait(
         lambda: (state := node.agent_state())["starts"] == 2 and state, 10, "the agent to be restarted"
     )
-    assert again["last_exit"] == -9 and again["pid"] != first["pid"]
+    assert again["last_exit"] == -9
+    assert again["pid"] != first["pid"]
     node.stop_agent(signal.SIGTERM)
     stopped = node.agent_state()
     assert (stopped["pid"], stopped["wanted"], stopped["last_exit"]) == (0, False, -15)
     # what it left running goes on, as a data plane would
     assert sum(process.argv[:1] == ("sleep",) for process in node.processes()) == 2
-    assert "agent says hello" in node.log_tail() and "ended with signal 9" in node.log_tail()
+    assert "agent says hello" in node.log_tail()
+    assert "ended with signal 9" in node.log_tail()
 
 
 def test_an_agent_that_keeps_failing_is_counted(with_agent: Lab) -> None:
@@ -208,7 +213,8 @@ def test_an_agent_that_keeps_failing_is_counted(with_agent: Lab) -> None:
     state = lab.wait(
         lambda: (state := node.agent_state())["failures"] >= 2 and state, 10, "the agent to fail twice"
     )
-    assert state["last_exit"] == 3 and state["wanted"]
+    assert state["last_exit"] == 3
+    assert state["wanted"]
     node.stop_agent()
 
 
@@ -235,7 +241,8 @@ def test_two_labs_live_side_by_side_and_a_name_is_taken_once(lab: LabFactory, la
     one, two = lab(PAIR), lab(PAIR)
     out(one, "a", "touch /etc/rancher/mark")
     assert out(two, "a", "ls /etc/rancher") == ""
-    assert reaches(one, [("a", "b")]) and reaches(two, [("a", "b")])
+    assert reaches(one, [("a", "b")])
+    assert reaches(two, [("a", "b")])
     with pytest.raises(LabError, match="there is a lab 'test1' already"):
         Lab.create(PAIR, "test1", root=lab_root)
     with pytest.raises(UsageError, match="there are 2 labs"):

@@ -53,7 +53,8 @@ def test_a_file_is_read_whole() -> None:
     assert topology.names == ("n1", "n2", "lyon", "n3", "n4")
     assert (topology.servers, topology.minimum_nodes) == (1, 4)
     assert topology.bootstrap() == ()
-    assert topology.discovery.dht and topology.discovery.mdns
+    assert topology.discovery.dht
+    assert topology.discovery.mdns
     assert topology.place("lyon").config == {"p2p": {"role": "worker"}}
     assert len({place.ipv4 for place in topology.places} | {place.ipv6 for place in topology.places}) == 10
 
@@ -139,7 +140,8 @@ def test_devices_have_names_that_the_kernel_takes() -> None:
     names = tuple(f"a-very-long-name-of-a-node-{i:02}" for i in range(1, 65))
     topology = make_topology({"somewhere": names})
     ports = [port(place) for place in topology.places]
-    assert len(set(ports)) == 64 and all(len(name) <= 15 for name in ports)
+    assert len(set(ports)) == 64
+    assert all(len(name) <= 15 for name in ports)
     assert "type bridge" in bridges_batch(topology)
     assert "netns 4711" in cable_batch(topology.places[0], 4711)
 

@@ -174,7 +174,7 @@ def heal(name: str | None) -> None:
 def down(every: bool, name: str | None) -> None:
     """End a lab; nothing stays behind. No lab is no error."""
     if every and name:
-        raise UsageError("--all and --name exclude each other")
+        raise UsageError("--all and --name exclude each other", hint="--all ends every lab")
     if every:
         with _held():
             removed = down_all()

@@ -103,7 +103,7 @@ class Demo:
                 raise LabError(
                     f"the agent of {node.name} failed {state['failures']} times in a row, "
                     f"last with status {state['last_exit']}",
-                    hint=f"try it by hand: lab run --keep, then: lab exec {node.name} -- kairos-p2p agent ...",
+                    hint=f"look into it with: kairos-p2p lab run --keep, then: lab exec {node.name} -- bash",
                 )
 
     def _read_api(self) -> None:
