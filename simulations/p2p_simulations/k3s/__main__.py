@@ -168,7 +168,7 @@ async def _agent(found: Settings, notify_socket: str | None) -> int:
 
 def _snapshot(argv: Sequence[str]) -> int:
     """Asks the server of this machine, with its own credentials."""
-    from p2p_simulations.k3s import http, tokens
+    from p2p_simulations.k3s import https, tokens
     from p2p_simulations.k3s.access import validate
 
     command, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("save", argv)
@@ -192,7 +192,7 @@ def _snapshot(argv: Sequence[str]) -> int:
 
     try:
         answer = json.loads(asyncio.run(ask()))
-    except (http.RequestFailed, HttpError) as exc:
+    except (https.RequestFailed, HttpError) as exc:
         raise K3sError(f"see server log for details: {exc}") from exc
     if operation == "list":
         _print_snapshots(answer, found.text("output"))

@@ -11,7 +11,7 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from p2p_simulations.k3s import http, log, tokens
+from p2p_simulations.k3s import https, log, tokens
 from p2p_simulations.k3s.errors import HttpError, K3sError
 
 
@@ -25,7 +25,7 @@ class Access:
     password: str
 
     def context(self, cert: str | None = None, key: str | None = None) -> ssl.SSLContext:
-        return http.client_context(ca_data=self.ca, cert=cert, key=key)
+        return https.client_context(ca_data=self.ca, cert=cert, key=key)
 
     async def request(
         self,
@@ -36,13 +36,13 @@ class Access:
         headers: dict[str, str] | None = None,
         timeout_s: float = 10.0,
     ) -> bytes:
-        """The body of a 200 answer. Raises HttpError or http.RequestFailed."""
+        """The body of a 200 answer. Raises HttpError or https.RequestFailed."""
         basic = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         sent = {"Authorization": f"Basic {basic}", **(headers or {})}
         url = self.url + path
-        reply = await http.request(method, url, self.context(), headers=sent, body=body, timeout_s=timeout_s)
+        reply = await https.request(method, url, self.context(), headers=sent, body=body, timeout_s=timeout_s)
         if reply.status != 200:
-            raise HttpError(reply.status, f"{url}: {reply.status} {http.REASONS.get(reply.status, '')}".rstrip())
+            raise HttpError(reply.status, f"{url}: {reply.status} {https.REASONS.get(reply.status, '')}".rstrip())
         return reply.body
 
 
@@ -78,15 +78,15 @@ async def validate(url: str, token: str, user: str, *, trusted_ca: str | None = 
 
 async def _fetch_ca(url: str) -> str:
     try:
-        reply = await http.request("GET", f"{url}/cacerts", http.client_context())
+        reply = await https.request("GET", f"{url}/cacerts", https.client_context())
         if reply.status != 200:
             raise K3sError(f"failed to get CA certs: {url}/cacerts: {reply.status}")
         ca = reply.body.decode()
-    except (http.RequestFailed, UnicodeDecodeError) as exc:
+    except (https.RequestFailed, UnicodeDecodeError) as exc:
         raise K3sError(f"failed to get CA certs: {exc}") from exc
     tokens.hash_of(ca.encode())
     try:
-        await http.request("GET", f"{url}/cacerts", http.client_context(ca_data=ca))
-    except (http.RequestFailed, ssl.SSLError) as exc:
+        await https.request("GET", f"{url}/cacerts", https.client_context(ca_data=ca))
+    except (https.RequestFailed, ssl.SSLError) as exc:
         raise K3sError(f"CA cert validation failed: {exc}") from exc
     return ca

@@ -16,12 +16,12 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from p2p_simulations.k3s import http, kubeapi, log, objects, pki, timing
+from p2p_simulations.k3s import https, kubeapi, log, objects, pki, timing
 from p2p_simulations.k3s.access import Access, validate
 from p2p_simulations.k3s.balancer import Balancer
 from p2p_simulations.k3s.errors import HttpError, K3sError
 from p2p_simulations.k3s.flags import Settings
-from p2p_simulations.k3s.http import Request, RequestFailed, Response
+from p2p_simulations.k3s.https import Request, RequestFailed, Response
 from p2p_simulations.k3s.layout import Layout, Machine
 from p2p_simulations.k3s.process import write_file
 from p2p_simulations.k3s.state import Object
@@ -82,7 +82,7 @@ class Agent:
 
     async def run(self) -> None:
         """Register and keep the lease; never returns."""
-        self._health = await http.serve(_healthz, ["127.0.0.1"], 10248, None)
+        self._health = await https.serve(_healthz, ["127.0.0.1"], 10248, None)
         await self._register()
         task = asyncio.create_task(self._learn_servers()) if self._balancer else None
         try:
@@ -144,11 +144,11 @@ class Agent:
 
     async def _call(self, method: str, path: str, body: Object | None = None) -> Object:
         agent = self._layout.agent
-        context = http.client_context(
+        context = https.client_context(
             str(agent / "server-ca.crt"), cert=str(agent / "client-kubelet.crt"), key=str(agent / "client-kubelet.key")
         )
         raw = json.dumps(body).encode() if body is not None else b""
-        reply = await http.request(method, self._base_url + path, context, body=raw)
+        reply = await https.request(method, self._base_url + path, context, body=raw)
         try:
             answer: Object = reply.json()
         except ValueError:

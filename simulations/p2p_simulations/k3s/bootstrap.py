@@ -14,7 +14,7 @@ import shutil
 import time
 import uuid
 
-from p2p_simulations.k3s import http, layout, log, pki, process, tokens
+from p2p_simulations.k3s import https, layout, log, pki, process, tokens
 from p2p_simulations.k3s.access import Access, validate
 from p2p_simulations.k3s.errors import HttpError, K3sError
 from p2p_simulations.k3s.flags import Settings
@@ -103,7 +103,7 @@ async def _bootstrap_etcd(
                 await access.request("/v1-k3s/server-bootstrap", timeout_s=2.0)
                 log.info("Successfully reconciled with remote datastore")
                 return access
-            except (K3sError, HttpError, http.RequestFailed) as exc:
+            except (K3sError, HttpError, https.RequestFailed) as exc:
                 log.warning(f"Unable to reconcile with remote datastore: {exc}")
         _check_stored_token(where, token)
         log.info("Successfully reconciled with local datastore")
@@ -122,7 +122,7 @@ async def _bootstrap_etcd(
         raise exc.within("failed to validate server configuration") from exc
     try:
         restore(where, await access.request("/v1-k3s/server-bootstrap", timeout_s=15.0))
-    except (HttpError, http.RequestFailed, ValueError, KeyError) as exc:
+    except (HttpError, https.RequestFailed, ValueError, KeyError) as exc:
         raise K3sError(str(exc)) from exc
     process.crash_point("after-bootstrap")
     return access
@@ -133,7 +133,7 @@ async def _compare(settings: Settings, access: Access, critical: dict[str, objec
     as_node = Access(access.url, access.ca, "node", tokens.parse(password).password)
     try:
         theirs = json.loads(await as_node.request("/v1-k3s/config"))
-    except (HttpError, http.RequestFailed, ValueError) as exc:
+    except (HttpError, https.RequestFailed, ValueError) as exc:
         log.warning(f"Skipping cluster configuration validation: {exc}")
         return
     wrong = [flag for name, flag in layout.CRITICAL.items() if theirs.get(name) != critical[name]]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from p2p_simulations.k3s import http, log, raft, timing
+from p2p_simulations.k3s import https, log, process, raft, timing
 from p2p_simulations.k3s.errors import K3sError, Unavailable
 from p2p_simulations.k3s.peers import Peers
 from p2p_simulations.k3s.state import Object, Outcome, State
@@ -50,8 +50,8 @@ class Files:
         folder = self.tls / "etcd"
         pair = (str(folder / f"{own}.crt"), str(folder / f"{own}.key"))
         if server:
-            return http.server_context(*pair, str(folder / f"{ca}.crt"), required=True)
-        return http.client_context(str(folder / f"{ca}.crt"), cert=pair[0], key=pair[1])
+            return https.server_context(*pair, str(folder / f"{ca}.crt"), required=True)
+        return https.client_context(str(folder / f"{ca}.crt"), cert=pair[0], key=pair[1])
 
 
 class Etcd:
@@ -94,6 +94,7 @@ class Etcd:
         )
         self._peers = Peers(
             self_id=wal.member_id,
+            self_url=self.peer_url,
             context=files.peer_context(server=False),
             silence_s=max(1.0, 2 * election_s),
             received=lambda sender, message: self._step(raft.Received(sender, message)),
@@ -117,12 +118,14 @@ class Etcd:
         hosts = ["127.0.0.1"] if self.address == "127.0.0.1" else ["127.0.0.1", self.address]
         try:
             await self._peers.listen(hosts, self._files.peer_context(server=True))
-            self._client_server = await http.serve(self._rpc, hosts, 2379, self._files.server_context())
+            self._client_server = await https.serve(self._rpc, hosts, 2379, self._files.server_context())
         except OSError as exc:
             raise K3sError(f"listen tcp {self.address}:2380: bind: {exc.strerror}") from exc
         self._applied_config()
         self._step(raft.Ticked())
-        self._tasks.append(self._loop.create_task(self._manage()))
+        task = self._loop.create_task(self._manage())
+        task.add_done_callback(process.die_of_bug)
+        self._tasks.append(task)
 
     def stop(self) -> None:
         if self.stopped:
@@ -292,15 +295,15 @@ class Etcd:
 
     # ---- port 2379
 
-    async def _rpc(self, request: http.Request) -> http.Response:
+    async def _rpc(self, request: https.Request) -> https.Response:
         try:
-            return http.json_response(200, await self._answer(request))
+            return https.json_response(200, await self._answer(request))
         except Unavailable as exc:
-            return http.json_response(503, {"error": str(exc)})
+            return https.json_response(503, {"error": str(exc)})
         except (ValueError, KeyError, TypeError) as exc:
-            return http.json_response(400, {"error": f"bad request: {exc}"})
+            return https.json_response(400, {"error": f"bad request: {exc}"})
 
-    async def _answer(self, request: http.Request) -> Any:
+    async def _answer(self, request: https.Request) -> Any:
         match request.path:
             case "/status":
                 return self.status()
@@ -423,9 +426,9 @@ class Etcd:
 async def call(client_url: str, path: str, body: bytes, context: ssl.SSLContext) -> Any:
     """One request to a member's port 2379. Raises Unavailable with its text."""
     try:
-        reply = await http.request("POST", client_url + path, context, body=body, timeout_s=timing.REQUEST_S + 1)
+        reply = await https.request("POST", client_url + path, context, body=body, timeout_s=timing.REQUEST_S + 1)
         answer = reply.json()
-    except (http.RequestFailed, ValueError) as exc:
+    except (https.RequestFailed, ValueError) as exc:
         raise Unavailable(str(exc)) from exc
     if reply.status != 200:
         raise Unavailable(str(answer.get("error", reply.status)))

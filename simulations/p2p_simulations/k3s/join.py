@@ -11,7 +11,7 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-from p2p_simulations.k3s import http, log, process, raft, timing
+from p2p_simulations.k3s import https, log, process, raft, timing
 from p2p_simulations.k3s.access import Access
 from p2p_simulations.k3s.errors import HttpError, Unavailable
 from p2p_simulations.k3s.etcd import TOO_MANY_LEARNERS, UNHEALTHY, Files, call
@@ -31,7 +31,7 @@ async def join(access: Access, where: Layout, name: str, node_name: str, address
             member_id = await _attempt(access, where, name, node_name, address, files)
             process.crash_point("after-member-add")
             return Wal.create(where.wal, member_id, raft.Saved())
-        except (HttpError, http.RequestFailed) as exc:
+        except (HttpError, https.RequestFailed) as exc:
             log.info(
                 f"Waiting to retrieve etcd cluster member list: failed to get MemberList from server: {exc}"
             )

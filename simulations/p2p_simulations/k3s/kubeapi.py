@@ -17,7 +17,7 @@ from typing import Any
 from p2p_simulations.k3s import objects
 from p2p_simulations.k3s.datastore import Datastore
 from p2p_simulations.k3s.errors import HttpError, Unavailable
-from p2p_simulations.k3s.http import Request, Response, json_response
+from p2p_simulations.k3s.https import Request, Response, json_response
 from p2p_simulations.k3s.objects import Kind
 from p2p_simulations.k3s.state import Change, Object
 

@@ -62,6 +62,7 @@ class Peers:
         self,
         *,
         self_id: int,
+        self_url: str,
         context: ssl.SSLContext,
         silence_s: float,
         received: Callable[[int, raft.Message], None],
@@ -69,12 +70,14 @@ class Peers:
         expelled: Callable[[], None],
     ) -> None:
         self._self_id = self_id
+        self._self_url = self_url
         self._context = context
         self._silence_s = silence_s
         self._received = received
         self._removed = removed
         self._expelled = expelled
         self._senders: dict[int, tuple[str, asyncio.Queue[bytes], asyncio.Task[None]]] = {}
+        self._callers: dict[int, str] = {}
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -85,12 +88,14 @@ class Peers:
     def close(self) -> None:
         if self._server:
             self._server.close()
-        self.know({})
+        for _, _, task in self._senders.values():
+            task.cancel()
         for writer in list(self._writers):
             writer.close()
 
     def know(self, urls: dict[int, str]) -> None:
-        """From now on these are the other members and their peer URLs."""
+        """From now on these are the members and their peer URLs; {}: not known yet, so whoever called."""
+        urls = urls or self._callers
         for member in list(self._senders):
             if urls.get(member) != self._senders[member][0]:
                 self._senders.pop(member)[2].cancel()
@@ -131,7 +136,7 @@ class Peers:
     ) -> None:
         sock: Any = writer.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._silence_s * 1000))
-        _write_frame(writer, json.dumps({"from": self._self_id, "to": member}).encode())
+        _write_frame(writer, json.dumps({"from": self._self_id, "to": member, "url": self._self_url}).encode())
         complaint = asyncio.ensure_future(_read_frame(reader))
         try:
             while not complaint.done():
@@ -155,6 +160,9 @@ class Peers:
             sender = int(hello["from"])
             if hello["to"] != self._self_id:
                 return
+            if not self._senders:
+                self._callers[sender] = str(hello["url"])
+                self.know({})
             while True:
                 message = decode(await _read_frame(reader))
                 if self._removed(sender):

@@ -1,7 +1,7 @@
 """Which keys and certificates does a server have, and how are a node's signed?
 
-Runs as a child process (`python -m p2p_simulations.k3s.pki`, one JSON request on stdin, one JSON answer on
-stdout): a k3s that lives for weeks need not hold the 10 MB of the cryptography library for the second
+Runs as a child process (`python -m p2p_simulations.k3s.pki`, a JSON request per line on stdin, a JSON answer
+per line on stdout): a k3s that lives for weeks need not hold the 10 MB of the cryptography library for the second
 in which it makes certificates. Keys are EC P-256 as k3s's; existing files (a seeded CA) are kept.
 """
 
@@ -11,8 +11,10 @@ import base64
 import datetime
 import ipaddress
 import json
+import select
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,18 +47,43 @@ LEAVES: tuple[tuple[str, str, str, str, str], ...] = (
 """File, issuing CA, common name, organization, usages."""
 
 
+IDLE_S = 5.0
+_child: subprocess.Popen[bytes] | None = None
+_lock = threading.Lock()
+
+
 def ask(request: dict[str, Any]) -> dict[str, Any]:
-    """Have a child process do `request`. Raises RuntimeError with its complaint."""
-    done = subprocess.run(  # our own interpreter and module
-        [sys.executable, "-m", "p2p_simulations.k3s.pki"],
-        input=json.dumps(request).encode(),
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
-    answer: dict[str, Any] = json.loads(done.stdout)
+    """Have a child process do `request`; it ends when it was not needed for a while. Blocks.
+
+    Raises:
+        RuntimeError: with the child's complaint.
+    """
+    line = json.dumps(request).encode() + b"\n"
+    with _lock:
+        raw = _exchange(line) or _exchange(line)  # an idle child may end just when it is asked
+    if not raw:
+        raise RuntimeError("the process that makes certificates died")
+    answer: dict[str, Any] = json.loads(raw)
+    if "error" in answer:
+        raise RuntimeError(str(answer["error"]))
     return answer
+
+
+def _exchange(line: bytes) -> bytes:
+    """The child's answer, or b"" if it ended."""
+    global _child
+    if _child is None or _child.poll() is not None:
+        command = [sys.executable, "-m", "p2p_simulations.k3s.pki"]
+        _child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
+        threading.Thread(target=_child.wait, daemon=True).start()  # leaves no zombie when it ends
+    assert _child.stdin is not None
+    assert _child.stdout is not None
+    try:
+        _child.stdin.write(line)
+        _child.stdin.flush()
+        return _child.stdout.readline()
+    except BrokenPipeError:
+        return b""
 
 
 # ---- below here, in the child
@@ -264,9 +291,18 @@ def _issue(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    request = json.load(sys.stdin)
     operations = {"server": _server, "requests": _requests, "issue": _issue}
-    json.dump(operations[request["op"]](request), sys.stdout)
+    while select.select([sys.stdin.buffer], [], [], IDLE_S)[0]:
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        try:
+            request = json.loads(line)
+            answer = operations[request["op"]](request)
+        except Exception as exc:  # told to whoever asked; an untrusted request may fail in many ways
+            answer = {"error": f"{type(exc).__name__}: {exc}"}
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ Faults for tests, by environment variables:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import socket
+import traceback
 from pathlib import Path
 
 CRASH_POINTS = {
@@ -51,6 +53,13 @@ def notify_ready(address: str | None) -> None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.connect(address)
         sock.send(b"READY=1\n")
+
+
+def die_of_bug(task: asyncio.Task[None]) -> None:
+    """Done callback of a task that may only be cancelled: end the process with what went wrong."""
+    if not task.cancelled() and (bug := task.exception()) is not None:
+        traceback.print_exception(bug)
+        os._exit(2)
 
 
 def write_file(path: Path, data: bytes | str, mode: int = 0o600) -> None:

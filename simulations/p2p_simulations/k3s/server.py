@@ -10,14 +10,14 @@ import asyncio
 import os
 from typing import Any
 
-from p2p_simulations.k3s import VERSION, bootstrap, controllers, http, log, objects, process, raft, snapshots, timing
+from p2p_simulations.k3s import VERSION, bootstrap, controllers, https, log, objects, process, raft, snapshots, timing
 from p2p_simulations.k3s.access import Access
 from p2p_simulations.k3s.agent import Agent, check_labels
 from p2p_simulations.k3s.datastore import Datastore, Sqlite
 from p2p_simulations.k3s.errors import HttpError, K3sError, Unavailable
 from p2p_simulations.k3s.etcd import Etcd, Files
 from p2p_simulations.k3s.flags import Settings
-from p2p_simulations.k3s.http import Request, Response, json_response
+from p2p_simulations.k3s.https import Request, Response, json_response
 from p2p_simulations.k3s.join import Rejected, join
 from p2p_simulations.k3s.kubeapi import KubeApi
 from p2p_simulations.k3s.layout import Layout, Machine, critical, machine
@@ -117,14 +117,14 @@ class Server:
         )
         self._supervisor.is_etcd = is_etcd
         pair = (str(tls / "serving-kube-apiserver.crt"), str(tls / "serving-kube-apiserver.key"))
-        context = http.server_context(*pair, str(tls / "client-ca.crt"), required=False)
+        context = https.server_context(*pair, str(tls / "client-ca.crt"), required=False)
         bind = settings.text("bind-address")
         try:
             self._listeners.append(
-                await http.serve(self._supervisor.handle, [bind, "127.0.0.1"] if bind else None, port, context)
+                await https.serve(self._supervisor.handle, [bind, "127.0.0.1"] if bind else None, port, context)
             )
             if is_etcd:
-                self._listeners.append(await http.serve(self._etcd_health, ["127.0.0.1"], 2381, None))
+                self._listeners.append(await https.serve(self._etcd_health, ["127.0.0.1"], 2381, None))
         except OSError as exc:
             raise K3sError(
                 f"preparing server: failed to start supervisor listener: listen tcp :{port}: bind: "

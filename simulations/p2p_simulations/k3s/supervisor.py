@@ -18,7 +18,7 @@ from typing import Any
 from p2p_simulations.k3s import log, objects, pki, tokens
 from p2p_simulations.k3s.datastore import Datastore
 from p2p_simulations.k3s.errors import HttpError, Unavailable
-from p2p_simulations.k3s.http import Request, Response, json_response
+from p2p_simulations.k3s.https import Request, Response, json_response
 from p2p_simulations.k3s.kubeapi import KubeApi, create
 from p2p_simulations.k3s.layout import BOOTSTRAP_FILES, Layout
 
