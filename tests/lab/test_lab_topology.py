@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
+import p2p_simulations
 from p2p_network.core.errors import ConfigError, UsageError
 from p2p_network.token import parse_token
 from p2p_simulations.lab.network import bridges_batch, cable_batch, partition_script, port
@@ -94,6 +97,12 @@ def test_the_state_file_keeps_a_topology(topology: Topology) -> None:
 def test_a_mistake_names_its_place(text: str, expected: str) -> None:
     found = problems(text)
     assert any(expected in problem for problem in found), found
+
+
+def test_the_example_on_the_door_plate_is_a_topology() -> None:
+    plate = Path(p2p_simulations.__path__[0]).parent / "README.md"
+    example = plate.read_text().partition("```yaml\n")[2].partition("```")[0]
+    assert parse_topology(example, "README.md").names == ("n1", "n2", "lyon", "metz", "n3")
 
 
 def test_all_mistakes_are_told_at_once() -> None:
