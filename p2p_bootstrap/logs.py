@@ -68,9 +68,7 @@ def _formatter(form: Format, stream: TextIO) -> logging.Formatter:
     renderers: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if form == "json":
         renderers += [
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
-            structlog.processors.EventRenamer("event"),
             structlog.processors.JSONRenderer(default=str),
         ]
     else:

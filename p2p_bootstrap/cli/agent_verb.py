@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from p2p_bootstrap.cli.options import DEFAULT_CONFIG, DEFAULT_STATE_DIR, socket_option
+from p2p_bootstrap.cli.options import DEFAULT_CONFIG, DEFAULT_STATE_DIR, PATH, socket_option
 from p2p_bootstrap.logs import FORMATS, LEVELS, Format
 
 
@@ -14,7 +14,7 @@ from p2p_bootstrap.logs import FORMATS, LEVELS, Format
 @click.option(
     "--cloud-config",
     "cloud_configs",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     metavar="PATH",
     default=(DEFAULT_CONFIG,),
@@ -23,7 +23,7 @@ from p2p_bootstrap.logs import FORMATS, LEVELS, Format
 )
 @click.option(
     "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PATH,
     default=DEFAULT_STATE_DIR,
     show_default=True,
     help="Where this node keeps its identity and what it must remember.",

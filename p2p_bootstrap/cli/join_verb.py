@@ -13,7 +13,7 @@ import click
 from p2p_bootstrap.cli import foreground, joining, progress
 from p2p_bootstrap.cli.client import AgentClient
 from p2p_bootstrap.cli.inputs import STDIN, is_cloud_config, read_text
-from p2p_bootstrap.cli.options import DEFAULT_CONFIG, DEFAULT_STATE_DIR, socket_option, timeout_option
+from p2p_bootstrap.cli.options import DEFAULT_CONFIG, DEFAULT_STATE_DIR, PATH, socket_option, timeout_option
 from p2p_bootstrap.cli.output import emit, note
 from p2p_bootstrap.service import ServiceHost, agent_argv
 from p2p_network.core.errors import ConfigError, DaemonNotRunning, NotPermitted, P2PError, UsageError
@@ -24,22 +24,26 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("source", required=False, metavar="[-]")
-@click.option("--token-file", type=click.Path(path_type=Path), help="A file with the network token.")
-@click.option("--cloud-config", type=click.Path(path_type=Path), help="A cloud-config file with the token.")
+@click.option("--token-file", type=PATH, help="A file with the network token.")
+@click.option(
+    "--cloud-config",
+    type=PATH,
+    help="A cloud-config file with the token.",
+)
 @click.option("--token", help="The token itself. Every process can read it here: prefer a file or -.")
 @click.option("--region", help="This machine's failure domain; overrides the cloud-config's.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print what would be done, change nothing.")
 @timeout_option("5m")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=DEFAULT_CONFIG,
     show_default=True,
     help="Where this node's configuration is kept.",
 )
 @click.option(
     "--state-dir",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=DEFAULT_STATE_DIR,
     show_default=True,
     help="Where this node keeps its identity and what it must remember.",
@@ -64,7 +68,10 @@ def join(
     there is neither) and waits until the node has its role. Joining again changes nothing.
     """
     text = _configuration(source, token_file, cloud_config, token, region)
-    wanted = _checked(text, "--region")  # nothing else of it is unchecked by now
+    try:
+        wanted = _checked(text, "stdin")
+    except ConfigError as exc:  # all but the region was checked where it was read
+        raise UsageError("--region: " + "; ".join(problem.message for problem in exc.problems)) from exc
     config, state_dir, socket = config.absolute(), state_dir.absolute(), socket.absolute()
     target = joining.Target(
         text=text,
@@ -107,7 +114,7 @@ def _configuration(
     """The text of the configuration to be, from the one source that was named."""
     if source not in (None, "-"):
         raise UsageError(
-            f"join takes no {source!r}", hint="write --token-file FILE, --cloud-config FILE, or -"
+            f"join does not take {source!r}", hint="write --token-file FILE, --cloud-config FILE, or -"
         )
     if sum(given is not None for given in (source, token_file, cloud_config, token)) != 1:
         raise UsageError(

@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from p2p_bootstrap.cli.client import DEFAULT_SOCKET, AgentClient
-from p2p_bootstrap.cli.options import DEFAULT_CONFIG, socket_option
+from p2p_bootstrap.cli.options import DEFAULT_CONFIG, PATH, socket_option
 from p2p_bootstrap.cli.output import note
 from p2p_bootstrap.service import ServiceHost, run_command
 from p2p_network.core.errors import DaemonNotRunning, NotPermitted, P2PError, TimedOut, UsageError
@@ -23,7 +23,7 @@ END_TIMEOUT_S: Final = 30.0
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=None,
     help=f"The configuration to remove.  [default: {DEFAULT_CONFIG}, or none with another --socket]",
 )

@@ -13,12 +13,15 @@ from p2p_bootstrap.cli.client import DEFAULT_SOCKET, SOCKET_VARIABLE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+# not checked by click: what cannot be read is said in our words, with our exit codes
+PATH: Final = click.Path(readable=False, path_type=Path)
+
 OUTPUTS: Final = ("table", "json", "yaml", "name")
 DEFAULT_STATE_DIR: Final = Path("/var/lib/kairos-p2p")
 DEFAULT_CONFIG: Final = Path("/etc/kairos-p2p/config.yaml")
 MAX_DURATION_S: Final = 24 * 3600.0
 
-_DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_DURATION: Final = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s?)?")
 
 
 def parse_duration(text: str) -> float:
@@ -35,7 +38,7 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """A duration as a person says it: ``0.4 s``, ``12 s``, ``2 min 5 s``, ``3 h 20 min``."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
@@ -64,7 +67,7 @@ def socket_option(command: Command) -> Command:
     """``--socket``: passed to the verb as `socket`, a Path."""
     return click.option(
         "--socket",
-        type=click.Path(path_type=Path),
+        type=PATH,
         envvar=SOCKET_VARIABLE,
         default=DEFAULT_SOCKET,
         show_default=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -17,18 +18,18 @@ def _rtt(peer: PeerDoc) -> str:
     return "" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms"
 
 
-COLUMNS = (
-    out.Column[PeerDoc]("NODE", lambda peer: peer["hostname"]),
-    out.Column[PeerDoc]("PEER", lambda peer: short(peer["peer"])),
-    out.Column[PeerDoc]("REGION", lambda peer: peer["region"]),
-    out.Column[PeerDoc]("STATE", lambda peer: peer["state"]),
-    out.Column[PeerDoc]("ROLE", lambda peer: peer["role"]),
-    out.Column[PeerDoc]("IPV4", lambda peer: peer["ipv4"]),
-    out.Column[PeerDoc]("RTT", _rtt, right=True),
-    out.Column[PeerDoc]("CARRIER", lambda peer: peer["carrier"]),
-    out.Column[PeerDoc]("RX", lambda peer: out.bytes_text(peer["rx_bytes"]), right=True),
-    out.Column[PeerDoc]("TX", lambda peer: out.bytes_text(peer["tx_bytes"]), right=True),
-    out.Column[PeerDoc]("ADDRESS", lambda peer: peer["address"]),
+COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
+    out.Column("NODE", lambda peer: peer["hostname"]),
+    out.Column("PEER", lambda peer: short(peer["peer"])),
+    out.Column("REGION", lambda peer: peer["region"]),
+    out.Column("STATE", lambda peer: peer["state"]),
+    out.Column("ROLE", lambda peer: peer["role"]),
+    out.Column("IPV4", lambda peer: peer["ipv4"]),
+    out.Column("RTT", _rtt, right=True),
+    out.Column("CARRIER", lambda peer: peer["carrier"]),
+    out.Column("RX", lambda peer: out.bytes_text(peer["rx_bytes"]), right=True),
+    out.Column("TX", lambda peer: out.bytes_text(peer["tx_bytes"]), right=True),
+    out.Column("ADDRESS", lambda peer: peer["address"]),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,14 +17,14 @@ from p2p_network.core.ids import short
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-COLUMNS = (
-    out.Column[RoleRow]("NODE", lambda row: row["hostname"] + ("*" if row["self"] else "")),
-    out.Column[RoleRow]("REGION", lambda row: row["region"]),
-    out.Column[RoleRow]("IPV4", lambda row: row["ipv4"]),
-    out.Column[RoleRow]("ROLE", lambda row: row["role"]),
-    out.Column[RoleRow]("STATE", lambda row: row["state"]),
-    out.Column[RoleRow]("READY", lambda row: "yes" if row["ready"] else "no"),
-    out.Column[RoleRow]("REASON", lambda row: row["reason"]),
+COLUMNS: Final[tuple[out.Column[RoleRow], ...]] = (
+    out.Column("NODE", lambda row: row["hostname"] + ("*" if row["self"] else "")),
+    out.Column("REGION", lambda row: row["region"]),
+    out.Column("IPV4", lambda row: row["ipv4"]),
+    out.Column("ROLE", lambda row: row["role"]),
+    out.Column("STATE", lambda row: row["state"]),
+    out.Column("READY", lambda row: "yes" if row["ready"] else "no"),
+    out.Column("REASON", lambda row: row["reason"]),
 )
 
 
