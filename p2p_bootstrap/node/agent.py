@@ -16,17 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from p2p_network import wire
-from p2p_network.addressing import ipv6_of
-from p2p_network.core import log
-from p2p_network.core.errors import P2PError
-from p2p_network.core.ids import PeerId
-from p2p_network.host.mesh import MeshHost
-from p2p_network.ledger.durable import DurableFiles
-from p2p_network.ledger.store import LedgerStore
-from p2p_network.records import NodeRecord
-from p2p_network.state import StateDirectory
-from p2p_network.token import mesh_keys
 
 from p2p_bootstrap import __version__
 from p2p_bootstrap.api.events import EventLog
@@ -39,6 +28,17 @@ from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.vpn import Vpn
 from p2p_bootstrap.service import notify
+from p2p_network import wire
+from p2p_network.addressing import ipv6_of
+from p2p_network.core import log
+from p2p_network.core.errors import P2PError
+from p2p_network.core.ids import PeerId
+from p2p_network.host.mesh import MeshHost
+from p2p_network.ledger.durable import DurableFiles
+from p2p_network.ledger.store import LedgerStore
+from p2p_network.records import NodeRecord
+from p2p_network.state import StateDirectory
+from p2p_network.token import mesh_keys
 
 logger = log.get(__name__)
 
@@ -111,13 +111,12 @@ class _Agent:
                 remembered=_remembered(durable),
             )
             store = LedgerStore(state.store_path, keys.mesh_id)
-            policy = ledger_policy(keys.mesh_id, lambda key: replication.ledger.get(key))
             replication = Replication(
                 identity=identity,
                 mesh_id=keys.mesh_id,
                 host=host,
                 store=store,
-                policy=policy,
+                policy_for=lambda get: ledger_policy(keys.mesh_id, get),
                 ipv6_of=lambda peer: str(ipv6_of(keys.mesh_id, peer)),
             )
             vpn_changed, roles_changed = Signal(), Signal()

@@ -11,12 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
-from p2p_network import wire
-from p2p_network.core.errors import TimedOut
-from p2p_network.core.ids import PeerId
-from p2p_network.host.mesh import MeshHost
-from p2p_network.membership import MemberState
-from p2p_network.records import RoleRecord
+from msgspec.structs import replace
 
 from p2p_bootstrap import __version__
 from p2p_bootstrap.api.events import EventLog
@@ -41,6 +36,12 @@ from p2p_bootstrap.node.metrics import render
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.vpn import Vpn
+from p2p_network.core.errors import TimedOut
+from p2p_network.core.ids import PeerId
+from p2p_network.host.mesh import MeshHost
+from p2p_network.ledger.reading import read_by_peer
+from p2p_network.membership import Member, MemberState
+from p2p_network.records import RoleRecord
 
 POLL_S = 1.0
 
@@ -98,7 +99,7 @@ class Answers:
             "mesh": bool(self._host.connected()) or self._cluster.genesis_known,
             "vpn": self._vpn.status.state in ("up", "off"),
             "genesis": self._cluster.genesis_known,
-            "role": bool(self._cluster.role),
+            "role": bool(self._cluster.status.role),
             "ready": self._cluster.ready,
         }
         now = trio.current_time() - self._started_at
@@ -113,7 +114,7 @@ class Answers:
         self._note_phases()
         members = [m for m in self._replication.view.members if m.state is not MemberState.LEFT]
         connected = len(self._host.connected())
-        vpn = self._vpn.status
+        vpn, role, k3s = self._vpn.status, self._cluster.status, self._cluster.k3s
         p2p = self._config.p2p
         phases = sorted(self._phases.items(), key=lambda item: item[1])
         return StatusDoc(
@@ -141,31 +142,31 @@ class Answers:
                 error=vpn.error,
             ),
             role=RoleDoc(
-                state=self._cluster.state,
-                role=self._cluster.role,
-                reason=self._cluster.reason,
-                epoch=self._cluster.epoch,
-                cluster_id=self._cluster.cluster_id,
-                ready=self._cluster.ready,
+                state=role.state.value,
+                role=role.role or "",
+                reason=role.reason,
+                epoch=role.epoch,
+                cluster_id=role.cluster_id,
+                ready=role.ready,
             ),
             k3s=K3sDoc(
-                state=self._cluster.k3s_state,
-                version=self._cluster.k3s_version,
-                pid=self._cluster.k3s_pid,
-                error=self._cluster.k3s_error,
+                state=k3s.state,
+                version=k3s.version,
+                pid=k3s.pid,
+                error=k3s.error,
             ),
             phases=[PhaseDoc(name=name, at_s=round(at_s, 3)) for name, at_s in phases],
         )
 
     def peers(self) -> Sequence[PeerDoc]:
         """Every peer known, whatever its state."""
-        return [self._peer(m.peer) for m in self._replication.view.members if m.peer != self._self_id]
+        said = self._said()
+        others = (m for m in self._replication.view.members if m.peer != self._self_id)
+        return [self._peer(member, said.get(member.peer)) for member in others]
 
-    def _peer(self, peer: PeerId) -> PeerDoc:
-        member = self._replication.view.get(peer)
-        assert member is not None
-        record, stats = member.record, self._vpn.status.peers.get(peer)
-        rtt_s = self._host.round_trip_s(peer)
+    def _peer(self, member: Member, said: RoleRecord | None) -> PeerDoc:
+        peer, record = member.peer, member.record
+        stats, rtt_s = self._vpn.status.peers.get(peer), self._host.round_trip_s(peer)
         return PeerDoc(
             peer=peer,
             hostname=record.hostname if record else "",
@@ -177,31 +178,26 @@ class Answers:
             address=self._host.address_of(peer),
             rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 2),
             carrier=stats.carrier if stats else "none",
-            role=self._role_record(peer).role,  # type: ignore[typeddict-item]  # checked by _role_record
+            role=said.role if said else "",  # type: ignore[typeddict-item]  # checked by _said
             rx_bytes=stats.rx_bytes if stats else 0,
             tx_bytes=stats.tx_bytes if stats else 0,
         )
 
-    def _role_record(self, peer: PeerId) -> RoleRecord:
-        entry = self._replication.ledger.get(f"role/{peer}")
-        nothing = RoleRecord("", "", "", 0, False, "")
-        if entry is None:
-            return nothing
-        try:
-            record = wire.decode(entry.value or b"", RoleRecord)
-        except ValueError:
-            return nothing
-        return record if record.role in ("server", "agent", "") else nothing
+    def _said(self) -> dict[PeerId, RoleRecord]:
+        """What every node says of its role; roles of a newer version read as none."""
+        records = read_by_peer(self._replication.ledger, "role/", RoleRecord)
+        return {p: r if r.role in ("server", "agent") else replace(r, role="") for p, r in records.items()}
 
     def roles(self) -> Sequence[RoleRow]:
         """Every node's role as the ledger tells it, this node's included."""
-        rows = []
+        rows, records = [], self._said()
         for member in self._replication.view.members:
             if member.state is MemberState.LEFT:
                 continue
-            said = self._role_record(member.peer)
+            said = records.get(member.peer, RoleRecord("", "", "", 0, False, ""))
             itself = member.peer == self._self_id
             gone = member.state in (MemberState.DEAD, MemberState.SUSPECT)
+            reason = f"{member.state}: {member.reason}; last: {said.reason}" if gone else said.reason
             rows.append(
                 RoleRow(
                     peer=member.peer,
@@ -209,9 +205,9 @@ class Answers:
                     region=member.record.region if member.record else "",
                     ipv4=member.ipv4,
                     role=said.role,  # type: ignore[typeddict-item]
-                    state=self._cluster.state if itself else said.state,
+                    state=self._cluster.status.state.value if itself else said.state,
                     ready=self._cluster.ready if itself else said.ready and not gone,
-                    reason=said.reason if not gone else f"{member.state}: {member.reason}; last: {said.reason}",
+                    reason=reason,
                     self=itself,
                 )
             )
@@ -251,7 +247,7 @@ class Answers:
             case "mesh":
                 return bool(self._host.connected())
             case "role":
-                return bool(self._cluster.role)
+                return bool(self._cluster.status.role)
             case "ready":
                 return self._cluster.ready
 
@@ -260,7 +256,7 @@ class Answers:
             return "no other node has been reached yet"
         if self._vpn.status.state == "failed":
             return self._vpn.status.error
-        return self._cluster.k3s_error or self._cluster.reason or "nothing has been decided yet"
+        return self._cluster.k3s.error or self._cluster.status.reason or "nothing has been decided yet"
 
     async def leave(self) -> None:
         """Stop k3s and the data plane and tell the mesh that this node left."""

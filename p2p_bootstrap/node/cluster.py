@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import assert_never
 
+import msgspec
 import trio
+
+from p2p_bootstrap.config.loading import Config
+from p2p_bootstrap.node.k3s import JoinSecret, K3sUnit
+from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.runner import Runner
+from p2p_bootstrap.node.signal import Signal
+from p2p_bootstrap.node.vpn import Vpn
 from p2p_network import wire
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError, P2PError, RemoteViolation, RoleError
@@ -21,6 +29,7 @@ from p2p_network.core.ids import PeerId
 from p2p_network.host.mesh import MeshHost
 from p2p_network.identity import Identity
 from p2p_network.ledger.durable import DurableFiles
+from p2p_network.ledger.reading import read_by_peer
 from p2p_network.membership import MemberState
 from p2p_network.records import RoleRecord
 from p2p_roles import assign, events
@@ -32,18 +41,18 @@ from p2p_roles.genesis.proposer import Answered, Ask
 from p2p_roles.rules import Rules
 from p2p_roles.view import View, ViewNode
 
-from p2p_bootstrap.config.loading import Config
-from p2p_bootstrap.node.k3s import K3sUnit
-from p2p_bootstrap.node.replication import Replication
-from p2p_bootstrap.node.runner import Runner
-from p2p_bootstrap.node.signal import Signal
-from p2p_bootstrap.node.vpn import Vpn
-
 logger = log.get(__name__)
 
 JOIN_METHOD = "cluster.join"
 VOTE_TIMEOUT_S = 2.0
 JOIN_TIMEOUT_S = 5.0
+
+
+class JoinReply(msgspec.Struct, frozen=True):
+    """Answer to `JOIN_METHOD`: what k3s needs to join, or None and why not."""
+
+    secret: JoinSecret | None
+    reason: str
 
 
 def scope_of(config: Config) -> str:
@@ -209,6 +218,7 @@ class Cluster:
     def _view(self) -> View | None:
         """This cluster's nodes: of the region, where each region is a cluster. None before our own record."""
         by_region = self._config.p2p.cluster == "region"
+        said = read_by_peer(self._replication.ledger, "role/", RoleRecord)
         nodes = []
         for member in self._replication.view.members:
             record = member.record
@@ -216,7 +226,7 @@ class Cluster:
                 continue
             if by_region and record.region != (self._config.p2p.region or ""):
                 continue
-            role = self._role_record(member.peer)
+            role = said.get(member.peer)
             nodes.append(
                 ViewNode(
                     peer=member.peer,
@@ -238,13 +248,6 @@ class Cluster:
             return None
         return View(self._self_id, self.scope, tuple(nodes), trio.current_time())
 
-    def _role_record(self, peer: PeerId) -> RoleRecord | None:
-        entry = self._replication.ledger.get(f"role/{peer}")
-        try:
-            return wire.decode(entry.value, RoleRecord) if entry and entry.value else None
-        except ValueError:
-            return None
-
     async def _watch_certificates(self, prefix: str) -> None:
         changed = Signal()
         changed.raise_()
@@ -262,19 +265,13 @@ class Cluster:
         changed.raise_()
         prefix = f"assign/{self.scope}/"
         self._replication.subscribe(prefix, changed)
-        seen: dict[str, bytes] = {}
+        seen: dict[PeerId, assign.Assignment] = {}
         while True:
             await changed.wait()
-            for entry in self._replication.ledger.items(prefix):
-                if entry.value is None or seen.get(entry.key) == entry.value:
-                    continue
-                seen[entry.key] = entry.value
-                try:
-                    assignment = assign.decode(entry.value)
-                except ValueError:
-                    continue
-                peer = PeerId(entry.key.removeprefix(prefix))
-                await self._feed(events.AssignmentChanged(peer, assignment))
+            for peer, assignment in read_by_peer(self._replication.ledger, prefix, assign.Assignment).items():
+                if seen.get(peer) != assignment:
+                    seen[peer] = assignment
+                    await self._feed(events.AssignmentChanged(peer, assignment))
 
     async def _watch_vpn(self) -> None:
         while not self._vpn.is_settled and self._vpn.status.state != "off":
@@ -354,7 +351,7 @@ class Cluster:
 
     async def _answer_vote(self, peer: PeerId, payload: bytes) -> bytes:
         if not self._started:
-            raise RoleError("this node does not take part in the genesis (yet)")
+            return b""  # no answer, as good as none in time
         try:
             request = messages.decode_request(payload)
         except ValueError as exc:
@@ -373,20 +370,27 @@ class Cluster:
         event: events.Event
         try:
             raw = await self._host.request(peer, JOIN_METHOD, role.encode(), timeout_s=JOIN_TIMEOUT_S)
-            ca_hash = await trio.to_thread.run_sync(self.k3s.keep_join_secret, role, raw)
-            event = events.JoinSecretReceived(peer, role, ca_hash)
-        except P2PError as exc:
-            event = events.JoinSecretRefused(peer, exc.message)
+            reply = wire.decode(raw, JoinReply)
+            if reply.secret is None:
+                event = events.JoinSecretRefused(peer, reply.reason)
+            else:
+                ca_hash = await trio.to_thread.run_sync(self.k3s.keep_join_secret, reply.secret)
+                event = events.JoinSecretReceived(peer, role, ca_hash)
+        except (P2PError, ValueError) as exc:
+            event = events.JoinSecretRefused(peer, str(exc))
         await self._feed(event)
 
     async def _answer_join(self, peer: PeerId, payload: bytes) -> bytes:
         """Hand out the join secret of a role, if the peer may have it: servers' secrets to servers only."""
         asked = payload.decode(errors="replace")
-        if asked not in ("server", "agent") or not self._started:
+        if asked not in ("server", "agent"):
             raise RemoteViolation("cluster.join: the role is server or agent", peer=peer)
+        if not self._started:
+            return wire.encode(JoinReply(None, "this node has not read its own state yet"))
         role: Role = "server" if asked == "server" else "agent"
         verdict = self._machine.authorize_join(peer, role)
         if verdict.granted is None:
-            raise RoleError(verdict.reason)
+            return wire.encode(JoinReply(None, verdict.reason))
+        secret = await trio.to_thread.run_sync(self.k3s.join_secret, verdict.granted)
         log.event(logger, "roles.join_secret_given", peer=peer, role=role, reason=verdict.reason)
-        return await trio.to_thread.run_sync(self.k3s.join_secret, verdict.granted)
+        return wire.encode(JoinReply(secret, verdict.reason))

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from p2p_network.ledger.policy import Refusal
-
 from p2p_bootstrap.api.service import PeerDoc, StatusDoc
 from p2p_bootstrap.node.vpn import VpnStatus
+from p2p_network.ledger.policy import Refusal
 
 
 def render(
@@ -33,9 +32,9 @@ def render(
     def gauge(name: str, help_text: str, labels: Sequence[str] = ()) -> Gauge:
         return Gauge(f"kairos_p2p_{name}", help_text, labels, registry=registry)
 
-    node = status["node"]
+    node, role = status["node"], status["role"]
     info = gauge("node_info", "This node; always 1.", ["peer", "hostname", "region", "role", "version"])
-    info.labels(node["peer"], node["hostname"], node["region"], status["role"]["role"], node["version"]).set(1)
+    info.labels(node["peer"], node["hostname"], node["region"], role["role"], node["version"]).set(1)
     gauge("mesh_peers", "Peers with a live channel.").set(status["mesh"]["peers"])
     gauge("mesh_known_peers", "Peers ever heard of and not gone.").set(status["mesh"]["known"])
     gauge("mesh_strangers_rejected", "Connections without the mesh's key.").set(strangers)

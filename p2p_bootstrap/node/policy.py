@@ -36,8 +36,7 @@ def authorities(scope: str, get: Callable[[str], Entry | None]) -> frozenset[str
     epoch = 1
     while (entry := get(f"genesis/{scope}/{epoch}/{GENESIS}")) is not None and entry.value is not None:
         outcome = get(f"genesis/{scope}/{epoch}/{OUTCOME}")
-        if outcome is not None and outcome.value is not None:
-            if certificates.is_ready(certificates.decode(outcome.value)):
-                found.add(certificates.genesis_of(certificates.decode(entry.value)).initiator)
+        if outcome and outcome.value and certificates.is_ready(certificates.decode(outcome.value)):
+            found.add(certificates.genesis_of(certificates.decode(entry.value)).initiator)
         epoch += 1
     return frozenset(found)

@@ -11,10 +11,13 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from typing import TypeVar, assert_never
+from typing import assert_never
 
 import trio
-from p2p_network import membership, wire
+
+from p2p_bootstrap.node.runner import Runner
+from p2p_bootstrap.node.signal import Signal
+from p2p_network import membership
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError, RemoteViolation
 from p2p_network.core.ids import PeerId
@@ -23,18 +26,14 @@ from p2p_network.identity import Identity
 from p2p_network.ledger import anti_entropy, events, sync
 from p2p_network.ledger.core import Ledger
 from p2p_network.ledger.entry import Entry
-from p2p_network.ledger.policy import Policy
+from p2p_network.ledger.policy import Policy, Refusal
+from p2p_network.ledger.reading import left_peers, read_by_peer
 from p2p_network.ledger.store import LedgerStore
 from p2p_network.records import AddressClaim, NodeRecord
-
-from p2p_bootstrap.node.runner import Runner
-from p2p_bootstrap.node.signal import Signal
 
 logger = log.get(__name__)
 
 SYNC_TIMEOUT_S = 10.0
-
-T = TypeVar("T")
 
 
 class Replication:
@@ -42,7 +41,7 @@ class Replication:
 
     Args:
         host: the mesh; `serve` is called on it here, so before it runs.
-        policy: who may write which key.
+        policy_for: makes the policy (who may write which key), given the ledger's look-up.
         ipv6_of: the ULA of a peer; it follows from the peer's id.
     """
 
@@ -53,10 +52,10 @@ class Replication:
         mesh_id: str,
         host: MeshHost,
         store: LedgerStore,
-        policy: Policy,
+        policy_for: Callable[[Callable[[str], Entry | None]], Policy],
         ipv6_of: Callable[[PeerId], str],
     ) -> None:
-        self.ledger = Ledger(identity, mesh_id, policy)
+        self.ledger = Ledger(identity, mesh_id, policy_for(self._get))
         self.settled = trio.Event()  # compared with at least one peer
         self._self_id = identity.peer_id
         self._host = host
@@ -77,9 +76,14 @@ class Replication:
             quiet=True,
         )
         self._membership = membership.Membership(self._self_id, trio.current_time())
-        self._members = Runner("mesh.membership", self._membership, self._publish, membership.Tick, quiet=True)
+        self._members = Runner(
+            "mesh.membership", self._membership, self._publish, membership.Tick, quiet=True
+        )
         host.serve(sync.METHOD, self._answer_sync)
         host.serve(sync.HINT_METHOD, self._take_hint)
+
+    def _get(self, key: str) -> Entry | None:
+        return self.ledger.get(key)
 
     # ------------------------------------------------------------ for the other columns
 
@@ -112,7 +116,7 @@ class Replication:
 
     def claims(self) -> dict[PeerId, AddressClaim]:
         """All sound address claims."""
-        return {PeerId(k): v for k, v in self._values("address/", AddressClaim).items()}
+        return read_by_peer(self.ledger, "address/", AddressClaim)
 
     def addresses(self) -> dict[PeerId, tuple[str, str]]:
         """Who holds which VPN addresses: of several claims on one address, the oldest."""
@@ -159,21 +163,12 @@ class Replication:
             await self._look_at_records()
 
     async def _look_at_records(self) -> None:
-        records = {PeerId(k): v for k, v in self._values("node/", NodeRecord).items()}
+        records = read_by_peer(self.ledger, "node/", NodeRecord)
         for peer, record in records.items():
             if peer != self._self_id:
                 self._host.learn(peer, record.addresses, "ledger")
-        left = frozenset(PeerId(key.removeprefix("node/")) for key in self.ledger.deleted("node/"))
-        await self._members.feed(membership.RecordsChanged(records, self.addresses(), left - {self._self_id}))
-
-    def _values(self, prefix: str, kind: type[T]) -> dict[str, T]:
-        found: dict[str, T] = {}
-        for entry in self.ledger.items(prefix):
-            try:
-                found[entry.key.removeprefix(prefix)] = wire.decode(entry.value or b"", kind)
-            except ValueError:
-                continue  # a newer version's record, or nonsense: as if it were not there
-        return found
+        left = left_peers(self.ledger) - {self._self_id}
+        await self._members.feed(membership.RecordsChanged(records, self.addresses(), left))
 
     # ------------------------------------------------------------ ledger
 
@@ -188,6 +183,10 @@ class Replication:
         decision = await self._ledger.feed(events.EntriesReceived(peer, entries, time.time()))
         if any(isinstance(effect, events.Hint) for effect in decision.effects):
             await self._scheduler.feed(anti_entropy.LedgerChanged(peer))
+        for effect in decision.effects:
+            if isinstance(effect, events.Refused) and Refusal.FORGED in dict(effect.why):
+                # every honest node checks signatures before it relays
+                raise RemoteViolation("it delivered forged entries", peer=peer)
 
     async def _carry_out(self, effect: events.Effect) -> None:
         match effect:

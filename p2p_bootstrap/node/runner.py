@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import trio
+
 from p2p_network.core import log
 from p2p_network.core.machine import Decision, Machine
 

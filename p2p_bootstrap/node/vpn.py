@@ -19,6 +19,11 @@ from typing import Literal, assert_never
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from p2p_bootstrap.config.model import VPN
+from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.runner import Runner
+from p2p_bootstrap.node.signal import Signal
 from p2p_network import addressing, netlink, session, wire
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError, P2PError, RemoteViolation
@@ -28,15 +33,11 @@ from p2p_network.dataplane.messages import Configure, Configured, PeerStats, Put
 from p2p_network.host.mesh import MeshHost
 from p2p_network.membership import Member, MemberState
 
-from p2p_bootstrap.config.model import VPN
-from p2p_bootstrap.node.replication import Replication
-from p2p_bootstrap.node.runner import Runner
-from p2p_bootstrap.node.signal import Signal
-
 logger = log.get(__name__)
 
 OFFER_METHOD = "session.offer"
 ASK_METHOD = "session.ask"  # "please make me an offer"
+NOT_YET = b""  # the answer of a node whose VPN is not up, or that does not know the peer's address yet
 LOOK_EVERY_S = 1.0
 CONNECT_PATIENCE_S = 5.0
 REKEY_AFTER_S = 3600.0
@@ -133,7 +134,9 @@ class Vpn:
         found = []
         for address in self._host.addresses():
             _, family, host, *_ = address.split("/")
-            found.append(f"[{host}]:{self._options.port}" if family == "ip6" else f"{host}:{self._options.port}")
+            found.append(
+                f"[{host}]:{self._options.port}" if family == "ip6" else f"{host}:{self._options.port}"
+            )
         return tuple(dict.fromkeys(found))
 
     @property
@@ -176,9 +179,7 @@ class Vpn:
         self._replication.subscribe_view(self._changed)
         while True:
             await changed.wait()
-            await self._addressing.feed(
-                addressing.ClaimsChanged(self._replication.claims(), self._mesh_ms())
-            )
+            await self._addressing.feed(addressing.ClaimsChanged(self._replication.claims(), self._mesh_ms()))
 
     async def _watch_settled(self) -> None:
         await self._replication.settled.wait()
@@ -325,7 +326,9 @@ class Vpn:
         """A peer has no session with us that carries: make it an offer."""
         member = self._replication.view.get(peer)
         link = self._links.setdefault(peer, _Link())
-        ready = self._capability is not None and member is not None and member.record is not None and member.ipv4
+        ready = (
+            self._capability is not None and member is not None and member.record is not None and member.ipv4
+        )
         if ready and not link.busy and self._nursery is not None:
             assert member is not None
             link.busy, link.tried_at = True, trio.current_time()
@@ -347,6 +350,9 @@ class Vpn:
                 mtu=self.mtu,
             )
             raw = await self._host.request(member.peer, OFFER_METHOD, wire.encode(offered))
+            if raw == NOT_YET:
+                link.tried_at = trio.current_time() - CONNECT_PATIENCE_S + LOOK_EVERY_S
+                return
             try:
                 answered = wire.decode(raw, session.SessionAnswer)
             except ValueError as exc:
@@ -372,7 +378,7 @@ class Vpn:
             raise RemoteViolation(f"session offer: {exc}", peer=peer) from exc
         member, capability = self._replication.view.get(peer), self._capability
         if capability is None or member is None or not member.ipv4 or member.record is None:
-            raise MeshError("this node's VPN does not take part yet, or does not know the peer's address")
+            return NOT_YET
         answered, agreed = session.answer(
             X25519PrivateKey.generate(),
             offered,
@@ -389,8 +395,6 @@ class Vpn:
     async def _install(self, member: Member, link: _Link, agreed: session.PeerSession, *, dial: bool) -> None:
         assert self._plane is not None
         allowed, endpoints = self._allowed(member), self._endpoints(member)
-        await self._plane.put_peer(
-            PutPeer(member.peer, agreed, endpoints if dial else (), allowed, dial)
-        )
+        await self._plane.put_peer(PutPeer(member.peer, agreed, endpoints if dial else (), allowed, dial))
         link.allowed, link.endpoints = allowed, self._endpoints(member)
         link.agreed_at = link.tried_at = trio.current_time()
