@@ -263,7 +263,7 @@ class Channel(_End):
                 return answer.payload
             raise RemoteViolation(f"{method} failed: {answer.message}", peer=self.peer)
         if scope.cancelled_caught:
-            raise PeerUnreachable(f"no answer to {method} within {timeout_s:g} s")
+            raise PeerUnreachable(f"no answer to {method} within {timeout_s:.3g} s")
         raise PeerUnreachable(f"the channel ended before {method} was answered: {self.reason}")
 
     async def _accept(self, frame: Frame) -> None:

@@ -21,10 +21,6 @@ import msgspec
 import trio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
-from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import PeerInfo
-from multiaddr import Multiaddr
 from zeroconf import (
     BadTypeInNameException,
     IPVersion,
@@ -34,6 +30,14 @@ from zeroconf import (
     Zeroconf,
 )
 from zeroconf import Error as ZeroconfError
+
+import p2p_network.host.lean  # noqa: F401  (first: imports libp2p without what we never use)
+
+# isort: split
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from multiaddr import Multiaddr
 
 from p2p_network import wire
 from p2p_network.core import log

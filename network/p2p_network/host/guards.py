@@ -1,8 +1,8 @@
 """Which defects of py-libp2p 0.8.1 do we live with, and what stands between them and the node?
 
-All of it is here; the rest of `host` uses only what this module exports. Each guard names its defect, each
-has a test that fails without it (tests/adapters/test_host_guards.py), and network/UPSTREAM.md tells how to
-reproduce the defect and when to drop the guard. Letters and numbers are those of that file.
+All of it is here, in `private.py` and in `lean.py`; the rest of `host` uses only what these export. Each
+guard names its defect and has a test that fails without it (tests/adapters/test_host_guards.py);
+network/UPSTREAM.md, whose letters and numbers these are, tells how to reproduce each and when to drop it.
 
 The shape: `MeshSwarm` is libp2p's Swarm with the outer layer replaced. It neither listens nor dials by
 itself: `admit` takes an accepted TCP stream, `reach` dials, both put `PrivateConnection` (pnet) under Noise
@@ -12,7 +12,7 @@ negative cache never run.
 
 from __future__ import annotations
 
-import os
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -26,9 +26,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
 from libp2p.host.basic_host import BasicHost
 from libp2p.identity.identify_push.identify_push import ID_PUSH
-from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.config import ConnectionConfig, RetryConfig
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
@@ -45,7 +43,7 @@ from p2p_network.core import log
 from p2p_network.core.errors import MeshError, PeerUnreachable
 from p2p_network.core.ids import PeerId, short
 from p2p_network.host.addresses import Endpoint, endpoints_of
-from p2p_network.host.psk import GREETING, NONCE_BYTES, KeyStream
+from p2p_network.host.private import PrivateConnection, Stranger
 
 logger = log.get(__name__)
 
@@ -55,96 +53,6 @@ OPEN_LIMIT_S: Final = 5.0
 RESET_LIMIT_S: Final = 2.0
 MAX_CONNECTIONS: Final = 1024
 MAX_STREAMS_PER_CONNECTION: Final = 128
-
-
-class Stranger(MeshError):
-    """An inbound connection whose first bytes no member would send."""
-
-
-class PrivateConnection(RawConnection):  # type: ignore[misc]
-    """Guard D: pnet as the specification has it, on a trio socket.
-
-    libp2p ships Salsa20 with an 8-byte nonce, so it can't talk to other implementations. It also loses the
-    remote address of an IPv6 connection, which this class keeps.
-    """
-
-    def __init__(self, stream: trio.SocketStream, initiator: bool, key: bytes) -> None:
-        peer = stream.socket.getpeername()
-        self.remote = Endpoint(str(peer[0]).partition("%")[0], int(peer[1]))
-        super().__init__(None, initiator, addresses=[Multiaddr(str(self.remote))])
-        self._socket = stream
-        self._key = key
-        self._reading: KeyStream | None = None
-        self._writing: KeyStream | None = None
-        self._early = b""
-
-    async def expect_greeting(self) -> None:
-        """Read the first words of a dialler; raises Stranger unless they are those of a member.
-
-        Nothing has been sent by then, so a port scanner doesn't even learn which protocol this is.
-        """
-        words = await self._read_exactly(len(GREETING))
-        if words != GREETING:
-            raise Stranger("it does not know the pre-shared key")
-        self._early = words
-
-    async def read(self, n: int | None = None) -> bytes:
-        """Up to `n` decrypted bytes; b"" at the end."""
-        if self._early:
-            size = len(self._early) if n is None else n
-            head, self._early = self._early[:size], self._early[size:]
-            return head
-        if self._reading is None:
-            self._reading = KeyStream(self._key, await self._raw_exactly(NONCE_BYTES))
-        return self._reading.apply(await self._raw(n))
-
-    async def write(self, data: bytes) -> None:
-        """Encrypt and send; the first call sends our nonce too. Raises ConnectionClosedError."""
-        head = b""
-        if self._writing is None:
-            head = os.urandom(NONCE_BYTES)
-            self._writing = KeyStream(self._key, head)
-        try:
-            await self._socket.send_all(head + self._writing.apply(data))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
-
-    async def close(self) -> None:
-        self.abort()
-        await trio.lowlevel.checkpoint()
-
-    def abort(self) -> None:
-        """Close the socket now; whoever reads or writes it wakes up. Idempotent."""
-        self._socket.socket.close()
-
-    def get_remote_address(self) -> tuple[str, int]:
-        return self.remote.host, self.remote.port
-
-    async def _raw(self, n: int | None) -> bytes:
-        try:
-            return bytes(await self._socket.receive_some(n if n is None else max(n, 1)))
-        except trio.ClosedResourceError:
-            return b""
-        except trio.BrokenResourceError as exc:
-            raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
-
-    async def _raw_exactly(self, n: int) -> bytes:
-        data = b""
-        while len(data) < n:
-            more = await self._raw(n - len(data))
-            if not more:
-                raise ConnectionClosedError("connection closed in the handshake", transport="tcp")
-            data += more
-        return data
-
-    async def _read_exactly(self, n: int) -> bytes:
-        data = b""
-        while len(data) < n:
-            more = await self.read(n - len(data))
-            if not more:
-                raise ConnectionClosedError("connection closed in the handshake", transport="tcp")
-            data += more
-        return data
 
 
 class MeshYamux(Yamux):  # type: ignore[misc]
@@ -212,8 +120,14 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
         )
         super().__init__(self_id, peerstore, upgrader, [], RetryConfig(max_retries=0), config)
         self._psk = psk
+        self._private: weakref.WeakSet[PrivateConnection] = weakref.WeakSet()
         self.on_connected: Callable[[Any], None] = lambda conn: None
         self.on_disconnected: Callable[[Any], None] = lambda conn: None
+
+    def abort_all(self) -> None:
+        """Close the socket of every connection at once."""
+        for conn in self._private:
+            conn.abort()
 
     def attach(self, nursery: trio.Nursery) -> None:
         """Run the tasks of all connections in `nursery`."""
@@ -246,7 +160,7 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
         Guard 12: a wrong pre-shared key is noticed at the first bytes instead of after 30 s.
         Raises Stranger, PeerUnreachable. The socket is closed in every case.
         """
-        conn = PrivateConnection(stream, False, self._psk)
+        conn = self._protected(stream, initiator=False)
         greeted = False
         try:
             with trio.fail_after(HANDSHAKE_LIMIT_S):
@@ -318,6 +232,11 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
         except PeerUnreachable as exc:
             raise SwarmException(str(exc)) from exc
 
+    def _protected(self, stream: trio.SocketStream, *, initiator: bool) -> PrivateConnection:
+        conn = PrivateConnection(stream, initiator, self._psk)
+        self._private.add(conn)
+        return conn
+
     def _addresses(self, peer_id: ID) -> list[Multiaddr]:
         return list(self.peerstore.addrs(peer_id)) if self.peerstore.has_peer(peer_id) else []
 
@@ -329,7 +248,7 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
         except (OSError, trio.TooSlowError) as exc:
             raise PeerUnreachable(f"{endpoint}: {str(exc) or 'no answer'}") from exc
         try:
-            conn = PrivateConnection(stream, True, self._psk)
+            conn = self._protected(stream, initiator=True)
         except OSError as exc:
             stream.socket.close()
             raise PeerUnreachable(str(exc)) from exc

@@ -83,6 +83,7 @@ class Listener:
     """The bound sockets of one host."""
 
     def __init__(self, sockets: Sequence[trio.SocketListener]) -> None:
+        self.turned_away = 0
         self._sockets = tuple(sockets)
         self._bound = tuple(
             Endpoint(ipaddress.ip_address(name[0].partition("%")[0]).compressed, name[1])
@@ -139,7 +140,10 @@ class Listener:
         return all(endpoint.is_loopback for endpoint in self._bound)
 
     async def serve(self, admit: Callable[[trio.SocketStream, Callable[[], None]], Awaitable[None]]) -> None:
-        """Accept for ever. `admit` gets the stream and a function to call once the peer is trusted."""
+        """Accept for ever. `admit` gets the stream and a function to call once the peer is trusted.
+
+        Whoever has to leave before that, because others crowd the door, is counted in `turned_away`.
+        """
         doorway = Doorway()
 
         async def handle(stream: trio.SocketStream) -> None:
@@ -155,6 +159,7 @@ class Listener:
                 finally:
                     doorway.leave(scope)
             if scope.cancelled_caught:
+                self.turned_away += 1
                 stream.socket.close()
 
         await trio.serve_listeners(handle, list(self._sockets))

@@ -1,0 +1,112 @@
+"""What lies between the TCP socket and Noise?
+
+Guard D of `guards.py`: a libp2p raw connection that speaks pnet as the specification has it (`psk.py` is the
+cipher), on a trio socket that can be closed at once from anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+import p2p_network.host.lean  # noqa: F401  (first: imports libp2p without what we never use)
+
+# isort: split
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.connection.raw_connection import RawConnection
+from multiaddr import Multiaddr
+
+from p2p_network.core.errors import MeshError
+from p2p_network.host.addresses import Endpoint
+from p2p_network.host.psk import GREETING, NONCE_BYTES, KeyStream
+
+
+class Stranger(MeshError):
+    """An inbound connection whose first bytes no member would send."""
+
+
+class PrivateConnection(RawConnection):  # type: ignore[misc]
+    """Guard D: pnet as the specification has it, on a trio socket.
+
+    libp2p ships Salsa20 with an 8-byte nonce, so it can't talk to other implementations. It also loses the
+    remote address of an IPv6 connection, which this class keeps.
+    """
+
+    def __init__(self, stream: trio.SocketStream, initiator: bool, key: bytes) -> None:
+        peer = stream.socket.getpeername()
+        self.remote = Endpoint(str(peer[0]).partition("%")[0], int(peer[1]))
+        super().__init__(None, initiator, addresses=[Multiaddr(str(self.remote))])
+        self._socket = stream
+        self._key = key
+        self._reading: KeyStream | None = None
+        self._writing: KeyStream | None = None
+        self._early = b""
+
+    async def expect_greeting(self) -> None:
+        """Read the first words of a dialler; raises Stranger unless they are those of a member.
+
+        Nothing has been sent by then, so a port scanner doesn't even learn which protocol this is.
+        """
+        words = await self._read_exactly(len(GREETING))
+        if words != GREETING:
+            raise Stranger("it does not know the pre-shared key")
+        self._early = words
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Up to `n` decrypted bytes; b"" at the end."""
+        if self._early:
+            size = len(self._early) if n is None else n
+            head, self._early = self._early[:size], self._early[size:]
+            return head
+        if self._reading is None:
+            self._reading = KeyStream(self._key, await self._raw_exactly(NONCE_BYTES))
+        return self._reading.apply(await self._raw(n))
+
+    async def write(self, data: bytes) -> None:
+        """Encrypt and send; the first call sends our nonce too. Raises ConnectionClosedError."""
+        head = b""
+        if self._writing is None:
+            head = os.urandom(NONCE_BYTES)
+            self._writing = KeyStream(self._key, head)
+        try:
+            await self._socket.send_all(head + self._writing.apply(data))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
+
+    async def close(self) -> None:
+        self.abort()
+        await trio.lowlevel.checkpoint()
+
+    def abort(self) -> None:
+        """Close the socket now; whoever reads or writes it wakes up. Idempotent."""
+        self._socket.socket.close()
+
+    def get_remote_address(self) -> tuple[str, int]:
+        return self.remote.host, self.remote.port
+
+    async def _raw(self, n: int | None) -> bytes:
+        try:
+            return bytes(await self._socket.receive_some(n if n is None else max(n, 1)))
+        except trio.ClosedResourceError:
+            return b""
+        except trio.BrokenResourceError as exc:
+            raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
+
+    async def _raw_exactly(self, n: int) -> bytes:
+        data = b""
+        while len(data) < n:
+            more = await self._raw(n - len(data))
+            if not more:
+                raise ConnectionClosedError("connection closed in the handshake", transport="tcp")
+            data += more
+        return data
+
+    async def _read_exactly(self, n: int) -> bytes:
+        data = b""
+        while len(data) < n:
+            more = await self.read(n - len(data))
+            if not more:
+                raise ConnectionClosedError("connection closed in the handshake", transport="tcp")
+            data += more
+        return data
