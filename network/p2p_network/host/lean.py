@@ -12,8 +12,8 @@ Import this module before any ``libp2p`` module. Drop it when libp2p imports the
 
 from __future__ import annotations
 
-import functools
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -55,7 +55,7 @@ def import_libp2p() -> None:
 
 
 def _start_without_name_servers() -> None:
-    """Let a resolver be made on a machine whose resolv.conf is absent or names no server (an air-gapped site).
+    """Let a resolver be made on a machine without name servers (an air-gapped site).
 
     libp2p makes one when it is imported, and one per swarm and dial; dnspython refuses with
     NoResolverConfiguration. Such a resolver fails when a name is looked up, not before.
