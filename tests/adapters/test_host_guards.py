@@ -412,6 +412,21 @@ def test_importing_the_host_installs_no_log_handler_and_loads_no_http_client() -
     subprocess.run([sys.executable, "-c", script], check=True, timeout=20)
 
 
+def test_a_machine_without_name_servers_starts() -> None:
+    """Defect H: every swarm makes a resolver, which raises when /etc/resolv.conf names no server."""
+    script = (
+        "import dns.resolver as r\n"
+        "def none(self, f): raise r.NoResolverConfiguration\n"
+        "r.BaseResolver.read_resolv_conf = none\n"
+        "from p2p_network.host.guards import MeshSwarm, Swarm\n"
+        "MeshSwarm(bytes(32), bytes(32))\n"
+        "try: Swarm(None, None, None, [])\n"
+        "except r.NoResolverConfiguration: raise SystemExit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=20)
+    assert done.returncode == 7, "libp2p no longer needs the guard"
+
+
 def test_the_library_is_silent() -> None:
     assert not logging.getLogger("libp2p.network.swarm").isEnabledFor(logging.ERROR)
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import trio
 
-import p2p_network.host.lean  # noqa: F401  (first: imports libp2p without what we never use)
+from p2p_network.host import lean  # first: imports libp2p without what we never use
 
 # isort: split
 from libp2p.abc import INetConn, INetStream
@@ -118,7 +118,8 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
             min_connections=0,
             max_connections_per_peer=8,
         )
-        super().__init__(self_id, peerstore, upgrader, [], RetryConfig(max_retries=0), config)
+        with lean.no_resolver_configuration():
+            super().__init__(self_id, peerstore, upgrader, [], RetryConfig(max_retries=0), config)
         self._psk = psk
         self._private: weakref.WeakSet[PrivateConnection] = weakref.WeakSet()
         self.on_connected: Callable[[Any], None] = lambda conn: None

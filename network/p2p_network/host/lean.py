@@ -4,9 +4,10 @@
 0.1 s and 13 MB for code that can't run here. While libp2p is imported, those two names resolve to hollow
 modules; afterwards they are gone again, so anybody else's ``import httpx`` gets the real one.
 
-It also makes a DNS resolver while it is imported, which reads /etc/resolv.conf and raises where that names no
-server: on a machine that boots, it may not be written yet. We resolve names ourselves, so libp2p's resolver
-is made without configuration.
+It also makes DNS resolvers, when it is imported and for every swarm, which read /etc/resolv.conf and raise
+where that names no server: in an air-gapped site, or while a machine boots. We resolve names ourselves, so
+libp2p's are made without configuration (`no_resolver_configuration`).
+
 Import this module before any ``libp2p`` module. Drop it when libp2p imports them late.
 """
 
@@ -18,8 +19,11 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Final
+
+import dns.asyncresolver
 
 UNUSED: Final = ("httpx", "requests")
 
@@ -33,41 +37,32 @@ class _Hollow(ModuleType):
         return type(name, (Exception,), {})
 
 
+@contextlib.contextmanager
+def no_resolver_configuration() -> Iterator[None]:
+    """Resolvers of dnspython made in here do not read /etc/resolv.conf; they can't look anything up."""
+    module = vars(dns.asyncresolver)
+    configured = module["Resolver"]
+    module["Resolver"] = functools.partial(configured, configure=False)
+    try:
+        yield
+    finally:
+        module["Resolver"] = configured
+
+
 def import_libp2p() -> None:
     """Import libp2p with the unused packages hollow, and its chatter off. Does nothing the second time."""
     if "libp2p" in sys.modules:
         return
-    import dns.asyncresolver
-
-    configured = dns.asyncresolver.Resolver
-    _start_without_name_servers()
     hollow = [name for name in UNUSED if name not in sys.modules]
     for name in hollow:
         sys.modules[name] = _Hollow(name)
     try:
-        vars(dns.asyncresolver)["Resolver"] = functools.partial(configured, configure=False)
-        importlib.import_module("libp2p")
+        with no_resolver_configuration():
+            importlib.import_module("libp2p")
     finally:
-        vars(dns.asyncresolver)["Resolver"] = configured
         for name in hollow:
             del sys.modules[name]
     _quiet()
-
-
-def _start_without_name_servers() -> None:
-    """Let a resolver be made on a machine without name servers (an air-gapped site).
-
-    libp2p makes one when it is imported, and one per swarm and dial; dnspython refuses with
-    NoResolverConfiguration. Such a resolver fails when a name is looked up, not before.
-    """
-    resolver = importlib.import_module("dns.resolver")
-    read = resolver.BaseResolver.read_resolv_conf
-
-    def read_if_there(self: object, file: object) -> None:
-        with contextlib.suppress(resolver.NoResolverConfiguration):
-            read(self, file)
-
-    resolver.BaseResolver.read_resolv_conf = read_if_there
 
 
 def _quiet() -> None:
