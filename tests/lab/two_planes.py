@@ -8,12 +8,15 @@ and removed on exit.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +33,7 @@ MTU = 1420
 PORT = 4702
 MESH4, MESH6 = "10.144.0.0/16", "fd77:1:2:3::/64"
 DEADLINE_S = 10.0
+CLONE_NEWNET = 0x40000000
 
 
 def why_not() -> str:
@@ -62,6 +66,7 @@ class Place:
     folder: Path
     outer: str
     outer6: str
+    daemon: subprocess.Popen[bytes] | None = None
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -77,7 +82,7 @@ class Place:
         return f"fd77:1:2:3::{self.index}"
 
     @property
-    def socket(self) -> Path:
+    def control(self) -> Path:
         return self.folder / "run" / f"{self.index}.sock"
 
     @property
@@ -100,25 +105,20 @@ class Place:
 
     async def plane(self) -> DataPlane:
         """This place's data plane, started if need be."""
-        if not self.processes or self.processes[0].poll() is not None:
-            self.socket.parent.mkdir(exist_ok=True)
-            self.processes.insert(
-                0,
-                subprocess.Popen(
-                    self.exec(
-                        *(sys.executable, "-m", "p2p_network.dataplane"),
-                        *("--socket", str(self.socket), "--log", str(self.log)),
-                    ),
-                    start_new_session=True,
-                    stdin=subprocess.DEVNULL,
-                    env={**os.environ, "MALLOC_ARENA_MAX": "1"},
-                ),
+        if self.daemon is None or self.daemon.poll() is not None:
+            self.control.parent.mkdir(exist_ok=True)
+            self.daemon = self.start(
+                *(sys.executable, "-m", "p2p_network.dataplane"),
+                *("--socket", str(self.control), "--log", str(self.log)),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "MALLOC_ARENA_MAX": "1"},
             )
             with trio.fail_after(DEADLINE_S):
-                while not self.socket.exists():
-                    assert self.processes[0].poll() is None, self.log.read_text()
+                while not self.control.exists():
+                    assert self.daemon.poll() is None, self.log.read_text()
                     await trio.sleep(0.02)
-        return await DataPlane.start_or_adopt(self.socket, log_path=self.log)
+        return await DataPlane.start_or_adopt(self.control, log_path=self.log)
 
     async def configured(self, listen: tuple[str, ...] = (f"0.0.0.0:{PORT}", f"[::]:{PORT}")) -> DataPlane:
         """Its data plane with the TUN device up and addressed."""
@@ -148,6 +148,22 @@ class Place:
             allowed_ips=(f"{self.inner}/32", f"{self.inner6}/128"),
             dial=dial,
         )
+
+    def sockets(self, *kinds: tuple[int, int]) -> list[socket.socket]:
+        """Sockets (family, type) that live here, whoever uses them."""
+        made: list[socket.socket] = []
+
+        def enter() -> None:
+            with open(f"/run/netns/{self.netns}") as netns:
+                if ctypes.CDLL(None, use_errno=True).setns(netns.fileno(), CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), "setns")
+            made.extend(socket.socket(*kind) for kind in kinds)
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        assert len(made) == len(kinds), "the thread could not enter the namespace"
+        return made
 
 
 def nodad(address: str) -> tuple[str, ...]:

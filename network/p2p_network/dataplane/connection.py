@@ -11,6 +11,7 @@ both ends send FIN. Anything malformed ends the connection; nothing here ends th
 from __future__ import annotations
 
 import enum
+import mmap
 import socket
 from typing import Final, Protocol
 
@@ -55,9 +56,10 @@ class Buffers:
     """Scratch memory that all connections share: each is used within one callback only."""
 
     def __init__(self) -> None:
-        self.received = bytearray(_RECEIVE_BYTES)
+        # Mapped and not made: pages that are never touched take no memory.
+        self.received = mmap.mmap(-1, _RECEIVE_BYTES)
         self.received_view = memoryview(self.received)
-        self.frame_view = memoryview(bytearray(MAX_FRAME_BYTES))
+        self.frame_view = memoryview(mmap.mmap(-1, MAX_FRAME_BYTES))
 
 
 class Owner(Protocol):

@@ -9,6 +9,7 @@ owns, a destination that is ours) and written to the device from where it lies.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Callable
 from typing import Final
@@ -45,12 +46,12 @@ class Forwarder:
 
     def __init__(self, table: PeerTable, on_device_lost: Callable[[], None]) -> None:
         self.drops: dict[str, int] = {}
-        self.opened = bytearray(MAX_PLAIN_BYTES)
+        self.opened = mmap.mmap(-1, MAX_PLAIN_BYTES)
         """Where carriers put the opened record that they then `deliver`."""
         self._table = table
         self._on_device_lost = on_device_lost
         self._own: RouteTable[str] = RouteTable()
-        self._batch = bytearray(_BATCH_BYTES)
+        self._batch = mmap.mmap(-1, _BATCH_BYTES)
         self._batch_view = memoryview(self._batch)
         self._opened_view = memoryview(self.opened)
         self._tun: Tun | None = None

@@ -11,6 +11,7 @@ would let a peer make the kernel write outside headers or cut one packet into te
 
 from __future__ import annotations
 
+from mmap import mmap
 from struct import Struct
 from typing import Final
 
@@ -56,7 +57,7 @@ _IP6 = Struct("!BxxxHBx16s16s")  # version, payload, next header, source, destin
 _ADDRESS4 = Struct("4s")
 _ADDRESS6 = Struct("16s")
 
-Buffer = bytes | bytearray | memoryview
+Buffer = bytes | bytearray | memoryview | mmap
 
 
 class Forged(ValueError):

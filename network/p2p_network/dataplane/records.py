@@ -9,6 +9,7 @@ passed over. Keys belong to one connection and one direction (`preface`), so a c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from mmap import mmap
 from struct import Struct
 from typing import Final
 
@@ -33,7 +34,7 @@ _SIZE = Struct("!I")
 _LENGTH = Struct("!H")
 _CONTROL = Struct("!HBBQ")
 
-Buffer = bytearray | memoryview
+Buffer = bytearray | memoryview | mmap
 
 
 class RecordViolation(ValueError):
@@ -58,7 +59,7 @@ class Sealer:
         self._aead = cipher(name, key)
         self.count = 0
 
-    def seal_into(self, plain: bytes | Buffer, frame: memoryview) -> int:
+    def seal_into(self, plain: bytes | memoryview, frame: memoryview) -> int:
         """Write one record into `frame` (at least 20 bytes longer than `plain`); its size in bytes."""
         size = len(plain) + TAG_BYTES
         end = SIZE_BYTES + size
