@@ -140,13 +140,13 @@ def _parse_ours(text: str) -> NetworkToken:
         if not re.fullmatch(r"[A-Za-z0-9_-]*", text):
             raise ValueError("a character that no token has")
         raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        if base64.urlsafe_b64encode(raw).rstrip(b"=") != text.encode():
+            raise ValueError("bits behind the last byte")  # else a mistyped last character would pass
     except (ValueError, binascii.Error) as exc:
-        raise TokenError("the network token is damaged: not base64url", hint=_MAKE_NEW) from exc
+        raise TokenError("the network token is cut or mistyped: it is not base64url", hint=_MAKE_NEW) from exc
     checksum, body = raw[:_CHECKSUM_BYTES], raw[_CHECKSUM_BYTES:]
     if hashlib.blake2s(body, digest_size=_CHECKSUM_BYTES).digest() != checksum:
-        raise TokenError(
-            "the network token is cut or mistyped: its checksum does not match", hint=_MAKE_NEW
-        )
+        raise TokenError("the network token is cut or mistyped: its checksum does not match", hint=_MAKE_NEW)
     try:
         fields = wire.decode(body, _TokenBody)
     except ValueError as exc:
@@ -165,28 +165,27 @@ def _parse_kairos(text: str) -> NetworkToken:
     )
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-        document: Any = yaml.safe_load(raw.decode("utf-8"))
-    except (ValueError, binascii.Error, yaml.YAMLError, RecursionError) as exc:
+        # BaseLoader: every scalar stays a text, so no constructor can fail or change a secret
+        document: Any = yaml.load(raw.decode("utf-8"), Loader=yaml.BaseLoader)  # noqa: S506
+    except (ValueError, OverflowError, yaml.YAMLError, RecursionError) as exc:
         raise not_a_token from exc
     if not isinstance(document, dict):
         raise not_a_token
     try:
         otp = document["otp"]
-        secrets = (
-            str(otp["dht"]["key"]),
-            str(otp["crypto"]["key"]),
-            str(document["room"]),
-            str(document["rendezvous"]),
-        )
-    except (KeyError, TypeError) as exc:
+        texts = (otp["dht"]["key"], otp["crypto"]["key"], document["room"], document["rendezvous"])
+        if not all(isinstance(text, str) for text in texts):  # a list of aliases may be huge: never str() it
+            raise TypeError("a secret is no text")
+        secrets = tuple(text.encode() for text in texts)
+    except (KeyError, TypeError, UnicodeEncodeError) as exc:
         raise TokenError(
             "the Kairos token is incomplete: otp.dht.key, otp.crypto.key, room and rendezvous are needed",
             hint=_MAKE_NEW,
         ) from exc
     if any(len(secret) < 16 for secret in secrets[:2]):
         raise TokenError("the Kairos token is too weak: a key is under 16 characters", hint=_MAKE_NEW)
-    material = b"".join(len(s.encode()).to_bytes(4, "big") + s.encode() for s in secrets)
+    material = b"".join(len(secret).to_bytes(4, "big") + secret for secret in secrets)
     seed = HKDF(
         algorithm=hashes.SHA256(), length=32, salt=b"kairos-p2p/kairos-token/v1", info=b"seed"
     ).derive(material)
-    return NetworkToken(seed, mdns=bool(document.get("mdns")), origin="kairos")
+    return NetworkToken(seed, mdns=document.get("mdns") == "true", origin="kairos")
