@@ -128,7 +128,9 @@ class Bootstrap(Duties):
         self._take_in(now, event)
         self.emit_votes(self.voting.tick(now))
         self._walk(now)
-        self.wake(self.voting.wake_at())
+        retry_at = self.voting.wake_at()
+        if retry_at is not None and retry_at > now:  # a past one: no proposal is wanted at present
+            self.wake(retry_at)
         said, self._said = self._said, f"{self.state}: {self.reason}"
         return Decision(tuple(self.out), "" if said == self._said else self._said)
 
