@@ -177,6 +177,23 @@ def find(root: Node, path: Path) -> Node | None:
     return node
 
 
+def with_text(root: MapNode, path: tuple[str, ...], text: str) -> MapNode:
+    """A copy of `root` with a text at `path`; maps on the way that are absent or null are made.
+
+    Whatever else stands on the way is replaced too: check the document before.
+    """
+    key, rest = path[0], path[1:]
+    old = root.entries.get(key)
+    mark = old.mark if old else root.mark
+    value: Node
+    if rest:
+        inner = old.value if old else None
+        value = with_text(inner if isinstance(inner, MapNode) else MapNode({}, mark), rest, text)
+    else:
+        value = ScalarNode(text, mark)
+    return MapNode({**root.entries, key: Entry(mark, value)}, root.mark)
+
+
 def dotted(path: Path) -> str:
     """``("p2p", "bootstrap", 1)`` as people write it: ``p2p.bootstrap[1]``. Safe to print."""
     text = ""

@@ -40,12 +40,40 @@ VALUES = st.recursive(
 )
 DOCUMENTS = st.dictionaries(KEYS, VALUES, max_size=5)
 
+SOUP_WORDS = (
+    "p2p: role:_ servers:_ k3s: -_ [ ] { } , :_ a 1 ' \" &x_ *x <<:_ | > # --- ... !!str_ ~ {{ "
+    "network_token:_ env:_ args: vpn: mtu:_ bootstrap: auto: ha: k0s: hostname:_ install: bundles:"
+)
+BREAKS = ("\n", "\n  ", "\n    ", "\t")
+YAML_SOUP = st.lists(
+    st.sampled_from([*(word.replace("_", " ") for word in SOUP_WORDS.split()), *BREAKS]), max_size=40
+).map("".join)
+
 
 @given(DOCUMENTS)
 def test_what_is_written_is_read(data: dict[str, Any]) -> None:
     text = render(data, comment="made by a test\nin two lines")
     assert has_header(text)
     assert to_value(parse(text.encode(), "f").checked()) == data
+
+
+def as_written(node: Node) -> object:
+    match node:
+        case ScalarNode():
+            return (node.text, node.plain and not isinstance(node.value, str))
+        case ListNode():
+            return [as_written(item) for item in node.items]
+        case MapNode():
+            return {key: as_written(entry.value) for key, entry in node.entries.items()}
+
+
+@given(DOCUMENTS | YAML_SOUP)
+@example("a: 0600\nb: '0600'\nc: no\nd: !!str 5\ne: 'no'\nf: 12:30\ng: ~\n")
+def test_a_document_that_is_written_again_is_the_same(data: dict[str, Any] | str) -> None:
+    text = "#cloud-config\n" + data if isinstance(data, str) else render(data)
+    first = parse(text.encode(), "f").root
+    again = parse(render(first).encode(), "f").checked()
+    assert as_written(again) == as_written(first)
 
 
 @given(DOCUMENTS)
@@ -87,16 +115,6 @@ def test_no_bytes_surprise_the_parser(data: bytes) -> None:
         for problem in document.problems:
             assert problem.message
             assert str(problem).isprintable()
-
-
-SOUP_WORDS = (
-    "p2p: role:_ servers:_ k3s: -_ [ ] { } , :_ a 1 ' \" &x_ *x <<:_ | > # --- ... !!str_ ~ {{ "
-    "network_token:_ env:_ args: vpn: mtu:_ bootstrap: auto: ha: k0s: hostname:_ install: bundles:"
-)
-BREAKS = ("\n", "\n  ", "\n    ", "\t")
-YAML_SOUP = st.lists(
-    st.sampled_from([*(word.replace("_", " ") for word in SOUP_WORDS.split()), *BREAKS]), max_size=40
-).map("".join)
 
 
 @given(YAML_SOUP)

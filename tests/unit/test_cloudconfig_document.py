@@ -15,7 +15,9 @@ from p2p_bootstrap.cloudconfig.nodes import (
     locate_key,
     resolve,
     to_value,
+    with_text,
 )
+from p2p_bootstrap.cloudconfig.render import render
 from p2p_network.core.errors import ConfigError, Problem
 
 HEADER = "#cloud-config\n"
@@ -202,3 +204,17 @@ def test_a_key_is_safe_to_print() -> None:
     document = read(HEADER + '"\\e[31m": 1\n"\\e[31m": 2\n')
     assert "\x1b" not in str(document.problems[0])
     assert len(dotted(("k" * 500,))) < 100
+
+
+def test_a_text_put_into_a_document_leaves_the_rest_as_written() -> None:
+    text = HEADER + "p2p:\n  role: master\nstages:\n  boot:\n"
+    text += "  - files:\n    - permissions: 0600\n      owner: '0'\n"
+    root = with_text(read(text).checked(), ("p2p", "region"), "0123")
+    assert render(root) == text.replace("master\n", "master\n  region: '0123'\n")
+    assert render(with_text(read(HEADER).checked(), ("a", "b"), "no")) == HEADER + "a:\n  b: 'no'\n"
+    assert render(with_text(read(HEADER + "a:\n").checked(), ("a", "b"), "x")) == HEADER + "a:\n  b: x\n"
+
+
+def test_octal_numbers_stay_what_they_were() -> None:
+    text = HEADER + "a: 0600\nb: '0600'\nc: 5\nd: '5'\ne: true\n"
+    assert render(read(text).checked()) == text
