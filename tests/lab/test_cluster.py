@@ -1,0 +1,228 @@
+"""Do machines with nothing but a token in common become one cluster, and stay it?
+
+Real agents, libp2p, TUN devices and (stand-in or real) k3s, in namespaces. Every test ends with the same
+question: exactly one cluster, nobody lost, nothing decided twice.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from p2p_simulations.lab.lab import Lab
+from p2p_simulations.lab.node import kairos_p2p
+from p2p_simulations.lab.topology import Discovery, make_topology
+from clusters import (
+    ask,
+    ca_hashes,
+    cluster_ids,
+    cluster_inits,
+    facts_for_ever,
+    statuses,
+    wait_ready,
+)
+
+LabFactory = Callable[..., Lab]
+THREE = {"east": ("n1",), "west": ("n2",), "north": ("n3",)}
+
+
+def test_five_nodes_become_one_cluster_and_survive_everything_killed(lab: LabFactory) -> None:
+    """Agents killed, then data planes, then a power cut of the whole site: same identities, addresses, roles."""
+    mine = lab(agents=True)
+    formed = wait_ready(mine)
+    before = facts_for_ever(formed)
+    assert len(cluster_ids(formed)) == 1
+    assert sorted(s["role"]["role"] for s in formed.values()) == ["agent"] * 2 + ["server"] * 3
+    regions = {s["node"]["region"] for s in formed.values() if s["role"]["role"] == "server"}
+    assert len(regions) == 3, "three servers stand in three regions"
+    assert len({s["vpn"]["ipv4"] for s in formed.values()}) == 5
+    assert cluster_inits(mine) == [], "cluster-init is on the disk only while initialising"
+
+    pids = {name: [p.pid for p in mine.node(name).processes() if p.kind == "k3s"] for name in formed}
+    target = formed["n5"]["vpn"]["ipv4"]
+    ping = ["ping", "-i", "0.1", "-c", "60", "-W", "2", target]
+    with subprocess.Popen(mine.node("n1").enter_argv(ping), stdout=subprocess.PIPE, text=True) as pinging:
+        for name in formed:
+            mine.kill(name, "agent")
+        out, _ = pinging.communicate(timeout=30)
+    assert "60 received" in out, f"packets flow while no agent runs: {out}"
+    assert facts_for_ever(wait_ready(mine)) == before
+    after = {name: [p.pid for p in mine.node(name).processes() if p.kind == "k3s"] for name in formed}
+    assert after == pids, "k3s was adopted, not started again"
+
+    mine.kill("n5", "dataplane")
+    mine.wait(
+        lambda: mine.node("n1").exec(["ping", "-c1", "-W1", target]).returncode == 0,
+        30,
+        "packets to n5 to flow again",
+    )
+
+    for name in formed:
+        mine.kill(name, "node")
+    for name in reversed(sorted(formed)):
+        mine.boot(name)
+    assert facts_for_ever(wait_ready(mine)) == before
+    assert len(ca_hashes(mine)) == 1
+
+
+def test_two_halves_before_the_genesis_become_one_cluster_after_it(lab: LabFactory) -> None:
+    """The minority can't elect, whenever the cut comes; after healing there is exactly one cluster."""
+    mine = lab()
+    mine.partition([["n1", "n2"], ["n3", "n4", "n5"]])
+    for name in mine.topology.names:
+        mine.start_agent(name)
+
+    def halves_wait() -> bool:
+        seen = statuses(mine)
+        return len(seen) == 5 and all("of 5 nodes are here" in s["role"]["reason"] for s in seen.values())
+
+    mine.wait(halves_wait, 60, "both halves to wait for the rest")
+    assert {s["mesh"]["peers"] for s in statuses(mine).values()} <= {0, 1, 2}
+    mine.heal()
+    # cut again in the middle of the election: at most one side may go on
+    mine.wait(
+        lambda: any(s["role"]["state"] in ("ELECT", "INIT", "WAIT") for s in statuses(mine).values()),
+        60,
+        "the election to begin",
+    )
+    mine.partition([["n1", "n2"], ["n3", "n4", "n5"]])
+    until = time.monotonic() + 8
+    while time.monotonic() < until:
+        assert len(cluster_ids(statuses(mine))) <= 1
+        time.sleep(0.5)
+    mine.heal()
+    formed = wait_ready(mine)
+    assert len(cluster_ids(formed)) == 1
+    assert len(ca_hashes(mine)) == 1
+
+
+def test_agents_killed_at_random_moments_while_the_cluster_forms(lab: LabFactory) -> None:
+    """kill -9 at any moment and restart: same identity, same address, no second genesis."""
+    mine = lab(agents=True)
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    identities: dict[str, str] = {}
+    until = time.monotonic() + 12
+    while time.monotonic() < until:
+        for name, status in statuses(mine).items():
+            assert identities.setdefault(name, status["node"]["peer"]) == status["node"]["peer"]
+        victim = mine.node(chance.choice(mine.topology.names))
+        if any(p.kind == "agent" for p in victim.processes()):
+            victim.kill("agent")
+        time.sleep(chance.uniform(0.1, 1.0))
+    formed = wait_ready(mine)
+    assert {name: s["node"]["peer"] for name, s in formed.items()} == identities
+    assert len(cluster_ids(formed)) == 1
+    assert len(ca_hashes(mine)) == 1
+    assert len({s["vpn"]["ipv4"] for s in formed.values()}) == 5
+
+
+def test_a_stranger_gets_in_nowhere_and_a_kairos_token_works(lab: LabFactory, kairos_token: str) -> None:
+    """Four nodes with an old Kairos token and old words form a cluster; the fifth, with another token, does not."""
+    topology = make_topology(
+        {"here": ("n1", "n2", "n3", "n4"), "there": ("n5",)},
+        minimum_nodes=4,
+        discovery=Discovery(bootstrap=False),
+        config={"p2p": {"network_token": kairos_token, "auto": {"ha": {"master_nodes": 0}}}},
+        nodes={
+            "n2": {"p2p": {"role": "master"}},
+            "n3": {"p2p": {"role": "worker"}},
+            "n5": {
+                "p2p": {
+                    "network_token": fresh_token(),
+                    "bootstrap": ["198.18.1.11:4701", "198.18.1.12:4701"],
+                }
+            },
+        },
+        servers=1,
+    )
+    mine = lab(topology, agents=True)
+    formed = wait_ready(mine, ["n1", "n2", "n3", "n4"])
+    assert formed["n2"]["role"]["role"] == "server"
+    assert formed["n3"]["role"]["role"] == "agent"
+    stranger = mine.node("n5").observe()
+    assert stranger is not None
+    assert stranger["mesh"]["peers"] == 0
+    assert stranger["mesh"]["known"] == 0, "a stranger learns nothing, not even who is there"
+    assert stranger["role"]["cluster_id"] == ""
+    for name in formed:
+        assert all(peer["hostname"] != "n5" for peer in ask(mine, name, "peers"))
+
+
+def test_what_a_person_does_with_it(lab: LabFactory) -> None:
+    """The verbs, on a formed cluster: answers on stdout, refusals with the right exit code."""
+    mine = lab(make_topology(THREE, servers=1), agents=True)
+    formed = wait_ready(mine)
+    server = next(name for name, s in formed.items() if s["role"]["role"] == "server")
+    agent = next(name for name, s in formed.items() if s["role"]["role"] == "agent")
+
+    rows = ask(mine, agent, "roles", "list")
+    assert {row["hostname"] for row in rows} == {"n1", "n2", "n3"}
+    assert all(row["reason"] for row in rows)
+    done = mine.node(agent).exec([*kairos_p2p(), "kubeconfig"])
+    assert done.returncode == 1
+    assert server in done.stderr, "an agent names the servers"
+    done = mine.node(server).exec([*kairos_p2p(), "kubeconfig"])
+    assert done.returncode == 0
+    assert formed[server]["vpn"]["ipv4"] in done.stdout
+    assert mine.node(agent).exec([*kairos_p2p(), "wait", "ready", "--timeout", "5s"]).returncode == 0
+
+    token_text = mine.node(agent).exec(["cat", "/oem/90_custom.yaml"]).stdout.split("network_token")[1].split()[1]
+    token = token_text.strip("'\"")
+    for argv in (["ps", "-eo", "args"], [*kairos_p2p(), "status", "-o", "json"], [*kairos_p2p(), "events"]):
+        assert token not in mine.node(agent).exec(argv).stdout
+    assert token not in mine.node(agent).log_path.read_text()
+
+    left = mine.node(agent).exec([*kairos_p2p(), "leave", "--yes"], 60)
+    assert left.returncode == 0, left.stderr
+    mine.wait(
+        lambda: all(row["hostname"] != agent for row in ask(mine, server, "roles", "list")),
+        20,
+        "the others to know that it left",
+    )
+    assert not [p for p in mine.node(agent).processes() if p.kind in ("k3s", "dataplane")]
+
+
+def test_ctrl_c_ends_everything_and_sigterm_only_the_agent(lab: LabFactory) -> None:
+    mine = lab(make_topology({"here": ("n1",)}, servers=1), agents=True)
+    wait_ready(mine)
+    node = mine.node("n1")
+    node.stop_agent(signal.SIGTERM)
+    assert {p.kind for p in node.processes()} >= {"k3s", "dataplane"}
+    node.start_agent()
+    wait_ready(mine)
+    node.stop_agent(signal.SIGINT, timeout_s=30)
+    assert not {p.kind for p in node.processes()} & {"agent", "k3s", "dataplane"}
+
+
+def fresh_token() -> str:
+    """A token that nobody else has."""
+    done = subprocess.run(
+        [*kairos_p2p(), "token", "generate"], capture_output=True, text=True, check=True, timeout=30
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def kairos_token() -> str:
+    """base64(YAML), as Kairos makes them, with fresh secrets."""
+    import base64
+    import secrets
+
+    document = "\n".join(
+        [
+            "otp:",
+            *(f"  {use}:\n    interval: 9000\n    key: {secrets.token_hex(21)}\n    length: 43" for use in ("dht", "crypto")),
+            f"room: {secrets.token_hex(21)}",
+            f"rendezvous: {secrets.token_hex(21)}",
+            f"mdns: {secrets.token_hex(21)}",
+            "max_message_size: 20971520",
+        ]
+    )
+    return base64.b64encode(document.encode()).decode()
