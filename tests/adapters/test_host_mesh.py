@@ -30,6 +30,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence is noticed after 1.5 s instead of 5."""
     monkeypatch.setattr(mesh_module, "HEARTBEAT_S", 0.3)
     monkeypatch.setattr(links, "SILENCE_S", 1.5)
+    monkeypatch.setattr(links, "FRESH_S", 0.25)
 
 
 def identity(n: int) -> Identity:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -52,8 +52,11 @@ MDNS_PORT: Final = 5353
 _CHUNK_BYTES: Final = 240
 _MAX_CHUNKS: Final = 4
 _RESOLVE_MS: Final = 3000
-DHT_FIRST_PAUSE_S: Final = 1.0
-DHT_MAX_PAUSE_S: Final = 300.0
+DHT_GATHER_S: Final = 0.5
+DHT_LOOK_OVER_S: Final = 300.0
+DHT_TRIES: Final = 10
+DHT_PROVIDERS: Final = 20
+"""How many providers of one key a Kademlia node keeps."""
 DHT_ADDRESS_TTL_S: Final = 3600
 DHT_LIMIT_S: Final = 15.0
 
@@ -178,7 +181,11 @@ class LocalDiscovery:
 
 
 class DhtRendezvous:
-    """Kademlia inside the mesh, used for one key."""
+    """Kademlia inside the mesh, used for one key.
+
+    Every peer we connect with is told that we provide the key, and asked who else does: a newcomer finds all
+    others through the first one it meets. A full look-up over the DHT follows seldom.
+    """
 
     def __init__(self, host: MeshBasicHost, rendezvous: bytes, learn: Learn) -> None:
         self._host = host
@@ -186,57 +193,71 @@ class DhtRendezvous:
         digest = hashlib.sha256(derived(rendezvous, "dht-key")).digest()
         self._key = b"\x12\x20" + digest  # a sha2-256 multihash, as provider records want it
         self._dht = KadDHT(host, DHTMode.SERVER, max_peers_per_subnet=0)
-        self._wake = trio.Event()
+        self._store = self._dht.provider_store
+        self._new: dict[ID, int] = {}  # peers not yet introduced to, and how often that was tried
+        self._met = trio.Event()
 
     async def know(self, peer: PeerId, addresses: Sequence[str]) -> None:
-        """Put a connected peer into the routing table: nothing else does."""
+        """A peer was connected: put it into the routing table (nothing else does), and talk to it soon."""
         peer_id = ID.from_base58(peer)
         found = [Multiaddr(text) for text in addresses]
         if not found:
             return
-        store = self._host.get_peerstore()
-        store.clear_addrs(peer_id)
-        store.add_addrs(peer_id, found, DHT_ADDRESS_TTL_S)
+        peerstore = self._host.get_peerstore()
+        peerstore.clear_addrs(peer_id)
+        peerstore.add_addrs(peer_id, found, DHT_ADDRESS_TTL_S)
         await self._dht.routing_table.add_peer(PeerInfo(peer_id, found), skip_server_mode_check=True)
-        self._wake.set()
+        self._new[peer_id] = 0
+        self._met.set()
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """Provide and look up for ever: soon after a new peer, then ever more seldom."""
+        """Introduce ourselves to new peers, and look the whole DHT over now and then, for ever."""
         self._dht._manager = FencedTasks(nursery)
-        pause_s = DHT_FIRST_PAUSE_S
+        nursery.start_soon(self._look_over)
         while True:
-            if self._dht.routing_table.size():
-                with trio.move_on_after(DHT_LIMIT_S):
-                    await self._round()
-            with trio.move_on_after(pause_s) as timer:
-                await self._wake.wait()
-            if timer.cancelled_caught:
-                pause_s = min(pause_s * 2, DHT_MAX_PAUSE_S)
-            else:
-                self._wake = trio.Event()
-                pause_s = DHT_FIRST_PAUSE_S
-                await trio.sleep(DHT_FIRST_PAUSE_S)
+            await self._met.wait()
+            await trio.sleep(DHT_GATHER_S)
+            self._met = trio.Event()
+            met, self._new = self._new, {}
+            for peer_id, tried in met.items():
+                if self._host.get_network().get_connections(peer_id):
+                    await self._guarded(self._introduce, peer_id, tried + 1)
+
+    async def _look_over(self) -> None:
+        while True:
+            await trio.sleep(DHT_LOOK_OVER_S)
+            await self._guarded(self._round)
+
+    async def _guarded(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        with trio.move_on_after(DHT_LIMIT_S):
+            try:
+                await work(*args)
+            except Exception as exc:
+                log.event(logger, "discovery.dht_failed", level=10, detail=repr(exc))
+
+    async def _introduce(self, peer_id: ID, tried: int) -> None:
+        """Tell and ask one peer; again soon if it didn't take us in (it refuses what exceeds 12 at a time)."""
+        await self._store._send_add_provider(peer_id, self._key)
+        providers = await self._ask(peer_id)
+        known = len(providers) >= DHT_PROVIDERS or self._host.get_id() in providers
+        if not known and tried < DHT_TRIES:
+            self._new.setdefault(peer_id, tried)
+            self._met.set()
 
     async def _round(self) -> None:
-        store = self._dht.provider_store
-        try:
-            await store.provide(self._key)
-            closest = await self._dht.peer_routing.find_closest_peers_network(self._key)
-            async with trio.open_nursery() as nursery:
-                for peer_id in closest:
-                    nursery.start_soon(self._ask, peer_id)
-            store.cleanup_expired()
-        except Exception as exc:
-            log.event(logger, "discovery.dht_failed", detail=repr(exc))
+        await self._store.provide(self._key)
+        closest = await self._dht.peer_routing.find_closest_peers_network(self._key)
+        for peer_id in closest:
+            if peer_id != self._host.get_id():
+                await self._ask(peer_id)
+        self._store.cleanup_expired()
 
-    async def _ask(self, peer_id: ID) -> None:
+    async def _ask(self, peer_id: ID) -> list[ID]:
         """Ask one peer who provides. (The library's own look-up stops at what this node knows itself.)"""
-        if peer_id == self._host.get_id():
-            return
-        store = self._dht.provider_store
-        providers, _ = await store._get_providers_from_peer_with_closers(peer_id, self._key)
+        providers, _ = await self._store._get_providers_from_peer_with_closers(peer_id, self._key)
         for provider in providers:
             self._learn(PeerId(str(provider.peer_id)), _texts(provider), "dht")
+        return [provider.peer_id for provider in providers]
 
 
 def _texts(provider: Any) -> list[str]:

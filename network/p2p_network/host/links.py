@@ -25,6 +25,8 @@ from p2p_network.host.guards import Stream, abort, is_alive, is_inbound, remote_
 logger = log.get(__name__)
 
 SILENCE_S: Final = 5.0
+FRESH_S: Final = 0.9
+MEASURE_EVERY_S: Final = 10.0
 DRAIN_S: Final = 10.0
 SIMULTANEOUS_S: Final = 3.0
 MAX_SERVED_PER_PEER: Final = 4
@@ -116,6 +118,7 @@ class Link:
         self._current: Connection | None = None
         self._served: set[Served] = set()
         self._reason = "the connection ended"
+        self._pinged_at = -MEASURE_EVERY_S
 
     @property
     def channel(self) -> Channel | None:
@@ -175,10 +178,15 @@ class Link:
                 self._drop(connection)
 
     def tick(self, now: float) -> None:
-        """Once a second: a heartbeat out, and the end for whatever has been silent or unfinished too long."""
-        if self._channel is not None:
+        """Once a second: a heartbeat out, and the end for whatever has been silent or unfinished too long.
+
+        A peer that was heard just now needs no heartbeat: so of two idle nodes only one sends them.
+        """
+        if self._channel is not None and self._current is not None:
             self._channel.check(now)
-            self._channel.ping(now)
+            if now - self._current.heard_at >= FRESH_S or now - self._pinged_at >= MEASURE_EVERY_S:
+                self._pinged_at = now
+                self._channel.ping(now)
         for served in self._served:
             served.check(now)
         for connection in list(self.connections):
