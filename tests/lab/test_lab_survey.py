@@ -83,7 +83,7 @@ def whole() -> Survey:
         api_url="https://10.144.3.1:6443",
         pings_v4=pings,
         pings_v6=pings,
-        times=(("all nodes ready", 9.5), ("API checked", 10.0)),
+        times=(("genesis", 8.1), ("all nodes ready", 9.5), ("API checked", 10.0)),
         memory={"agent": [90_000_000, 110_000_000, 100_000_000], "dataplane": []},
     )
 
@@ -108,7 +108,7 @@ def test_the_report_shows_everything() -> None:
         "k3s was SIMULATED",
     ):
         assert word in text, word
-    assert ["genesis", "3.0", "s", "7.0", "s"] in [line.split() for line in text.splitlines()]
+    assert ["genesis", "3.0", "s", "7.0", "s", "8.1", "s"] in [line.split() for line in text.splitlines()]
     assert "LOST" not in text
 
 
@@ -177,15 +177,16 @@ def test_a_nodes_words_cannot_steer_the_terminal() -> None:
 def test_plain_progress_says_each_thing_once() -> None:
     stream = io.StringIO()
     progress = PlainProgress(stream)
-    early = status_of("n1", 1)
+    early = status_of("n1", 1, state="WAIT", reason="waits for n2", ready=False)
     early["phases"] = early["phases"][:1]
     for document in (None, early, early, status_of("n1", 1), status_of("n1", 1)):
         progress.show([seen.node_view(TOPOLOGY.places[0], document)])
     lines = [line.split(" s  ", 1)[1] for line in stream.getvalue().splitlines()]
     assert lines == [
         "n1  mesh",
-        "n1  vpn     10.144.3.1",
+        "n1  WAIT      waits for n2",
+        "n1  vpn       10.144.3.1",
         "n1  genesis",
-        "n1  role    server: n1 is number 1 by rank",
+        "n1  role      server",
         "n1  ready",
     ]

@@ -28,6 +28,7 @@ from p2p_simulations.lab.progress import Progress
 from p2p_simulations.lab.survey import ApiNode, NodeView, Survey
 
 POLL_S: Final = 0.25
+API_POLL_S: Final = 0.5
 PING_PATIENCE_S: Final = 15.0
 MAX_FAILURES: Final = 4  # of an agent in a row; then it is no use to wait
 _KUBE_NODES: Final = Path(__file__).with_name("kube_nodes.py")
@@ -43,6 +44,7 @@ class Demo:
         self._timeout_s = timeout_s
         self._started_at = time.monotonic()
         self._pool = ThreadPoolExecutor(max_workers=8)
+        self._few = ThreadPoolExecutor(max_workers=2)  # for pings: many at once would measure each other
         self.survey = Survey(tuple(NodeView(p.name, p.region) for p in lab.topology.places))
 
     def run(self) -> Survey:
@@ -59,7 +61,8 @@ class Demo:
             self._ping_all()
             self._mark("ping matrix checked")
         finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)  # a Ctrl-C does not wait for pings
+            for pool in (self._pool, self._few):
+                pool.shutdown(wait=False, cancel_futures=True)  # a Ctrl-C does not wait for pings
         kinds = ("agent", "dataplane", "k3s")
         running = [p for node in self._lab.nodes.values() for p in node.processes()]
         memory = {kind: [p.resident_bytes for p in running if p.kind == kind] for kind in kinds}
@@ -76,14 +79,21 @@ class Demo:
         return time.monotonic() - self._started_at
 
     def _mark(self, what: str) -> None:
-        self.survey = replace(self.survey, times=(*self.survey.times, (what, self._elapsed_s())))
+        self._note_time(what)
         self._progress.say(what)
+
+    def _note_time(self, what: str) -> None:
+        self.survey = replace(self.survey, times=(*self.survey.times, (what, self._elapsed_s())))
 
     def _wait_ready(self) -> None:
         checked_at = 0.0
         while True:
             self.survey = replace(self.survey, nodes=self.observe())
             self._progress.show(self.survey.nodes)
+            for phase in seen.PHASES:
+                everywhere = all(phase in node.phases for node in self.survey.nodes)
+                if everywhere and phase not in dict(self.survey.times):
+                    self._note_time(phase)
             waiting = seen.waiting_for(self.survey.nodes)
             if not waiting:
                 return
@@ -108,6 +118,7 @@ class Demo:
 
     def _read_api(self) -> None:
         """Ask until every node is Ready in the cluster's own list."""
+        said = ""
         while True:
             url, rows, error = self._ask_api()
             self.survey = replace(self.survey, api_url=url, api_nodes=rows, api_error=error)
@@ -116,7 +127,10 @@ class Demo:
                 return
             if self._elapsed_s() > self._timeout_s:
                 raise self._timed_out(missing)
-            time.sleep(POLL_S)
+            if missing[0] != said:
+                said = missing[0]
+                self._progress.say(said)
+            time.sleep(API_POLL_S)
 
     def _ask_api(self) -> tuple[str, tuple[ApiNode, ...], str]:
         """(URL, rows, error) from the first server that hands out a kubeconfig that works."""
@@ -147,7 +161,7 @@ class Demo:
 
     def _pings(self, address_of: Mapping[str, str]) -> dict[tuple[str, str], float | None]:
         pairs = list(permutations(address_of, 2))
-        times = self._pool.map(lambda pair: self._ping(pair[0], address_of[pair[1]]), pairs)
+        times = self._few.map(lambda pair: self._ping(pair[0], address_of[pair[1]]), pairs)
         return dict(zip(pairs, times, strict=True))
 
     def _ping(self, name: str, address: str) -> float | None:

@@ -38,6 +38,8 @@ def main() -> int:
 
 def fetch(kubeconfig: Any) -> tuple[str, Any]:
     """The server's URL and its NodeList."""
+    if not isinstance(kubeconfig, dict):
+        raise ValueError("this is no kubeconfig")
     cluster, user = _current(kubeconfig)
     url = str(cluster["server"])
     target = urlsplit(url)

@@ -68,14 +68,14 @@ def holders(root: Path) -> list[Holder]:
 
 
 def members(holder_pid: int) -> list[Process]:
-    """All processes in the holder's pid namespace, itself included. [] if it is dead."""
+    """All living processes in the holder's pid namespace, itself included. [] if it is dead."""
     inside = _namespace(holder_pid)
     if inside is None:
         return []
     found = []
     for pid in _pids():
-        if _namespace(pid) == inside:
-            found.append(Process(pid, _argv(pid), _resident_bytes(pid)))
+        if _namespace(pid) == inside and any(argv := _argv(pid)):  # a zombie has none
+            found.append(Process(pid, argv, _resident_bytes(pid)))
     return found
 
 

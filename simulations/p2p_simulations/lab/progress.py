@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from p2p_bootstrap.cli.output import printable
 from p2p_simulations.lab.survey import PHASES, NodeView
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ def choose(stream: TextIO | None = None) -> Progress:
 
 
 class PlainProgress:
-    """One line per phase that a node has reached, and per new reason."""
+    """One line per phase that a node has reached, and per sentence it says about what it does."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._started_at = time.monotonic()
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, str, str]] = set()
 
     def __enter__(self) -> PlainProgress:
         return self
@@ -63,15 +64,17 @@ class PlainProgress:
         for node in nodes:
             for phase in PHASES:
                 if phase in node.phases:
-                    self._tell(node.name, phase, _detail(node, phase))
+                    self._tell(node.name, phase, {"vpn": node.ipv4, "role": node.role}.get(phase, ""))
+            if node.reason and not node.ready:
+                self._tell(node.name, node.state, node.reason)
             if node.error:
                 self._tell(node.name, "error", node.error)
 
     def _tell(self, name: str, what: str, detail: str) -> None:
-        key = (name, what if what != "error" else detail)
+        key = (name, what, "" if what in PHASES else detail)
         if key not in self._told:
             self._told.add(key)
-            self.say(f"{name}  {what:<8}{detail}".rstrip())
+            self.say(printable(f"{name}  {what:<8}  {detail}".rstrip()))
 
 
 class LiveProgress:
@@ -121,11 +124,3 @@ class LiveProgress:
             doing = node.error or node.reason if node.answers else "no answer yet"
             drawn.add_row(node.name, node.region, *marks, Text(doing))
         return drawn
-
-
-def _detail(node: NodeView, phase: str) -> str:
-    if phase == "vpn":
-        return node.ipv4
-    if phase == "role":
-        return f"{node.role}: {node.reason}" if node.role else ""
-    return ""

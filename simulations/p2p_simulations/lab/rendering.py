@@ -52,7 +52,7 @@ def report(survey: Survey) -> str:
         (f"The cluster's own node list{at}", api),
         ("Ping over the VPN, IPv4, round trip in ms (row pings column)", matrix(names, survey.pings_v4)),
         ("", ping_line(names, survey.pings_v6)),
-        ("Time since the agents were started", _times(survey)),
+        ("Times: since the agent was running, and since its process was started", _times(survey)),
     ]
     if memory := seen.memory_rows(survey):
         rows = [(kind, f"{median:.0f} MB", f"{high:.0f} MB") for kind, median, high in memory]
@@ -82,8 +82,9 @@ def ping_line(names: Sequence[str], pings: Mapping[tuple[str, str], float | None
 
 
 def _times(survey: Survey) -> str:
-    rows = [
-        (phase, f"{first:.1f} s", f"{last:.1f} s") for phase, first, last in seen.phase_times(survey.nodes)
-    ]
-    rows += [(what, "", f"{at_s:.1f} s") for what, at_s in survey.times]
-    return table(("PHASE", "FIRST NODE", "LAST NODE"), rows)
+    own = {
+        phase: (f"{first:.1f} s", f"{last:.1f} s") for phase, first, last in seen.phase_times(survey.nodes)
+    }
+    outside = {what: f"{at_s:.1f} s" for what, at_s in survey.times}
+    rows = [(what, *own.get(what, ("", "")), outside.get(what, "")) for what in {**own, **outside}]
+    return table(("PHASE", "FIRST NODE", "LAST NODE", "SEEN BY THE LAB"), rows)

@@ -54,7 +54,8 @@ class Survey:
     Attributes:
         api_url: where the node list was read.
         pings_v4, pings_v6: (from, to) -> round trip in ms, None if lost.
-        times: (what, seconds since the agents were started).
+        times: (what, seconds since the agents' processes were started) as seen from outside; a phase once all
+            nodes have reached it.
         memory: kind of process -> resident bytes, one per process.
     """
 
