@@ -2,9 +2,10 @@
 
     python tests/bench/bench_dataplane.py [--repetitions 3] [--seconds 3]
 
-Two network namespaces, one veth pair, inner MTU 1420. Every repetition measures each contestant once, in turn, so
-that a busy machine is unfair to all alike. Prints medians and ranges, and ratios to the bare wire; asserts nothing.
-Needs root, /dev/net/tun and iperf3; Debian's wireguard-go takes part where it and `wg` are installed.
+Two network namespaces, one veth pair, inner MTU 1420. Every repetition measures each contestant once, in
+turn, so that a busy machine is unfair to all alike. Prints medians and ranges, and ratios to the bare wire;
+asserts nothing. Needs root, /dev/net/tun and iperf3; Debian's wireguard-go takes part where it and `wg` are
+installed.
 """
 
 from __future__ import annotations

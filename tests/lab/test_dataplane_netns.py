@@ -11,13 +11,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 import trio
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import two_planes
 from two_planes import Field, Place, carries, connect, session_pair, until
 
@@ -359,12 +355,13 @@ async def test_strangers_and_replays_get_no_byte_back(lab: Field, planes: list[D
         sock, flight, _ = fake.greet(1)
         sock.close()
         tampered = flight[:-1] + bytes([flight[-1] ^ 1])
-        for attempt in (flight, tampered, os.urandom(72), b"GET / HTTP/1.1\r\n" + bytes(100), b"short"):
-            with fake.connect() as sock:
-                sock.sendall(attempt)
+        wrong = (flight, tampered, os.urandom(72), b"GET / HTTP/1.1\r\n" + bytes(100), b"short", b"")
+        connections = [fake.connect() for _ in wrong]
+        for sock, attempt in zip(connections, wrong, strict=True):
+            sock.sendall(attempt)
+        for sock in connections:
+            with sock:
                 assert got_nothing(sock)
-        with fake.connect() as sock:  # says nothing at all
-            assert got_nothing(sock)
 
     await trio.to_thread.run_sync(attack)
     stats = await until(planes[0], lambda s: s.refused >= refused + 7)
@@ -497,7 +494,7 @@ async def test_what_the_kernel_refuses_comes_back_with_a_hint(lab: Field, planes
     with one.sockets(TCP4)[0] as taken:
         taken.bind(("0.0.0.0", 4799))
         taken.listen(1)
-        with pytest.raises(MeshError, match="cannot listen on 0.0.0.0:4799") as refused:
+        with pytest.raises(MeshError, match=r"cannot listen on .*:4799") as refused:
             await planes[0].configure(changed(listen=("0.0.0.0:4799",)))
         assert "stop it or choose another port" in refused.value.hint
     for fields, why in (

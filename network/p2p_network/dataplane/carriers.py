@@ -249,12 +249,14 @@ class Carriers:
             peer.drop("no_carrier", peer.queue.clear())
 
     def _beat(self) -> None:
-        """Once a second: ping every live connection, end the silent ones."""
+        """Once a second: ping every live connection, end the silent and the worn ones."""
         now = self.loop.now()
         self.loop.call_at(now + BEAT_S, self._beat)
         for connection in list(self._live):
             if now - connection.last_received > SILENCE_S:
                 connection.close(f"silent for {SILENCE_S:.0f} s")
+            elif connection.worn:
+                connection.close("its keys are worn")
             elif connection.phase is Phase.LIVE:
                 connection.ping()
 

@@ -8,6 +8,7 @@ connection.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -129,7 +130,7 @@ class DataPlane:
         async with self._one_at_a_time:
             try:
                 with trio.fail_after(_ANSWER_S):
-                    reply = await self._exchange(request)
+                    reply = await self._exchange_again(request)
             except trio.TooSlowError as exc:
                 raise MeshError(
                     f"the data plane (pid {self.pid}) does not answer",
@@ -149,6 +150,13 @@ class DataPlane:
             raise MeshError(reply.message, hint=reply.hint)
         assert isinstance(reply, expected), f"the data plane answered {type(reply).__name__}"
         return reply
+
+    async def _exchange_again(self, request: Request) -> Reply:
+        """As `_exchange`; a connection that broke while idle gets a successor (twice done is harmless)."""
+        if self._stream is not None:
+            with contextlib.suppress(trio.BrokenResourceError, EOFError):
+                return await self._exchange(request)
+        return await self._exchange(request)
 
     async def _exchange(self, request: Request) -> Reply:
         """One request and its reply. Whatever interrupts it, the connection is then given up."""

@@ -255,6 +255,11 @@ class TcpConnection:
         if self.ready:
             self.send(control_entry(PING, _clock_ns(self._owner.loop)))
 
+    @property
+    def worn(self) -> bool:
+        """Whether it is time for new keys, hence for a new connection."""
+        return self._sealer is not None and self._sealer.worn
+
     def send(self, batch: memoryview | bytes) -> None:
         """Seal and send a batch of entries; only while `ready`."""
         assert self._sealer is not None

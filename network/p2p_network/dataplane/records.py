@@ -25,7 +25,8 @@ ENTRY_BYTES: Final = 2
 MAX_PLAIN_BYTES: Final = 1 << 18
 MAX_FRAME_BYTES: Final = SIZE_BYTES + MAX_PLAIN_BYTES + TAG_BYTES
 MAX_RECORDS: Final = 1 << 32
-"""A connection ends after so many records in a direction; the next one has new keys."""
+WORN_RECORDS: Final = 1 << 31
+"""A key is worn after so many records: its connection is ended in time, and the next one has new keys."""
 
 PING: Final = 1
 PONG: Final = 2
@@ -58,6 +59,11 @@ class Sealer:
     def __init__(self, name: str, key: bytes) -> None:
         self._aead = cipher(name, key)
         self.count = 0
+
+    @property
+    def worn(self) -> bool:
+        """Whether the key has sealed so much that it should be replaced."""
+        return self.count >= WORN_RECORDS
 
     def seal_into(self, plain: bytes | memoryview, frame: memoryview) -> int:
         """Write one record into `frame` (at least 20 bytes longer than `plain`); its size in bytes."""
