@@ -148,7 +148,8 @@ async def test_another_version_is_replaced(tmp_path: Path) -> None:
         "import socket, sys\n"
         "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()\n"
         "while True:\n"
-        "    c, _ = s.accept(); c.recv(99); c.sendall(bytes([0, 0, 0, 3]) + b'?!?')\n"
+        "    c, _ = s.accept()\n"
+        "    if c.recv(99): c.sendall(bytes([0, 0, 0, 3]) + b'?!?')\n"
     )
     process = await trio.lowlevel.open_process([sys.executable, "-c", script, str(path)])
     try:

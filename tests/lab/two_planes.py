@@ -1,8 +1,8 @@
 """Network namespaces with a data plane each, for the tests and the benchmark of the data plane.
 
 Either two namespaces joined by one veth pair, or any number on a bridge in a namespace of its own; unplugging
-a namespace from that bridge makes a black hole: links stay up, nothing arrives. Everything is named after this
-process and removed on exit.
+a namespace from that bridge makes a black hole: links stay up, nothing arrives. Everything is named after
+this process and removed on exit.
 """
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ _ANSWER_S: Final = 10.0
 _START_S: Final = 15.0
 _STOP_S: Final = 10.0
 _POLL_S: Final = 0.02
+_OF_ANOTHER_TIME: Final = Welcome(protocol=0, pid=0)
 
 logger = log.get(__name__)
 
@@ -79,7 +80,7 @@ class DataPlane:
         plane = cls(socket_path)
         welcome = await plane._hello()
         if welcome is not None and welcome.protocol != PROTOCOL:
-            await plane._replace(welcome.pid)
+            await plane._replace(await plane._pid_by_socket())
             welcome = None
         plane.adopted = welcome is not None
         if welcome is None:
@@ -207,12 +208,11 @@ class DataPlane:
                 ) from exc
             return None
         except ValueError:
-            return Welcome(protocol=0, pid=await self._pid_by_socket())
-        if not isinstance(reply, Welcome):
-            return Welcome(protocol=0, pid=await self._pid_by_socket())
-        return reply
+            return _OF_ANOTHER_TIME
+        return reply if isinstance(reply, Welcome) else _OF_ANOTHER_TIME
 
     async def _pid_by_socket(self) -> int:
+        """Who listens, by the kernel's word and not by its own."""
         async with await trio.open_unix_socket(str(self._path)) as stream:
             raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             return int.from_bytes(raw[:4], sys.byteorder)
