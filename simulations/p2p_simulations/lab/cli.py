@@ -245,10 +245,16 @@ def _status_row(lab: Lab, name: str) -> dict[str, str]:
 def _show_failure(lab: Lab, survey: seen.Survey) -> None:
     """What a failed run leaves a person with, before the lab is gone: the nodes' words and the logs' ends."""
     out.note(rendering.node_table(survey.nodes))
-    for view in survey.nodes:
-        if not view.ready and (tail := lab.node(view.name).log_tail(8)):
-            out.note(f"\nlast words of {view.name}'s agent:")
-            for line in tail.splitlines():
+    told: dict[str, str] = {}
+    for name in (view.name for view in survey.nodes if not view.ready):
+        lines = lab.node(name).log_tail(8).splitlines()
+        words = [line for line in lines if not line.startswith("# lab:")]
+        if words and words[-1] in told:
+            out.note(f"\nlast words of {name}'s agent: as {told[words[-1]]}'s")
+        elif lines:
+            told[words[-1] if words else ""] = name
+            out.note(f"\nlast words of {name}'s agent:")
+            for line in lines:
                 out.note("  " + out.printable(line))
 
 
