@@ -7,7 +7,6 @@ starter.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import logging
@@ -24,6 +23,8 @@ from p2p_network.dataplane.loop import READ, Loop
 from p2p_network.dataplane.messages import ALREADY_RUNNING
 from p2p_network.dataplane.plane import Plane
 
+_USAGE = "usage: python -m p2p_network.dataplane --socket PATH [--log PATH]"
+
 logger = log.get("p2p_network.dataplane")
 
 
@@ -37,27 +38,24 @@ class LineFormat(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run until told to end; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m p2p_network.dataplane", description="Carry the mesh's packets."
-    )
-    parser.add_argument("--socket", required=True, help="path of the control socket")
-    parser.add_argument("--log", help="file to append the log to (default: standard error)")
-    options = parser.parse_args(arguments)
-    handler = logging.FileHandler(options.log) if options.log else logging.StreamHandler()
+    options = _options(arguments)
+    if options is None:
+        sys.stderr.write(f"{_USAGE}\n")
+        return 2
+    socket_path, log_path = options
+    handler = logging.FileHandler(log_path) if log_path else logging.StreamHandler()
     handler.setFormatter(LineFormat())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    lock = _lock(f"{options.socket}.lock")
+    lock = _lock(f"{socket_path}.lock")
     if lock is None:
-        log.event(
-            logger, "network.plane_refused", path=options.socket, reason="another one runs on this socket"
-        )
+        log.event(logger, "network.plane_refused", path=socket_path, reason="another one runs on this socket")
         return ALREADY_RUNNING
     try:
-        _run(options.socket)
+        _run(socket_path)
     except OSError as exc:
-        log.event(logger, "network.plane_failed", logging.ERROR, path=options.socket, error=str(exc))
+        log.event(logger, "network.plane_failed", logging.ERROR, path=socket_path, error=str(exc))
         return 1
     except Exception:
         logger.exception("network.plane_crashed")
@@ -65,6 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         os.close(lock)
     return 0
+
+
+def _options(arguments: Sequence[str]) -> tuple[str, str] | None:
+    """(socket, log) of the command line. By hand: argparse would cost 1.4 MB for good."""
+    given = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    if len(arguments) % 2 or not given.get("--socket") or given.keys() - {"--socket", "--log"}:
+        return None
+    return given["--socket"], given.get("--log", "")
 
 
 def _run(path: str) -> None:
@@ -115,4 +121,4 @@ def _stop_on_signals(loop: Loop) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
