@@ -236,7 +236,7 @@ class DhtRendezvous:
                 log.event(logger, "discovery.dht_failed", level=10, detail=repr(exc))
 
     async def _introduce(self, peer_id: ID, tried: int) -> None:
-        """Tell and ask one peer; again soon if it didn't take us in (it refuses what exceeds 12 at a time)."""
+        """Tell and ask one peer; again soon if it refused (it serves 12 at a time)."""
         await self._store._send_add_provider(peer_id, self._key)
         providers = await self._ask(peer_id)
         known = len(providers) >= DHT_PROVIDERS or self._host.get_id() in providers
