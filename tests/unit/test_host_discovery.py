@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from p2p_network.core.ids import peer_id_of
 from p2p_network.host.discovery import derived, seal, service_type, unseal
 
