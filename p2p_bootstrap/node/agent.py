@@ -23,6 +23,7 @@ from p2p_bootstrap.api.server import serve_api
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.node.answers import Answers, own_hostname
 from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.policy import ledger_policy
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.signal import Signal
@@ -130,17 +131,25 @@ class _Agent:
                 log_path=self._state_dir / "dataplane.log",
                 ready=vpn_changed,
             )
+            k3s = K3sUnit(
+                self_id=identity.peer_id,
+                config=self._config,
+                hostname=self._hostname,
+                state_dir=self._state_dir,
+                durable=durable,
+                replication=replication,
+            )
+            await k3s.look()
             cluster = Cluster(
                 identity=identity,
                 mesh_id=keys.mesh_id,
                 config=self._config,
-                hostname=self._hostname,
                 host=host,
                 replication=replication,
                 vpn=vpn,
                 vpn_changed=vpn_changed,
+                k3s=k3s,
                 durable=durable,
-                state_dir=self._state_dir,
                 changed=roles_changed,
             )
             columns = _Columns(host, replication, vpn, cluster)

@@ -114,7 +114,7 @@ class Answers:
         self._note_phases()
         members = [m for m in self._replication.view.members if m.state is not MemberState.LEFT]
         connected = len(self._host.connected())
-        vpn, role, k3s = self._vpn.status, self._cluster.status, self._cluster.k3s
+        vpn, role, k3s = self._vpn.status, self._cluster.status, self._cluster.k3s.observed
         p2p = self._config.p2p
         phases = sorted(self._phases.items(), key=lambda item: item[1])
         return StatusDoc(
@@ -150,10 +150,10 @@ class Answers:
                 ready=role.ready,
             ),
             k3s=K3sDoc(
-                state=k3s.state,
-                version=k3s.version,
+                state="running" if k3s.state == "ready" else k3s.state,
+                version=k3s.version or self._cluster.k3s.version,
                 pid=k3s.pid,
-                error=k3s.error,
+                error=f"{k3s.error} ({k3s.hint})" if k3s.hint else k3s.error,
             ),
             phases=[PhaseDoc(name=name, at_s=round(at_s, 3)) for name, at_s in phases],
         )
@@ -256,7 +256,9 @@ class Answers:
             return "no other node has been reached yet"
         if self._vpn.status.state == "failed":
             return self._vpn.status.error
-        return self._cluster.k3s.error or self._cluster.status.reason or "nothing has been decided yet"
+        return (
+            self._cluster.k3s.observed.error or self._cluster.status.reason or "nothing has been decided yet"
+        )
 
     async def leave(self) -> None:
         """Stop k3s and the data plane and tell the mesh that this node left."""

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import assert_never
 
-import msgspec
 import trio
+from msgspec.structs import replace
 
 from p2p_bootstrap.config.loading import Config
-from p2p_bootstrap.node.k3s import JoinSecret, K3sUnit
+from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.runner import Runner
 from p2p_bootstrap.node.signal import Signal
@@ -35,9 +34,11 @@ from p2p_network.records import RoleRecord
 from p2p_roles import assign, events
 from p2p_roles.assign import Role
 from p2p_roles.bootstrap import Bootstrap, Status
+from p2p_roles.durable import restore
 from p2p_roles.genesis import messages
 from p2p_roles.genesis.acceptor import Asked, Reply
 from p2p_roles.genesis.proposer import Answered, Ask
+from p2p_roles.k3s import pki
 from p2p_roles.rules import Rules
 from p2p_roles.view import View, ViewNode
 
@@ -46,13 +47,7 @@ logger = log.get(__name__)
 JOIN_METHOD = "cluster.join"
 VOTE_TIMEOUT_S = 2.0
 JOIN_TIMEOUT_S = 5.0
-
-
-class JoinReply(msgspec.Struct, frozen=True):
-    """Answer to `JOIN_METHOD`: what k3s needs to join, or None and why not."""
-
-    secret: JoinSecret | None
-    reason: str
+LOOK_FOR_K3S_S = 5.0
 
 
 def scope_of(config: Config) -> str:
@@ -75,17 +70,16 @@ class Cluster:
         identity: Identity,
         mesh_id: str,
         config: Config,
-        hostname: str,
         host: MeshHost,
         replication: Replication,
         vpn: Vpn,
         vpn_changed: Signal,
+        k3s: K3sUnit,
         durable: DurableFiles,
-        state_dir: Path,
         changed: Signal,
     ) -> None:
         self.scope = scope_of(config)
-        self.k3s = K3sUnit(config=config, hostname=hostname, state_dir=state_dir, vpn=vpn)
+        self.k3s = k3s
         self._self_id = identity.peer_id
         self._config = config
         self._host = host
@@ -106,8 +100,8 @@ class Cluster:
             rules=Rules(
                 servers=config.declared_servers,
                 minimum_nodes=config.minimum_nodes,
-                k3s_version=self.k3s.version,
-                args_hash=self.k3s.args_hash,
+                k3s_version=k3s.version,
+                args_hash=k3s.args_hash,
             ),
         )
         self._runner = Runner("roles.bootstrap", self._machine, self._carry_out, events.Tick)
@@ -144,7 +138,7 @@ class Cluster:
                 f"there is no kubeconfig yet: {status.reason}",
                 hint="wait with: kairos-p2p wait ready --timeout 5m",
             )
-        return await self.k3s.kubeconfig(self._vpn.status.ipv4)
+        return await self.k3s.kubeconfig()
 
     async def stop_k3s(self) -> None:
         """Stop k3s on this machine; its data stays."""
@@ -152,10 +146,10 @@ class Cluster:
 
     async def leave(self) -> None:
         """Stop k3s, set its data aside and forget the role. Votes are never forgotten."""
-        await self.k3s.stop()
-        await trio.to_thread.run_sync(self.k3s.set_aside)
-        durable = self._machine.forget_membership()
-        await trio.to_thread.run_sync(self._durable.set, self._durable_key, durable)
+        await self.k3s.set_aside("left")
+        raw = await trio.to_thread.run_sync(self._durable.get, self._durable_key)
+        kept = replace(restore(raw, self.scope), member=None)
+        await trio.to_thread.run_sync(self._durable.set, self._durable_key, wire.encode(kept))
 
     # ------------------------------------------------------------ running
 
@@ -164,6 +158,8 @@ class Cluster:
         if not self._config.p2p.auto.enable:
             await self._say("OFF: p2p.auto.enable is false: mesh and VPN only")
             return
+        while not await self.k3s.look():  # noqa: ASYNC110  (nothing tells when a program is installed)
+            await trio.sleep(LOOK_FOR_K3S_S)
         raw = await trio.to_thread.run_sync(self._durable.get, self._durable_key)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -171,14 +167,13 @@ class Cluster:
             known = tuple(e.value for e in self._replication.ledger.items(prefix) if e.value is not None)
             await self._runner.feed(events.Started(raw, known))
             self._started = True
-            await self.k3s.adopt()
             nursery.start_soon(self._runner.run)
             nursery.start_soon(self._watch_view)
             nursery.start_soon(self._watch_certificates, prefix)
             nursery.start_soon(self._watch_assignments)
             nursery.start_soon(self._watch_vpn)
             nursery.start_soon(self._watch_k3s)
-            nursery.start_soon(self.k3s.watch)
+            nursery.start_soon(self.k3s.run)
 
     async def _feed(self, event: events.Event) -> None:
         await self._runner.feed(event)
@@ -277,6 +272,7 @@ class Cluster:
         while not self._vpn.is_settled and self._vpn.status.state != "off":
             await self._vpn_changed.wait(timeout_s=0.25 if self._vpn.status.state == "up" else 5.0)
         ipv4 = self._vpn.status.ipv4 if self._vpn.status.state != "off" else self._outer_ipv4()
+        self.k3s.use_address(ipv4)
         await self._feed(events.VpnReady(ipv4))
 
     def _outer_ipv4(self) -> str:
@@ -287,7 +283,7 @@ class Cluster:
     async def _watch_k3s(self) -> None:
         while True:
             await self.k3s.changed.wait()
-            await self._feed(self.k3s.observed)
+            await self._feed(self.k3s.observed.event)
 
     # ------------------------------------------------------------ what the machine wants
 
@@ -306,13 +302,13 @@ class Cluster:
             case events.MakeSecrets(epoch):
                 self._spawn(self._make_secrets, epoch)
             case events.StartK3s():
-                self._spawn(self.k3s.start, effect)
+                self.k3s.want(effect)
             case events.ReplaceInitDropIn():
-                await trio.to_thread.run_sync(self.k3s.replace_init_drop_in, effect)
+                await self.k3s.replace_init_drop_in(effect)
             case events.FetchJoinSecret(peer, role):
                 self._spawn(self._fetch_join_secret, peer, role)
             case events.StopK3s():
-                self._spawn(self.k3s.stop)
+                self.k3s.want(None)
             case events.WipeK3s(epoch):
                 self._spawn(self._wipe, epoch)
             case events.Alarm(message, hint):
@@ -329,8 +325,7 @@ class Cluster:
         await self._feed(events.SecretsMade(epoch, ca_hash))
 
     async def _wipe(self, epoch: int) -> None:
-        await self.k3s.stop()
-        await trio.to_thread.run_sync(self.k3s.set_aside)
+        await self.k3s.set_aside(f"epoch-{epoch}")
         await self._feed(events.K3sWiped(epoch))
 
     # ------------------------------------------------------------ votes
@@ -370,7 +365,7 @@ class Cluster:
         event: events.Event
         try:
             raw = await self._host.request(peer, JOIN_METHOD, role.encode(), timeout_s=JOIN_TIMEOUT_S)
-            reply = wire.decode(raw, JoinReply)
+            reply = wire.decode(raw, pki.JoinAnswer)
             if reply.secret is None:
                 event = events.JoinSecretRefused(peer, reply.reason)
             else:
@@ -386,11 +381,12 @@ class Cluster:
         if asked not in ("server", "agent"):
             raise RemoteViolation("cluster.join: the role is server or agent", peer=peer)
         if not self._started:
-            return wire.encode(JoinReply(None, "this node has not read its own state yet"))
+            return wire.encode(pki.JoinAnswer(None, "this node has not read its own state yet"))
         role: Role = "server" if asked == "server" else "agent"
         verdict = self._machine.authorize_join(peer, role)
-        if verdict.granted is None:
-            return wire.encode(JoinReply(None, verdict.reason))
-        secret = await trio.to_thread.run_sync(self.k3s.join_secret, verdict.granted)
-        log.event(logger, "roles.join_secret_given", peer=peer, role=role, reason=verdict.reason)
-        return wire.encode(JoinReply(secret, verdict.reason))
+        member = self._machine.member
+        ca_hash = member.genesis.ca_hash if member is not None else ""
+        answer = await trio.to_thread.run_sync(self.k3s.hand_out, verdict, ca_hash)
+        if answer.secret is not None:
+            log.event(logger, "roles.join_secret_given", peer=peer, role=role, reason=answer.reason)
+        return wire.encode(answer)

@@ -1,57 +1,265 @@
-"""stub being replaced"""
+"""How does this node's k3s get what it needs, and what is it doing?
+
+Owns the k3s driver and the secrets of the cluster on this machine. The bootstrap machine says what it wants
+(`want`); one loop brings it about, so that a start and a stop can't overtake each other. What k3s then does
+comes back through `observed`, with `changed` raised. Secrets rest in the durable folder (0600) and nowhere
+else but in k3s's own files.
+"""
 
 from __future__ import annotations
 
-import msgspec
+import datetime
+import hashlib
+import logging
+from pathlib import Path
+from typing import Final
+
 import trio
+import yaml
 
+from p2p_bootstrap.config.loading import Config
+from p2p_bootstrap.config.model import K3s
+from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.signal import Signal
-from p2p_roles import events
+from p2p_network.core import log
+from p2p_network.core.errors import P2PError, RoleError
+from p2p_network.core.ids import PeerId, short
+from p2p_network.ledger.durable import DurableFiles
+from p2p_network.ledger.reading import read_by_peer
+from p2p_network.records import NodeRecord
+from p2p_roles.events import ReplaceInitDropIn, StartK3s, StartKind
+from p2p_roles.genesis.messages import Datastore
+from p2p_roles.k3s import pki, spec
+from p2p_roles.k3s.driver import K3sDriver, K3sObserved
+from p2p_roles.rules import Authorization
+
+logger = log.get(__name__)
+
+_MADE: Final = "k3s-secrets"  # by this node, as an initiator
+_GIVEN: Final = "k3s-join"  # by a server, to join with
+_NODE_NAME: Final = "k3s-node-name"
 
 
-class JoinSecret(msgspec.Struct, frozen=True):
-    token: str
+def options_of(config: Config) -> spec.K3sOptions:
+    """What the cloud-config says about k3s, in the roles room's words."""
+
+    def section(k3s: K3s) -> spec.SectionOptions:
+        return spec.SectionOptions(
+            args=k3s.args,
+            env=dict(k3s.env),
+            replace_args=k3s.replace_args,
+            replace_env=k3s.replace_env,
+            embedded_registry=k3s.embedded_registry,
+        )
+
+    return spec.K3sOptions(server=section(config.k3s), agent=section(config.k3s_agent))
 
 
 class K3sUnit:
-    version = "x"
-    args_hash = "y"
+    """k3s on this node."""
 
-    def __init__(self, *, config, hostname, state_dir, vpn):
+    def __init__(
+        self,
+        *,
+        self_id: PeerId,
+        config: Config,
+        hostname: str,
+        state_dir: Path,
+        durable: DurableFiles,
+        replication: Replication,
+    ) -> None:
+        self.driver = K3sDriver(state_dir=state_dir)
+        self.version = ""
         self.changed = Signal()
-        self.observed = events.K3sChanged("stopped")
-        self.state = "stopped"
-        self.pid = 0
-        self.error = ""
+        self._self_id = self_id
+        self._config = config
+        self._hostname = hostname
+        self._durable = durable
+        self._replication = replication
+        self._options = options_of(config)
+        self._node_ip = ""
+        self._wanted: StartK3s | None = None
+        self._asked = Signal()
+        self._refused: P2PError | None = None  # why a wanted start could not even be tried
 
-    async def adopt(self):
-        pass
+    # ------------------------------------------------------------ what it is doing
 
-    async def watch(self):
-        await trio.sleep_forever()
+    @property
+    def observed(self) -> K3sObserved:
+        """k3s as seen last, with our own reason where it could not be started."""
+        if self._refused is not None:
+            return K3sObserved(
+                "absent" if not self.version else "failed",
+                error=self._refused.message,
+                hint=self._refused.hint,
+            )
+        return self.driver.observed
 
-    def make_secrets(self, epoch):
-        return "ab" * 32
+    @property
+    def args_hash(self) -> str:
+        """Of the options that all servers must share."""
+        flags = (*spec.cluster_wide_flags(self._options), f"vpn={self._uses_vpn}")
+        return hashlib.sha256("\n".join(flags).encode()).hexdigest()[:16]
 
-    async def start(self, effect):
-        await trio.sleep(1)
-        self.observed = events.K3sChanged("ready", uid="u1", ca_hash="ab" * 32)
+    @property
+    def _uses_vpn(self) -> bool:
+        return self._config.p2p.vpn.create and self._config.p2p.vpn.use
+
+    async def look(self) -> bool:
+        """Whether there is a k3s that says its version; if not, `observed` says why."""
+        try:
+            self.version = await self.driver.version()
+            self._refuse(None)
+        except P2PError as exc:
+            self._refuse(exc)
+        return bool(self.version)
+
+    async def kubeconfig(self) -> str:
+        """The cluster-admin kubeconfig, with this node's own address in it. Raises RoleError."""
+        path = Path(spec.K3sPaths().kubeconfig)
+        try:
+            document = yaml.safe_load(await trio.to_thread.run_sync(path.read_text))
+            document["clusters"][0]["cluster"]["server"] = spec.api_url(self._node_ip)
+        except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError) as exc:
+            raise RoleError(
+                f"{path} cannot be read: {exc}", hint="k3s writes it when it is up: kairos-p2p wait ready"
+            ) from exc
+        return yaml.safe_dump(document, sort_keys=False)
+
+    # ------------------------------------------------------------ what is wanted
+
+    def want(self, start: StartK3s | None) -> None:
+        """Have k3s run like this, or (None) not at all. Returns at once."""
+        self._wanted = start
+        self._asked.raise_()
+
+    def use_address(self, node_ip: str) -> None:
+        """The address k3s goes by, for ever. Nothing is started before it is known."""
+        self._node_ip = node_ip
+        self._asked.raise_()
+
+    async def replace_init_drop_in(self, effect: ReplaceInitDropIn) -> None:
+        """Take ``cluster-init`` off the disk while k3s goes on."""
+        await self.driver.rewrite(
+            await self._spec("server", effect.ca_hash, effect.join_ip, effect.datastore)
+        )
+
+    async def stop(self) -> None:
+        """End k3s now, also when `run` does not run; its data stays."""
+        self._wanted = None
+        await self.driver.stop()
+
+    async def set_aside(self, label: str) -> None:
+        """End k3s and move its data out of the way."""
+        self._wanted = None
+        await self.driver.set_aside(spec.K3sPaths(), label)
+
+    async def run(self) -> None:
+        """Bring about what is wanted, until cancelled; k3s goes on then."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.driver.run)
+            nursery.start_soon(self._watch)
+            tried: StartK3s | None = None
+            while True:
+                await self._asked.wait()
+                wanted = self._wanted
+                if wanted is None:
+                    await self.driver.stop()
+                elif self._node_ip and wanted is not tried:
+                    await self._try(wanted)
+                    tried = wanted
+
+    async def _watch(self) -> None:
+        async for _ in self.driver.changes:
+            self.changed.raise_()
+
+    async def _try(self, wanted: StartK3s) -> None:
+        try:
+            built = await self._spec(wanted.kind, wanted.ca_hash, wanted.join_ip, wanted.datastore)
+        except (P2PError, ValueError) as exc:
+            self._refuse(exc if isinstance(exc, P2PError) else RoleError(str(exc)))
+            return
+        self._refuse(None)
+        self.driver.start(built)
+
+    def _refuse(self, exc: P2PError | None) -> None:
+        if exc is not None and (self._refused is None or self._refused.message != exc.message):
+            log.event(logger, "roles.k3s_refused", logging.ERROR, error=exc.message, hint=exc.hint)
+        self._refused = exc
         self.changed.raise_()
 
-    def replace_init_drop_in(self, e):
-        pass
+    async def _spec(self, kind: StartKind, ca_hash: str, join_ip: str, datastore: Datastore) -> spec.K3sSpec:
+        held = await trio.to_thread.run_sync(self._held, ca_hash)
+        if held is None:
+            raise RoleError(
+                "the secrets of the cluster are not on this machine any more",
+                hint="let this node leave and join as a new one: kairos-p2p leave",
+            )
+        p2p = self._config.p2p
+        return spec.build(
+            kind,
+            facts=spec.NodeFacts(
+                node_name=await trio.to_thread.run_sync(self._node_name),
+                node_ip=self._node_ip,
+                device=p2p.vpn.interface if self._uses_vpn else "",
+                region=p2p.region or "",
+                zone=p2p.zone or "",
+                names=(self._hostname,),
+            ),
+            options=self._options,
+            datastore=datastore,
+            server_token=held.server_token,
+            agent_token=held.agent_token,
+            join_ip=join_ip,
+            ca_files=held.files if isinstance(held, pki.ClusterSecrets) else (),
+        )
 
-    async def stop(self):
-        pass
+    def _node_name(self) -> str:
+        """The Kubernetes name of this node: chosen once, never changed.
 
-    def set_aside(self):
-        pass
+        The host name, unless another node goes by it too: images that come up with one name for all
+        machines are common, and k3s refuses the second one.
+        """
+        kept = self._durable.get(_NODE_NAME)
+        if kept:
+            return kept.decode()
+        others = read_by_peer(self._replication.ledger, "node/", NodeRecord)
+        taken = {record.hostname.lower() for peer, record in others.items() if peer != self._self_id}
+        suffix = short(self._self_id) if self._hostname.lower() in taken else ""
+        name = spec.node_name(self._hostname, suffix)
+        self._durable.set(_NODE_NAME, name.encode())
+        return name
 
-    def keep_join_secret(self, s):
-        return "ab" * 32
+    # ------------------------------------------------------------ secrets
 
-    def join_secret(self, role):
-        return JoinSecret("x")
+    def make_secrets(self, epoch: int) -> str:
+        """CA and tokens for `epoch`, made once and durable; the CA's hash. Blocks."""
+        held = self._made()
+        if held is None or held.epoch != epoch:
+            held = pki.make(epoch, datetime.datetime.now(datetime.UTC))
+            self._durable.set(_MADE, pki.encode(held))
+        return held.ca_hash
 
-    async def kubeconfig(self, ip):
-        return "kc"
+    def keep_join_secret(self, secret: pki.JoinSecret) -> str:
+        """Keep what a server handed out; the hash of the CA it pins. Blocks. Raises ValueError."""
+        raw = pki.encode(secret)
+        checked = pki.decode_join(raw)
+        self._durable.set(_GIVEN, raw)
+        return checked.ca_hash
+
+    def hand_out(self, verdict: Authorization, ca_hash: str) -> pki.JoinAnswer:
+        """What to answer a peer that asks for the join secret of this node's cluster. Blocks."""
+        return pki.hand_out(verdict, self._held(ca_hash))
+
+    def _held(self, ca_hash: str) -> pki.ClusterSecrets | pki.JoinSecret | None:
+        """The secrets that pin this CA, made here or given by a server."""
+        made = self._made()
+        if made is not None and made.ca_hash == ca_hash:
+            return made
+        raw = self._durable.get(_GIVEN)
+        given = pki.decode_join(raw) if raw else None
+        return given if given is not None and given.ca_hash == ca_hash else None
+
+    def _made(self) -> pki.ClusterSecrets | None:
+        raw = self._durable.get(_MADE)
+        return pki.decode_cluster(raw) if raw else None
