@@ -167,9 +167,8 @@ class Node:
 
     def fetch(self, server: Node, role: str) -> None:
         world = self.world
-        granted = (
-            server.machine.authorize_join(self.peer, role) if server.up and world.linked(self, server) else None
-        )
+        reached = server.up and world.linked(self, server)
+        granted = server.machine.authorize_join(self.peer, role) if reached else None
         if granted is not None and granted.granted == role:
             assert server.machine.member is not None
             ca = server.machine.member.genesis.ca_hash

@@ -13,6 +13,7 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from p2p_network import wire
 from p2p_network.core.ids import PeerId
 from p2p_network.identity import Identity
@@ -92,14 +93,15 @@ class Run:
         seed: int,
         nodes: int,
         *,
-        instance: Instance = Instance(SCOPE, 1, GENESIS),
+        instance: Instance | None = None,
         grounds: Certificate | None = None,
         acceptor_type: type[acc.Acceptor] = acc.Acceptor,
         proposer_type: type[prop.Proposer] = prop.Proposer,
         faults: float = 0.15,
     ) -> None:
         self.random, self.n, self.faults = random.Random(seed), nodes, faults
-        self.instance, self.grounds, self.proposer_type = instance, grounds, proposer_type
+        self.instance = instance or Instance(SCOPE, 1, GENESIS)
+        self.grounds, self.proposer_type = grounds, proposer_type
         self.nodes = {identity(i).peer_id: Node(i, acceptor_type) for i in range(nodes)}
         self.flying: list[tuple[str, PeerId, PeerId, bytes, bytes]] = []
         self.certificates: list[Certificate] = []

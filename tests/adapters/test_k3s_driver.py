@@ -1,0 +1,312 @@
+"""Does the driver keep a k3s running, adopt it, stop it, and say what is wrong?
+
+A tiny script stands in for k3s where only its life matters; where there is the stand-in, one test forms
+a cluster of one with real files, TLS and readiness.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import os
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2p_network.core.errors import K3sFailed, RoleError, TimedOut
+from p2p_roles import programs
+from p2p_roles.k3s import pki
+from p2p_roles.k3s.driver import K3sDriver, K3sObserved, Timing
+from p2p_roles.k3s.probe import NotReady, Readiness
+from p2p_roles.k3s.spec import K3sOptions, K3sPaths, K3sSpec, NodeFacts, SectionOptions, build
+
+FAKE = """#!/bin/sh
+case "$1" in --version) echo "k3s version v1.36.1+fake (0123abcd)"; exit 0;; esac
+echo "$@" >> "$FAKE_DIR/starts"
+if [ -e "$FAKE_DIR/fail" ]; then cat "$FAKE_DIR/fail" >&2; exit 1; fi
+if [ -e "$FAKE_DIR/deaf" ]; then trap "" TERM; while :; do sleep 0.1; done; fi
+exec sleep 600
+"""
+
+TIMING = Timing(probe_s=0.02, probe_ready_s=0.05, stop_s=5, backoff_s=0.05, max_backoff_s=0.2)
+
+
+class Machine:
+    """A directory as a machine's disk, with a fake k3s."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.paths = K3sPaths(str(root / "etc"), str(root / "data"))
+        self.binary = root / "k3s"
+        self.binary.write_text(FAKE)
+        self.binary.chmod(0o755)
+
+    def driver(self, binary: str | None = None) -> K3sDriver:
+        return K3sDriver(
+            state_dir=self.root / "state",
+            binary=binary or str(self.binary),
+            env={"PATH": os.environ["PATH"], "FAKE_DIR": str(self.root)},
+            ask=self.ask,
+            timing=TIMING,
+        )
+
+    def ask(self, spec: K3sSpec) -> Readiness:
+        if (self.root / "ready").exists():
+            return Readiness("uid-1", "ca-1")
+        raise NotReady("no file")
+
+    def spec(self, kind="server-init", *, args: tuple[str, ...] = (), **more) -> K3sSpec:
+        return build(
+            kind,
+            facts=NodeFacts("n1", "10.144.0.1", "kp2p0"),
+            options=K3sOptions(server=SectionOptions(args=args)),
+            datastore="etcd",
+            server_token="K10" + "0" * 64 + "::server:secret-secret",
+            agent_token="K10" + "0" * 64 + "::node:secret-secret",
+            paths=self.paths,
+            **more,
+        )
+
+    @property
+    def starts(self) -> list[str]:
+        file = self.root / "starts"
+        return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.fixture
+def machine(tmp_path: Path):
+    made = Machine(tmp_path)
+    yield made
+    process = programs.adopt(tmp_path / "state" / "k3s.process")
+    if process is not None:
+        process.send(signal.SIGKILL)
+        process.close()
+
+
+@asynccontextmanager
+async def supervised(driver: K3sDriver) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(driver.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def seen(driver: K3sDriver, wanted: Callable[[K3sObserved], bool]) -> K3sObserved:
+    with trio.fail_after(10):
+        while not wanted(driver.observed):
+            await trio.sleep(0.01)
+    return driver.observed
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+async def test_start_ready_survive_adopt_stop(machine: Machine) -> None:
+    first = machine.driver()
+    async with supervised(first):
+        first.start(machine.spec())
+        running = await seen(first, lambda o: o.state == "running")
+        assert running.version == "v1.36.1+fake"
+        (machine.root / "ready").touch()
+        ready = await seen(first, lambda o: o.state == "ready")
+        assert (ready.uid, ready.ca_hash, ready.event.state) == ("uid-1", "ca-1", "ready")
+    os.kill(ready.pid, 0)  # our end is not k3s's end
+    second = machine.driver()
+    async with supervised(second):
+        second.start(machine.spec())
+        again = await seen(second, lambda o: o.state == "ready")
+        assert again.pid == ready.pid
+        assert machine.starts == ["server"]
+        await second.stop()
+        assert second.observed.state == "stopped"
+        await until(lambda: not Path(f"/proc/{ready.pid}").exists())
+    assert not (machine.root / "state" / "k3s.process").exists()
+
+
+async def test_files_are_private_and_a_seed_never_replaces_another_ca(machine: Machine) -> None:
+    driver = machine.driver()
+    async with supervised(driver):
+        driver.start(machine.spec(ca_files=(("server-ca.crt", b"one"),)))
+        await seen(driver, lambda o: o.state == "running")
+        drop_in = Path(machine.paths.drop_in)
+        assert stat.S_IMODE(drop_in.stat().st_mode) == 0o600
+        assert "cluster-init: true" in drop_in.read_text()
+        seeded = Path(machine.paths.data_dir, "server/tls/server-ca.crt")
+        assert stat.S_IMODE(seeded.stat().st_mode) == 0o600
+        pid = driver.observed.pid
+        await driver.rewrite(machine.spec("server", join_ip="10.144.0.2"))
+        assert "cluster-init" not in drop_in.read_text()
+        assert 'server: "https://10.144.0.2:6443"' in drop_in.read_text()
+        assert driver.observed.pid == pid, "rewriting does not restart"
+        await driver.stop()
+        driver.start(machine.spec(ca_files=(("server-ca.crt", b"two"),)))
+        failed = await seen(driver, lambda o: o.state == "failed")
+        assert failed.permanent
+        assert "another cluster" in failed.error
+        assert seeded.read_bytes() == b"one"
+        await driver.set_aside(machine.paths, "epoch-1")
+        assert not seeded.exists()
+        assert not drop_in.exists()
+        assert (Path(machine.paths.data_dir) / "set-aside-epoch-1/server/tls/server-ca.crt").exists()
+
+
+async def test_it_is_started_again_and_the_cause_is_told(machine: Machine) -> None:
+    (machine.root / "fail").write_text(
+        'time="x" level=fatal msg="listen tcp :6443: bind: address already in use"\n'
+    )
+    driver = machine.driver()
+    async with supervised(driver):
+        driver.start(machine.spec())
+        failed = await seen(driver, lambda o: o.state == "failed")
+        assert 'k3s says "listen tcp :6443: bind: address already in use"' in failed.error
+        assert "ss -ltnp" in failed.hint
+        await until(lambda: len(machine.starts) >= 3)
+        (machine.root / "fail").unlink()
+        running = await seen(driver, lambda o: o.state == "running")
+        os.kill(running.pid, signal.SIGKILL)
+        await until(lambda: driver.observed.pid not in (0, running.pid))
+        await driver.stop()
+
+
+async def test_other_arguments_mean_another_process(machine: Machine) -> None:
+    driver = machine.driver()
+    async with supervised(driver):
+        driver.start(machine.spec())
+        first = await seen(driver, lambda o: o.state == "running")
+        driver.start(machine.spec(args=("--disable=traefik",)))
+        await seen(driver, lambda o: o.state == "running" and o.pid != first.pid)
+        await until(lambda: machine.starts == ["server", "server --disable=traefik"])
+        assert not Path(f"/proc/{first.pid}").exists()
+        await driver.stop()
+
+
+async def test_one_that_does_not_listen_is_killed(machine: Machine) -> None:
+    (machine.root / "deaf").touch()
+    driver = machine.driver()
+    driver._timing = Timing(probe_s=0.02, stop_s=0.2)
+    async with supervised(driver):
+        driver.start(machine.spec())
+        await until(lambda: len(machine.starts) == 1)
+        pid = (await seen(driver, lambda o: o.state == "running")).pid
+        await driver.stop()
+        assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_no_binary_no_data(machine: Machine) -> None:
+    absent = machine.driver(binary="no-such-k3s")
+    async with supervised(absent):
+        absent.start(machine.spec())
+        found = await seen(absent, lambda o: o.state == "absent")
+        assert found.permanent
+        assert "K3S_BIN" in found.hint
+        assert found.event.state == "failed"
+    with pytest.raises(K3sFailed, match="not installed"):
+        await absent.version()
+    gone = machine.driver()
+    async with supervised(gone):
+        gone.start(machine.spec("server"))
+        failed = await seen(gone, lambda o: o.state == "failed")
+        assert failed.permanent
+        assert "data is gone" in failed.error
+        assert machine.starts == []
+
+
+async def test_a_record_of_another_process_is_not_adopted(machine: Machine) -> None:
+    record = machine.root / "state" / "k3s.process"
+    record.parent.mkdir()
+    record.write_text(f'{{"pid": {os.getpid()}, "started_ticks": 1, "boot_id": "x", "digest": ""}}')
+    assert programs.adopt(record) is None
+    record.write_text("garbage")
+    assert programs.adopt(record) is None
+
+
+async def test_running_a_program() -> None:
+    done = await programs.run(["/bin/sh", "-c", "echo out; echo err >&2; exit 3"])
+    assert (done.exit_code, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    with pytest.raises(TimedOut):
+        await programs.run(["/bin/sleep", "60"], timeout_s=0.1)
+    with pytest.raises(RoleError, match="cannot be started"):
+        await programs.run(["/no/such/program"])
+
+
+STAND_IN = importlib.util.find_spec("p2p_simulations.k3s.__main__") is not None
+
+
+@pytest.mark.skipif(not STAND_IN, reason="the stand-in for k3s is not in this tree")
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace for k3s's ports needs root")
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2 for a network namespace")
+async def test_a_cluster_of_one_with_the_stand_in(machine: Machine) -> None:
+    namespace = f"kp2p-roles-{os.getpid()}"
+    assert (await programs.run(["ip", "netns", "add", namespace])).exit_code == 0
+    try:
+        await programs.run(["ip", "-n", namespace, "link", "set", "lo", "up"])
+        await programs.run(["ip", "-n", namespace, "addr", "add", "10.144.0.1/32", "dev", "lo"])
+        await _cluster_of_one(machine, namespace)
+    finally:
+        await programs.run(["ip", "netns", "del", namespace])
+
+
+async def _cluster_of_one(machine: Machine, namespace: str) -> None:
+    wrapper = machine.root / "stand-in"
+    # the probe asks from outside the namespace, so it enters it too
+    inside = f"ip netns exec {namespace} {sys.executable} -m p2p_simulations.k3s"
+    wrapper.write_text(f'#!/bin/sh\nexec {inside} "$@"\n')
+    wrapper.chmod(0o755)
+    secrets = pki.make(1, datetime.datetime.now(datetime.UTC))
+    spec = build(
+        "server-init",
+        facts=NodeFacts("n1", "10.144.0.1", region="west"),
+        options=K3sOptions(),
+        datastore="etcd",
+        server_token=secrets.server_token,
+        agent_token=secrets.agent_token,
+        ca_files=secrets.files,
+        paths=machine.paths,
+    )
+
+    def ask_inside(spec: K3sSpec) -> Readiness:
+        """A thread of its own enters the namespace, as the agent lives in it."""
+        import ctypes
+        import threading
+
+        result: list[object] = []
+
+        def inside() -> None:
+            from p2p_roles.k3s.driver import ask_k3s
+
+            try:
+                with open(f"/run/netns/{namespace}") as handle:
+                    if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), 0x40000000) != 0:
+                        raise OSError(ctypes.get_errno(), "setns")
+                result.append(ask_k3s(spec))
+            except Exception as exc:
+                result.append(exc)
+
+        thread = threading.Thread(target=inside)
+        thread.start()
+        thread.join()
+        if isinstance(result[0], Exception):
+            raise result[0]
+        assert isinstance(result[0], Readiness)
+        return result[0]
+
+    driver = K3sDriver(state_dir=machine.root / "state", binary=str(wrapper), ask=ask_inside, timing=TIMING)
+    async with supervised(driver):
+        driver.start(spec)
+        with trio.fail_after(40):
+            while driver.observed.state != "ready":
+                await trio.sleep(0.05)
+        assert driver.observed.ca_hash == secrets.ca_hash, "the seeded CA is the one that is served"
+        token = Path(machine.paths.data_dir, "server/token").read_text().strip()
+        assert token == secrets.server_token, "and the token that was meant is k3s's own"
+        await driver.stop()
