@@ -246,7 +246,9 @@ def _show_failure(lab: Lab, survey: seen.Survey) -> None:
     """What a failed run leaves a person with, before the lab is gone: the nodes' words and the logs' ends."""
     out.note(rendering.node_table(survey.nodes))
     told: dict[str, str] = {}
-    for name in (view.name for view in survey.nodes if not view.ready):
+    silent = [view.name for view in survey.nodes if not view.answers]
+    stuck = [view.name for view in survey.nodes if view.answers and not view.ready]
+    for name in silent + stuck[:1]:  # those that answer have said above what they wait for
         lines = lab.node(name).log_tail(8).splitlines()
         words = [line for line in lines if not line.startswith("# lab:")]
         if words and words[-1] in told:
