@@ -509,6 +509,11 @@ async def test_what_the_kernel_refuses_comes_back_with_a_hint(lab: Field, planes
         assert refused.value.hint
     stats = await planes[0].stats()
     assert stats.configured == config, "what failed must leave what was in force"
+    more = await planes[0].configure(changed(listen=(*config.listen, "127.0.0.1:0"), mtu=1400))
+    assert more.listen[:2] == config.listen
+    assert len(more.listen) == 3
+    assert "mtu 1400" in one.run("ip", "link", "show", "kp2p0")
+    assert (await planes[0].configure(config)).listen == config.listen
     other = one.folder / "run" / "second.sock"
     argv = [sys.executable, "-m", "p2p_network.dataplane", "--socket", str(other)]
     with two_planes.ended(subprocess.Popen(one.exec(*argv))):
@@ -519,6 +524,16 @@ async def test_what_the_kernel_refuses_comes_back_with_a_hint(lab: Field, planes
         with pytest.raises(MeshError, match="in use by another process"):
             await second.configure(changed(listen=("127.0.0.1:0",)))
         await second.aclose()
+
+
+async def test_a_removed_device_is_noticed_and_made_again(lab: Field, planes: list[DataPlane]) -> None:
+    one, two, _ = lab.places
+    await connect(one, two)
+    two_planes.run("ip", "-n", one.netns, "link", "del", "kp2p0")
+    stats = await until(planes[0], lambda s: s.configured is None)
+    assert carries(stats, two), "peers stay connected without a device"
+    await one.configured()
+    assert " 0% packet loss" in ping(one, two.inner)
 
 
 async def test_netlink_brings_the_device_up_twice_and_cleans_it(lab: Field, planes: list[DataPlane]) -> None:

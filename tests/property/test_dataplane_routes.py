@@ -83,13 +83,24 @@ def test_queues_keep_order_and_the_budget(steps: list[tuple[int, int | None]]) -
         else:
             batch = bytes([number % 256]) * size
             fits = queue.size_bytes + size <= max(QUEUE_FLOOR_BYTES, budget.free_bytes // 2)
-            assert queue.push(memoryview(batch), 1) == fits
+            assert queue.push(memoryview(batch), 1, 5.0) == fits
             if fits:
                 model.append(batch)
         assert queue.size_bytes == sum(map(len, model))
         assert budget.free_bytes == 600_000 - sum(q.size_bytes for q in queues)
     assert [queue.clear() for queue in queues] == [len(model) for model in models]
     assert budget.free_bytes == 600_000
+
+
+def test_a_queue_that_stands_still_takes_no_more() -> None:
+    queue = SendQueue(QueueBudget())
+    assert queue.push(memoryview(b"first"), 1, 5.0)
+    assert queue.push(memoryview(b"second"), 1, 5.05)
+    assert not queue.push(memoryview(b"third"), 1, 5.2)
+    assert queue.pull(5) == b"first"
+    assert not queue.push(memoryview(b"third"), 1, 5.2)
+    assert queue.pull(9) == b"second"
+    assert queue.push(memoryview(b"third"), 1, 5.2)
 
 
 @given(st.lists(st.integers(0, 20)))

@@ -7,12 +7,14 @@ more than one of `MAX_UNPROVEN` places for 3 seconds; when they are full the old
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Iterable
 from typing import Final
 
 from p2p_network.core import log
+from p2p_network.core.errors import MeshError
 from p2p_network.dataplane import sockets
 from p2p_network.dataplane.connection import SILENCE_S, Buffers, Phase, TcpConnection
 from p2p_network.dataplane.forward import Forwarder
@@ -30,7 +32,7 @@ logger = log.get(__name__)
 
 
 class DialPlan:
-    """One peer's attempts: all endpoints at once, then again after a pause that grows until one was heard."""
+    """One peer's attempts: all endpoints at once, then again after a growing pause until one was heard."""
 
     __slots__ = ("attempts", "pause_s", "timer")
 
@@ -49,7 +51,7 @@ class Carriers:
         self.forwarder = forwarder
         self.refused = 0
         self._table = table
-        self._listeners: list[socket.socket] = []
+        self._listeners: dict[str, socket.socket] = {}
         self._unproven: dict[TcpConnection, None] = {}  # accepted, in order of arrival
         self._live: dict[TcpConnection, None] = {}  # proven, carrying or waiting to or retiring
         self._plans: dict[Peer, DialPlan] = {}
@@ -57,21 +59,29 @@ class Carriers:
 
     # --- listening -------------------------------------------------------------------------------
 
-    def listen(self, listeners: Iterable[socket.socket]) -> tuple[str, ...]:
-        """Accept on these sockets instead of those before; their endpoints."""
-        for old in self._listeners:
-            self.loop.forget(old.fileno())
-            old.close()
-        self._listeners = list(listeners)
-        for sock in self._listeners:
-            self.loop.watch(sock.fileno(), READ, lambda _, sock=sock: self._accept(sock))  # type: ignore[misc]
-        return self.listening()
+    def listen(self, endpoints: Iterable[str]) -> None:
+        """Accept on exactly these endpoints. Raises MeshError, and keeps those before, if one can't be had."""
+        wanted: dict[str, socket.socket] = {}
+        try:
+            for endpoint in endpoints:
+                wanted[endpoint] = self._listeners.get(endpoint) or sockets.listen(endpoint)
+        except MeshError:
+            for endpoint in wanted.keys() - self._listeners.keys():
+                wanted[endpoint].close()
+            raise
+        before, self._listeners = self._listeners, wanted
+        for endpoint in before.keys() - wanted.keys():
+            self.loop.forget(before[endpoint].fileno())
+            before[endpoint].close()
+        for endpoint in wanted.keys() - before.keys():
+            sock = wanted[endpoint]
+            self.loop.watch(sock.fileno(), READ, functools.partial(self._accept, sock))
 
     def listening(self) -> tuple[str, ...]:
         """The endpoints listened on."""
-        return tuple(sockets.name_of(sock.getsockname()) for sock in self._listeners)
+        return tuple(sockets.name_of(sock.getsockname()) for sock in self._listeners.values())
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, _events: int) -> None:
         try:
             sock, address = listener.accept()
         except OSError:  # gone again, or no descriptors left: the next event will tell

@@ -12,6 +12,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable
+from time import monotonic
 from typing import Final
 
 from p2p_network.dataplane.messages import Configure
@@ -105,7 +106,7 @@ class Forwarder:
                 continue
             if peer is not target:
                 if target is not None:
-                    target.send(view[:end], packets)
+                    target.send(view[:end], packets, monotonic())
                     # Move down so that the batch of the next peer has the whole buffer before it.
                     buffer[ENTRY_BYTES : ENTRY_BYTES + VNET_BYTES + size] = view[at : at + VNET_BYTES + size]
                 end = packets = 0
@@ -116,7 +117,7 @@ class Forwarder:
             peer.tx_packets += 1
             peer.tx_bytes += size
         if target is not None:
-            target.send(view[:end], packets)
+            target.send(view[:end], packets, monotonic())
         return -1 if drained else max(end, 1)
 
     @staticmethod

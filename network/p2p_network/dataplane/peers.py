@@ -17,6 +17,8 @@ from p2p_network.dataplane.routes import RouteTable
 from p2p_network.session import PeerSession
 
 QUEUE_BUDGET_BYTES: Final = 16 << 20
+QUEUE_WAIT_S: Final = 0.1
+"""A queue whose first batch has waited so long takes no more: a slow path must not add seconds of delay."""
 QUEUE_FLOOR_BYTES: Final = 128 << 10
 """Every queue may hold this much, whatever the others do."""
 
@@ -78,19 +80,20 @@ class SendQueue:
     __slots__ = ("_batches", "_budget", "size_bytes")
 
     def __init__(self, budget: QueueBudget) -> None:
-        self._batches: deque[tuple[bytes, int]] = deque()
+        self._batches: deque[tuple[bytes, int, float]] = deque()
         self._budget = budget
         self.size_bytes = 0
 
     def __bool__(self) -> bool:
         return bool(self._batches)
 
-    def push(self, batch: memoryview, packets: int) -> bool:
-        """Append a copy; False, and no effect, when the queue is full."""
+    def push(self, batch: memoryview, packets: int, now: float) -> bool:
+        """Append a copy; False, and no effect, when the queue is full or stands still."""
         size = len(batch)
-        if self.size_bytes + size > max(QUEUE_FLOOR_BYTES, self._budget.free_bytes // 2):
+        late = bool(self._batches) and now - self._batches[0][2] > QUEUE_WAIT_S
+        if late or self.size_bytes + size > max(QUEUE_FLOOR_BYTES, self._budget.free_bytes // 2):
             return False
-        self._batches.append((bytes(batch), packets))
+        self._batches.append((bytes(batch), packets, now))
         self.size_bytes += size
         self._budget.free_bytes -= size
         return True
@@ -109,7 +112,7 @@ class SendQueue:
 
     def clear(self) -> int:
         """Forget everything; how many packets that were."""
-        packets = sum(count for _, count in self._batches)
+        packets = sum(count for _, count, _ in self._batches)
         self._batches.clear()
         self._budget.free_bytes += self.size_bytes
         self.size_bytes = 0
@@ -159,14 +162,14 @@ class Peer:
         if packets:
             self.drops[reason] = self.drops.get(reason, 0) + packets
 
-    def send(self, batch: memoryview, packets: int) -> None:
+    def send(self, batch: memoryview, packets: int, now: float) -> None:
         """Forward a batch of entries now, later or never."""
         carrier = self.carrier
         if carrier is None:
             self.drop("no_carrier", packets)
         elif carrier.ready and not self.queue:
             carrier.send(batch)
-        elif not self.queue.push(batch, packets):
+        elif not self.queue.push(batch, packets, now):
             self.drop("queue_full", packets)
 
     def pump(self, limit_bytes: int) -> None:

@@ -8,8 +8,7 @@ force in force.
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, TypeVar, assert_never
 
 from p2p_network.core import log
@@ -96,21 +95,15 @@ class Plane:
         if wanted == self._config:
             return self._capability()
         _check_config(wanted)
-        before = self._config
-        tun = self._tun
-        new_tun = tun is None or before is None or before.device != wanted.device
-        new_listeners = before is None or set(before.listen) != set(wanted.listen)
-        fresh = Tun(wanted.device) if new_tun else tun
+        new_tun = self._tun is None or self._tun.name != wanted.device
+        fresh = Tun(wanted.device) if new_tun else self._tun
         assert fresh is not None
         try:
-            fresh.set_mtu(self._table.common_mtu(wanted.mtu))
-            listeners = _listen_all(wanted.listen) if new_listeners else []
+            self._carriers.listen(wanted.listen)
         except MeshError:
             if new_tun:
                 fresh.close()
             raise
-        if new_listeners:
-            self._carriers.listen(listeners)
         if new_tun:
             self._close_device()
             self._loop.watch(fresh.fd, READ, self._forwarder.on_tun_ready)
@@ -273,18 +266,6 @@ def _checked(what: str, parse: Callable[[], T]) -> T:
         raise MeshError(
             f"not usable as {what}: {exc}", hint="use ip:port for endpoints, ip/length for networks"
         ) from exc
-
-
-def _listen_all(endpoints: Iterable[str]) -> list[socket.socket]:
-    listeners: list[socket.socket] = []
-    try:
-        for endpoint in endpoints:
-            listeners.append(sockets.listen(endpoint))
-    except MeshError:
-        for sock in listeners:
-            sock.close()
-        raise
-    return listeners
 
 
 def _rss_bytes() -> int:
