@@ -83,6 +83,7 @@ class Bootstrap(Duties):
             Cause.TOO_FEW_NODES: lambda now: len(self.view.alive) < self.needed_votes(now),
             Cause.INITIALISED: lambda now: self.own_outcome_is_ready(),
             Cause.ABORTED: lambda now: self.open_genesis() is None,
+            Cause.SUPERSEDED: lambda now: self.ready_genesis() is None,
             Cause.SERVING: lambda now: self.is_serving(),
             Cause.WIPED: lambda now: self.member is None,
         }

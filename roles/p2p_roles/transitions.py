@@ -39,6 +39,7 @@ class Cause(StrEnum):
     TOO_FEW_NODES = "no quorum in sight"
     INITIALISED = "READY certificate for the own k3s"
     ABORTED = "ABORT certificate"
+    SUPERSEDED = "a newer epoch has begun"
     SERVING = "k3s ready"
     WIPED = "data set aside"
 
@@ -71,6 +72,7 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition(_S.WAIT, _C.CHOSEN, _S.INIT),
     Transition(_S.WAIT, _C.ABORTED, _S.ELECT),
     Transition(_S.JOIN, _C.OVERTAKEN, _S.FENCED),
+    Transition(_S.JOIN, _C.SUPERSEDED, _S.DISCOVER),
     Transition(_S.JOIN, _C.SERVING, _S.MEMBER),
     Transition(_S.MEMBER, _C.OVERTAKEN, _S.FENCED),
     Transition(_S.FENCED, _C.WIPED, _S.DISCOVER),

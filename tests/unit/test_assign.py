@@ -46,7 +46,7 @@ def test_servers_are_spread_over_the_regions() -> None:
     regions=st.lists(st.sampled_from("abcd"), min_size=1, max_size=9),
     servers=st.integers(1, 7),
 )
-def test_no_region_has_two_more_than_another_that_could_have_had_one(regions: list[str], servers: int) -> None:
+def test_no_region_has_two_more_than_one_that_had_more_to_give(regions: list[str], servers: int) -> None:
     world = view(*(node(str(i), r) for i, r in enumerate(regions)))
     chosen = assign.first_servers(world, assign.rank(world)[0], servers)
     assert len(chosen) == min(servers, len(regions)) == len(set(chosen))

@@ -109,10 +109,12 @@ def test_what_the_user_wants_is_honoured() -> None:
     assert not made.bare_env
     assert config(made)["embedded-registry"] is True
     assert [f.path for f in made.files if f.keep] == ["/etc/rancher/k3s/registries.yaml"]
-    replaced = spec("server-init", K3sOptions(server=SectionOptions(("--x",), replace_args=True, replace_env=True)))
+    bare = SectionOptions(("--x",), replace_args=True, replace_env=True)
+    replaced = spec("server-init", K3sOptions(server=bare))
     assert set(config(replaced)) == {"cluster-init", "token", "agent-token", "node-ip"}
     assert replaced.bare_env
-    agent = spec("agent", K3sOptions(agent=SectionOptions(("--node-taint=a=b:NoSchedule",))), join_ip="1.2.3.4")
+    tainted = SectionOptions(("--node-taint=a=b:NoSchedule",))
+    agent = spec("agent", K3sOptions(agent=tainted), join_ip="1.2.3.4")
     assert agent.argv == ("agent", "--node-taint=a=b:NoSchedule")
 
 
@@ -139,7 +141,8 @@ def test_paths() -> None:
     assert made.env["K3S_CONFIG_FILE"] == "/lab/etc/config.yaml"
     assert config(made)["data-dir"] == "/lab/data"
     assert config(made)["write-kubeconfig"] == "/lab/etc/k3s.yaml"
-    own = spec("server-init", K3sOptions(server=SectionOptions(("--data-dir", "/big/disk"))), ca_files=SECRETS.files)
+    moved = K3sOptions(server=SectionOptions(("--data-dir", "/big/disk")))
+    own = spec("server-init", moved, ca_files=SECRETS.files)
     assert own.paths.data_dir == "/big/disk"
     assert own.files[1].path.startswith("/big/disk/server/tls/")
     with pytest.raises(RoleError, match="absolute"):

@@ -328,7 +328,13 @@ def render_yaml(config: Mapping[str, object]) -> str:
     for key, value in config.items():
         if isinstance(value, list):
             lines.append(f"{key}:")
-            lines += [f"  - {json.dumps(item)}" for item in value]
+            lines += [f"  - {_scalar(item)}" for item in value]
         else:
-            lines.append(f"{key}: {json.dumps(value)}")
+            lines.append(f"{key}: {_scalar(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _scalar(value: object) -> str:
+    """JSON is YAML but for characters beyond U+FFFF, where JSON writes two surrogates."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if " " <= c <= "~" else f"\\U{ord(c):08x}" for c in text)

@@ -1,0 +1,431 @@
+"""Does one node do the right thing in every state, whatever happens?"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from p2p_network import wire
+from p2p_network.core.errors import RoleError
+from p2p_network.identity import Identity
+from p2p_roles import events as ev
+from p2p_roles.assign import Assignment, rank
+from p2p_roles.bootstrap import Bootstrap
+from p2p_roles.durable import Durable
+from p2p_roles.genesis import certificate as certificates
+from p2p_roles.genesis.acceptor import Asked, Reply
+from p2p_roles.genesis.messages import (
+    GENESIS,
+    OUTCOME,
+    VOTE_PURPOSE,
+    Abort,
+    Ballot,
+    Certificate,
+    Decided,
+    Genesis,
+    Instance,
+    Prepare,
+    Promise,
+    Ready,
+    Value,
+    Vote,
+    encode_value,
+    quorum,
+    vote_payload,
+)
+from p2p_roles.genesis.proposer import Answered, Ask
+from p2p_roles.rules import Rules
+from p2p_roles.transitions import (
+    DIAGRAM_BEGIN,
+    DIAGRAM_END,
+    TABLE,
+    TRANSITIONS,
+    Cause,
+    State,
+    render_diagram,
+)
+from p2p_roles.view import View, ViewNode
+
+SCOPE, MESH = "kairos", "00112233aabbccdd"
+IDS = [Identity(bytes([n + 1] * 32)) for n in range(5)]
+PEERS = [i.peer_id for i in IDS]
+ME, OTHER, THIRD = PEERS[:3]
+CA = "c" * 64
+
+
+def view(*alive: int, n: int = 3, changed_at: float = 0.0, ready: tuple[int, ...] = (), **changes) -> View:
+    nodes = tuple(
+        ViewNode(
+            PEERS[i],
+            f"n{i}",
+            alive=i in alive,
+            vpn_ipv4=f"10.144.0.{i + 1}",
+            minimum_nodes=n,
+            role="server" if i in ready else "",
+            ready=i in ready,
+            cluster_id="c1" if i in ready else "",
+            **changes,
+        )
+        for i in range(max(alive) + 1)
+    )
+    return View(ME, SCOPE, nodes, changed_at)
+
+
+def genesis(initiator: str, *servers: str, cluster_id: str = "c1") -> Genesis:
+    return Genesis(cluster_id, initiator, "10.144.0.2", CA, "", "v1", (initiator, *servers), "etcd")
+
+
+def signed(epoch: int, value: Value) -> bytes:
+    instance = Instance(SCOPE, epoch, GENESIS if isinstance(value, Genesis) else OUTCOME)
+    ballot, raw = Ballot(1, OTHER), encode_value(value)
+    payload = vote_payload(MESH, instance, ballot, 3, raw)
+    votes = tuple(Vote(i.peer_id, i.sign(VOTE_PURPOSE, payload)) for i in IDS[: quorum(3)])
+    return certificates.encode(Certificate(instance, ballot, 3, raw, votes))
+
+
+class Machine(Bootstrap):
+    """The production machine, with what it wanted last."""
+
+    def __init__(self, rules: Rules) -> None:
+        super().__init__(
+            self_id=ME,
+            scope=SCOPE,
+            mesh_id=MESH,
+            sign=lambda m: IDS[0].sign(VOTE_PURPOSE, m),
+            rules=rules,
+        )
+        self.all: list[ev.Effect] = []
+
+    def on(self, now: float, *events: ev.Event) -> list[ev.Effect]:
+        effects: list[ev.Effect] = []
+        for event in events:
+            effects += self.step(now, event).effects
+        self.all += effects
+        return effects
+
+    def disk(self) -> bytes:
+        return [e for e in self.all if isinstance(e, ev.Persist)][-1].state
+
+
+def of(kind: type, effects: list[ev.Effect]) -> list:
+    return [e for e in effects if isinstance(e, kind)]
+
+
+def machine(n: int = 3, servers: int = 1, durable: bytes | None = None, *certs: bytes) -> Machine:
+    made = Machine(Rules(servers=servers, minimum_nodes=n))
+    made.on(0.0, ev.Started(durable, certs))
+    return made
+
+
+def in_state(state: State) -> Machine:
+    """A machine that got to `state` the ordinary way."""
+    m = machine(1 if state in (State.INIT, State.FENCED) else 3)
+    match state:
+        case State.DISCOVER:
+            m.on(1.0, ev.ViewChanged(view(0, 1)))
+        case State.ELECT:
+            m.on(1.0, ev.ViewChanged(view(0, 1, 2)))
+            m.on(4.0, ev.Tick())
+        case State.INIT | State.FENCED:
+            m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, n=1)))
+            m.on(4.0, ev.Tick(), ev.SecretsMade(1, CA))
+            if state is State.FENCED:
+                m.on(5.0, ev.CertificateLearned(signed(1, Abort("because", ME))))
+        case State.WAIT:
+            m.on(1.0, ev.ViewChanged(view(0, 1, 2)), ev.CertificateLearned(signed(1, genesis(OTHER))))
+        case State.JOIN | State.MEMBER:
+            m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2)))
+            m.on(1.0, ev.CertificateLearned(signed(1, genesis(OTHER))))
+            m.on(1.0, ev.CertificateLearned(signed(1, Ready("uid"))))
+            if state is State.MEMBER:
+                m.on(2.0, ev.AssignmentChanged(ME, Assignment("agent", "agent: enough", 1, "c1")))
+                m.on(2.0, ev.JoinSecretReceived(OTHER, "agent", CA), ev.K3sChanged("ready"))
+    assert m.state is state, (m.state, m.reason)
+    return m
+
+
+EVERY_EVENT: dict[str, ev.Event] = {
+    "view-alone": ev.ViewChanged(view(0)),
+    "view-all": ev.ViewChanged(view(0, 1, 2)),
+    "genesis-other": ev.CertificateLearned(signed(1, genesis(OTHER))),
+    "genesis-me": ev.CertificateLearned(signed(1, genesis(ME))),
+    "genesis-2": ev.CertificateLearned(signed(2, genesis(THIRD))),
+    "ready": ev.CertificateLearned(signed(1, Ready("uid"))),
+    "ready-2": ev.CertificateLearned(signed(2, Ready("uid"))),
+    "abort": ev.CertificateLearned(signed(1, Abort("x", OTHER))),
+    "abort-7": ev.CertificateLearned(signed(7, Abort("x"))),
+    "garbage": ev.CertificateLearned(b"garbage"),
+    "asked": Asked(OTHER, Prepare(Instance(SCOPE, 1, GENESIS), Ballot(3, OTHER), 5)),
+    "asked-nonsense": Asked(OTHER, Prepare(Instance("x", 9, 9), Ballot(-3, ME), 0)),
+    "answered-late": Answered(OTHER, Prepare(Instance(SCOPE, 1, GENESIS), Ballot(3, ME), 5), None),
+    "answered-decided": Answered(
+        OTHER,
+        Prepare(Instance(SCOPE, 1, GENESIS), Ballot(3, ME), 5),
+        Decided(certificates.decode(signed(1, genesis(OTHER)))),
+    ),
+    "secrets": ev.SecretsMade(1, CA),
+    "secrets-old": ev.SecretsMade(9, CA),
+    "k3s-ready": ev.K3sChanged("ready", "uid", CA),
+    "k3s-other-ca": ev.K3sChanged("ready", "uid", "d" * 64),
+    "k3s-failed": ev.K3sChanged("failed", error="it broke", permanent=True),
+    "k3s-stopped": ev.K3sChanged("stopped"),
+    "secret": ev.JoinSecretReceived(OTHER, "agent", CA),
+    "secret-other-ca": ev.JoinSecretReceived(OTHER, "agent", "d" * 64),
+    "secret-refused": ev.JoinSecretRefused(OTHER, "no"),
+    "assigned": ev.AssignmentChanged(ME, Assignment("agent", "agent: enough", 1, "c1")),
+    "assigned-elsewhere": ev.AssignmentChanged(ME, Assignment("server", "x", 1, "other")),
+    "vpn": ev.VpnReady("10.144.0.1"),
+    "wiped": ev.K3sWiped(1),
+    "wiped-old": ev.K3sWiped(9),
+    "tick": ev.Tick(),
+}
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("name", list(EVERY_EVENT))
+def test_every_event_in_every_state(state: State, name: str) -> None:
+    m, event = in_state(state), EVERY_EVENT[name]
+    for now in (10.0, 1000.0):  # at once, and after every time limit
+        effects = m.on(now, event)
+        assert len(of(Reply, effects)) == isinstance(event, Asked)
+        assert m.reason
+        wake = m.wake_at()
+        assert wake is None or wake > now
+        again = Bootstrap(self_id=ME, scope=SCOPE, mesh_id=MESH, sign=lambda m: m, rules=m.rules)
+        again.step(now, ev.Started(wire.encode(m.durable)))
+        assert again.epoch == m.epoch, "what is durable leads back to the same epoch"
+
+
+def test_the_table_is_sound() -> None:
+    assert set(TABLE) == set(State)
+    assert {t.cause for t in TRANSITIONS} == set(Cause)
+    assert len({(t.source, t.cause) for t in TRANSITIONS}) == len(TRANSITIONS)
+    reached, todo = {State.DISCOVER}, [State.DISCOVER]
+    while todo:
+        for t in TABLE[todo.pop()]:
+            if t.target not in reached:
+                reached.add(t.target)
+                todo.append(t.target)
+    assert reached == set(State)
+
+
+def test_the_door_plate_s_diagram_is_current() -> None:
+    readme = (Path(__file__).parents[2] / "roles" / "README.md").read_text()
+    between = readme.partition(DIAGRAM_BEGIN)[2].partition(DIAGRAM_END)[0]
+    assert between.strip() == render_diagram(), "paste render_diagram() between the markers"
+
+
+def test_who_is_missing_is_told() -> None:
+    m = machine(5)
+    m.on(1.0, ev.ViewChanged(view(0, 1, 2, n=5)))
+    m.on(100.0, ev.Tick())
+    assert m.status.reason == "3 of 5 nodes are here; waiting for 2 more (p2p.minimum_nodes)"
+    m = machine(2)
+    m.on(1.0, ev.ViewChanged(view(0, 1, n=2, wish="agent")))
+    m.on(100.0, ev.Tick())
+    assert "all 2 nodes are forced to be agents" in m.reason
+
+
+def test_a_view_must_hold_still_before_the_election() -> None:
+    m = machine(3)
+    for now in (1.0, 2.0, 3.0):
+        m.on(now, ev.ViewChanged(view(0, 1, 2, *((3,) if now == 2.0 else ()))))
+        assert m.state is State.DISCOVER
+    assert m.wake_at() == 5.0
+    m.on(4.9, ev.ViewChanged(view(0, 1, 2, ready=(1,))))
+    assert m.state is State.DISCOVER, "only who is there and what they wish counts"
+    m.on(5.0, ev.Tick())
+    assert m.state is State.ELECT
+
+
+def test_the_whole_way_of_a_single_node() -> None:
+    m = machine(1)
+    m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, n=1)))
+    made = m.on(3.0, ev.Tick())
+    assert of(ev.MakeSecrets, made) == [ev.MakeSecrets(1)]
+    started = m.on(3.1, ev.SecretsMade(1, CA))
+    assert m.state is State.INIT
+    kinds = [type(e).__name__ for e in started]
+    assert kinds.index("PublishCertificate") > kinds.index("Persist")
+    assert kinds[-2:] == ["Persist", "StartK3s"], "durable before k3s is started"
+    assert of(ev.StartK3s, started)[0].kind == "server-init"
+    up = m.on(20.0, ev.K3sChanged("ready", "uid-1", CA))
+    assert m.state is State.MEMBER
+    assert of(ev.ReplaceInitDropIn, up) == [ev.ReplaceInitDropIn(1, CA, "", "etcd")]
+    assert m.status.ready
+    assert m.status.role == "server"
+    assert m.reason == "server: 1st of 1, initialised the cluster"
+    back = machine(1, 1, m.disk())
+    assert back.state is State.MEMBER
+    assert [e.kind for e in of(ev.StartK3s, back.all)] == ["server"]
+    assert not of(Ask, back.all), "it asks nobody"
+
+
+def test_a_restart_while_initialising_initialises_again_with_the_same_ca() -> None:
+    m = in_state(State.INIT)
+    back = machine(1, 1, m.disk())
+    assert back.state is State.INIT
+    assert [(e.kind, e.ca_hash) for e in of(ev.StartK3s, back.all)] == [("server-init", CA)]
+    assert not of(ev.MakeSecrets, back.all)
+
+
+def test_the_initiator_restarting_after_ready_is_a_member() -> None:
+    m = in_state(State.INIT)
+    m.on(20.0, ev.K3sChanged("ready", "uid-1", CA))
+    cut = next(  # the power fails right after READY was made durable
+        e.state
+        for e in m.all
+        if isinstance(e, ev.Persist)
+        and any(certificates.is_ready(c) for c in wire.decode(e.state, Durable).acceptor.certificates)
+    )
+    assert wire.decode(cut, Durable).member is not None
+    assert not wire.decode(cut, Durable).member.joined  # type: ignore[union-attr]
+    back = machine(1, 1, cut)
+    assert back.state is State.MEMBER
+    assert [e.kind for e in of(ev.StartK3s, back.all)] == ["server"], "no cluster-init any more"
+
+
+def test_joining() -> None:
+    m = in_state(State.JOIN)
+    assert m.reason == "the cluster is up; waiting for an assignment by n1"
+    asked = m.on(2.0, ev.AssignmentChanged(ME, Assignment("agent", "agent: enough", 1, "c1")))
+    assert of(ev.FetchJoinSecret, asked) == [ev.FetchJoinSecret(OTHER, "agent")]
+    m.on(2.1, ev.JoinSecretRefused(OTHER, "not yet"))
+    assert "not yet" in m.reason
+    again = m.on(4.2, ev.Tick())
+    assert of(ev.FetchJoinSecret, again) == [ev.FetchJoinSecret(OTHER, "agent")]
+    wrong = m.on(4.3, ev.JoinSecretReceived(OTHER, "agent", "d" * 64))
+    assert "another CA" in of(ev.Alarm, wrong)[0].message
+    assert not of(ev.StartK3s, wrong), "no join without a matching K10"
+    m.on(7.0, ev.Tick())
+    started = m.on(7.1, ev.JoinSecretReceived(OTHER, "agent", CA))
+    assert [type(e).__name__ for e in started] == ["Persist", "StartK3s"]
+    assert of(ev.StartK3s, started)[0] == ev.StartK3s("agent", 1, CA, "10.144.0.2", "etcd")
+    restarted = machine(3, 1, m.disk())
+    restarted.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2)))
+    restarted.on(1.0, ev.AssignmentChanged(ME, Assignment("agent", "agent: enough", 1, "c1")))
+    assert [e.kind for e in of(ev.StartK3s, restarted.all)] == ["agent"]
+    assert not of(ev.FetchJoinSecret, restarted.all)
+    late = m.on(7.1 + 121, ev.Tick())
+    assert of(ev.StopK3s, late)
+    assert of(ev.FetchJoinSecret, late), "another try, perhaps with another server"
+
+
+def test_a_certified_server_joins_as_a_server_and_only_with_the_certified_ca() -> None:
+    m = machine(3)
+    m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2)))
+    m.on(1.0, ev.CertificateLearned(signed(1, genesis(OTHER, ME))))
+    asked = m.on(1.0, ev.CertificateLearned(signed(1, Ready("uid"))))
+    assert of(ev.FetchJoinSecret, asked) == [ev.FetchJoinSecret(OTHER, "server")]
+    m.on(2.0, ev.JoinSecretReceived(OTHER, "server", CA))
+    alarmed = m.on(9.0, ev.K3sChanged("ready", "uid", "d" * 64))
+    assert m.state is State.JOIN
+    assert of(ev.Alarm, alarmed)
+    m.on(10.0, ev.K3sChanged("ready", "uid", CA))
+    assert m.state is State.MEMBER
+    assert m.authorize_join(OTHER, "server").granted == "server"
+    assert m.authorize_join(THIRD, "agent").granted is None
+
+
+def test_the_initiator_leans_on_another_server_as_soon_as_there_is_one() -> None:
+    m = in_state(State.INIT)
+    m.on(20.0, ev.K3sChanged("ready", "uid-1", CA))
+    cluster = m.status.cluster_id
+    v = view(0, 1, ready=(1,), n=1)
+    nodes = tuple(dataclasses.replace(n, cluster_id=cluster if n.ready else "") for n in v.nodes)
+    effects = m.on(30.0, ev.ViewChanged(View(ME, SCOPE, nodes, 30.0)))
+    assert of(ev.ReplaceInitDropIn, effects)[0].join_ip == "10.144.0.2"
+    assert of(ev.ReplaceInitDropIn, m.on(31.0, ev.ViewChanged(View(ME, SCOPE, nodes, 31.0)))) == []
+
+
+def test_the_authority_assigns_who_comes_later() -> None:
+    m = in_state(State.INIT)
+    m.on(20.0, ev.K3sChanged("ready", "uid-1", CA))
+    published = of(ev.PublishAssignment, m.on(30.0, ev.ViewChanged(view(0, 1, n=1))))
+    assert [(p.key, p.assignment.role) for p in published] == [(f"assign/kairos/{OTHER}", "agent")]
+    assert not of(ev.PublishAssignment, m.on(31.0, ev.ViewChanged(view(0, 1, n=1))))
+    assert m.authorize_join(OTHER, "agent").granted == "agent"
+
+
+def test_fenced_wipes_only_with_the_certificate_and_starts_anew() -> None:
+    m = in_state(State.FENCED)
+    wipe = of(ev.WipeK3s, m.all)
+    assert len(wipe) == 1
+    assert wipe[0].epoch == 1
+    assert certificates.is_abort(wipe[0].certificate)
+    restarted = machine(1, 1, m.disk())
+    assert restarted.state is State.FENCED
+    assert len(of(ev.WipeK3s, restarted.all)) == 1
+    m.on(6.0, ev.K3sWiped(1))
+    assert m.member is None
+    assert m.epoch == 2
+    assert m.state is State.ELECT
+    m.on(6.1, ev.Tick())
+    assert m.failed() == (ME,)
+    assert m.wake_at() is not None
+
+
+def test_a_silent_initiator_is_given_up_early_and_a_slow_one_in_time() -> None:
+    m = in_state(State.WAIT)
+    m.on(10.0, ev.ViewChanged(view(0, 2)))
+    quiet = m.on(25.0, ev.Tick())
+    assert not of(Ask, quiet)
+    asks = of(Ask, m.on(40.0, ev.Tick()))
+    assert {a.message.instance for a in asks} == {Instance(SCOPE, 1, OUTCOME)}
+    assert "silent for 20 s" in m.reason
+    slow = in_state(State.WAIT)
+    assert not of(Ask, slow.on(150.0, ev.Tick()))
+    assert of(Ask, slow.on(200.0, ev.Tick()))
+
+
+def test_only_its_turn_makes_a_node_propose() -> None:
+    m = machine(3)
+    m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2)))
+    place = rank(m.view).index(ME)
+    m.on(4.0, ev.Tick())
+    due = 4.0 + place * m.rules.stagger_s
+    if place:
+        assert not of(ev.MakeSecrets, m.on(due - 0.1, ev.Tick()))
+        m.on(due, ev.Tick())
+    assert of(ev.MakeSecrets, m.all)
+    asks = of(Ask, m.on(due + 0.1, ev.SecretsMade(1, CA)))
+    assert {a.peer for a in asks} == {OTHER, THIRD}, "itself it has asked on the spot"
+    kinds = [type(e).__name__ for e in m.all]
+    assert kinds.index("Persist") < kinds.index("Ask"), "its own promise is durable before others are asked"
+
+
+def test_more_nodes_than_declared_raise_n_and_an_alarm() -> None:
+    m = machine(2)
+    m.on(1.0, ev.ViewChanged(view(0, 1, 2, 3, 4, n=2)))
+    effects = m.on(4.0, ev.Tick())
+    assert m.state is State.ELECT
+    alarm = of(ev.Alarm, effects)[0]
+    assert "5 nodes were seen, 2 makes the genesis safe for 3 only" in alarm.message
+    assert alarm.hint == "set p2p.minimum_nodes: 5 on every node"
+    assert "set p2p.minimum_nodes: 5" in m.reason
+    reply = of(Reply, m.on(5.0, Asked(OTHER, Prepare(Instance(SCOPE, 1, GENESIS), Ballot(1, OTHER), 2))))
+    assert not isinstance(reply[0].message, Promise)
+
+
+def test_two_different_decisions_raise_an_alarm_and_change_nothing() -> None:
+    m = in_state(State.MEMBER)
+    effects = m.on(9.0, ev.CertificateLearned(signed(1, genesis(THIRD, cluster_id="c2"))))
+    assert "there are two clusters" in of(ev.Alarm, effects)[0].message
+    assert m.state is State.MEMBER
+    assert m.status.cluster_id == "c1"
+
+
+def test_no_k3s_and_nobody_else_keeps_trying() -> None:
+    m = in_state(State.INIT)
+    m.on(5.0, ev.K3sChanged("failed", error="k3s is not installed", permanent=True))
+    assert m.state is State.INIT
+    assert "k3s is not installed; no other node may be a server" in m.reason
+
+
+def test_damaged_or_foreign_state_is_an_error_and_no_fresh_start() -> None:
+    for raw in (b"garbage", wire.encode(Durable("another"))):
+        with pytest.raises(RoleError) as caught:
+            machine(3, 1, raw)
+        assert "leave" in caught.value.hint
