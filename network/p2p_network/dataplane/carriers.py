@@ -60,7 +60,7 @@ class Carriers:
     # --- listening -------------------------------------------------------------------------------
 
     def listen(self, endpoints: Iterable[str]) -> None:
-        """Accept on exactly these endpoints. Raises MeshError, and keeps those before, if one can't be had."""
+        """Accept on exactly these endpoints. Raises MeshError if one can't be had; then nothing changes."""
         wanted: dict[str, socket.socket] = {}
         try:
             for endpoint in endpoints:
