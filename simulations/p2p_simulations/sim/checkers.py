@@ -1,0 +1,337 @@
+"""What must never be, whatever fails?
+
+The checkers stand outside the nodes and see all of them. They are told of everything that matters (votes
+answered, state made durable, certificates, k3s started, wiped, joined, addresses) and look at the nodes
+after every event. They take nothing from a core's word that they can count for themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from p2p_network.core.ids import PeerId
+from p2p_network.ledger.entry import Entry
+from p2p_roles import events
+from p2p_roles.bootstrap import Bootstrap
+from p2p_roles.genesis import certificate as certificates
+from p2p_roles.genesis.messages import (
+    GENESIS,
+    OUTCOME,
+    Accepted,
+    Answer,
+    Ballot,
+    Certificate,
+    Genesis,
+    Instance,
+    Promise,
+)
+from p2p_roles.transitions import State
+from p2p_simulations.sim.k3s import DATA, DROP_IN, Data, DropIn, Etcd
+
+if TYPE_CHECKING:
+    from p2p_simulations.sim.machine import SimMachine
+    from p2p_simulations.sim.world import World
+
+MAX_MESSAGES_PER_S = 150.0  # per node, over `WINDOW_S`
+WINDOW_S = 20.0
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+class Checkers:
+    """The invariants of one world."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.certified: dict[Instance, Certificate] = {}
+        self._seen_raw: set[bytes] = set()
+        self._epochs: dict[PeerId, int] = {}
+        self._said: dict[tuple[PeerId, Instance], tuple[Ballot, bytes | None]] = {}
+        self._wipes_allowed: set[tuple[PeerId, int]] = set()
+        self._settled: dict[PeerId, str] = {}
+        self._member_ca: dict[str, str] = {}  # scope -> the CA that its members trust
+        self._messages: dict[str, int] = {}
+        self._window_began = 0.0
+        self.most_messages_per_s = 0.0
+        self.authors_expected = True
+
+    def _fail(self, what: str) -> None:
+        raise Violation(what)
+
+    def _name(self, machine: SimMachine) -> str:
+        return machine.name
+
+    # ------------------------------------------------------------ votes
+
+    def certificate(self, machine: SimMachine, raw: bytes) -> None:
+        """A certificate was seen somewhere."""
+        if raw not in self._seen_raw:
+            self._seen_raw.add(raw)
+            self._certified(machine, certificates.decode(raw))
+
+    def _certified(self, machine: SimMachine, seen: Certificate) -> None:
+        known = self.certified.get(seen.instance)
+        if known is seen:
+            return
+        if known is not None:
+            if known.value != seen.value:
+                one, other = certificates.value_of(known), certificates.value_of(seen)
+                self._fail(f"{seen.instance} was decided twice: {one} and {other} (at {machine.name})")
+            return
+        if not certificates.verify(seen, self._world.mesh_id):
+            self._fail(f"{machine.name} holds a certificate of {seen.instance} that does not verify")
+        self.certified[seen.instance] = seen
+        value = certificates.value_of(seen)
+        voters = ", ".join(self._world.name(vote.peer) for vote in seen.votes)
+        self._world.note("(world)", f"certified {seen.instance} by {voters}: {type(value).__name__}")
+        if certificates.is_ready(seen):
+            self._ready_certified(seen)
+
+    def _ready_certified(self, seen: Certificate) -> None:
+        """At most one cluster per scope is READY, and it serves the CA that was certified for it."""
+        scope, epoch = seen.instance.scope, seen.instance.epoch
+        for instance, other in self.certified.items():
+            if instance.scope == scope and instance.epoch != epoch and certificates.is_ready(other):
+                self._fail(f"two clusters of {scope} are READY: epochs {instance.epoch} and {epoch}")
+        decided = self.genesis(scope, epoch)
+        if decided is None:
+            self._fail(f"READY of epoch {epoch} without a GENESIS certificate")
+            return
+        initiator = self._world.machine_of(decided.initiator)
+        data: Data | None = initiator.disk.read(DATA) if initiator is not None else None
+        if data is not None and data.ca_hash != decided.ca_hash:
+            self._fail(
+                f"READY of epoch {epoch} although the k3s of {self._world.name(decided.initiator)} serves "
+                f"CA {data.ca_hash}, not the certified {decided.ca_hash}"
+            )
+
+    def genesis(self, scope: str, epoch: int) -> Genesis | None:
+        """What was certified as GENESIS of an epoch, anywhere."""
+        known = self.certified.get(Instance(scope, epoch, GENESIS))
+        return certificates.genesis_of(known) if known is not None else None
+
+    def ready(self, scope: str) -> tuple[int, Genesis] | None:
+        """Epoch and GENESIS of the READY cluster of a scope."""
+        for instance, known in self.certified.items():
+            if instance.scope == scope and certificates.is_ready(known):
+                decided = self.genesis(scope, instance.epoch)
+                assert decided is not None, "checked when READY was certified"
+                return instance.epoch, decided
+        return None
+
+    def persisted(self, machine: SimMachine, core: Bootstrap) -> None:
+        """The bootstrap machine's state is durable."""
+        for known in core.voting.acceptor.state.certificates:
+            if self.certified.get(known.instance) is not known:
+                self._certified(machine, known)
+        before = self._epochs.get(machine.peer, 0)
+        if core.epoch < before:
+            self._fail(f"{machine.name} went back from epoch {before} to {core.epoch}")
+        self._epochs[machine.peer] = core.epoch
+
+    def answered(self, machine: SimMachine, core: Bootstrap, answer: Answer) -> None:
+        """A promise or a vote leaves a node."""
+        if isinstance(answer, Promise | Accepted):
+            key = (machine.peer, answer.instance)
+            promised = core.voting.acceptor.promised(answer.instance)
+            before = self._said.get(key)
+            if promised is None or promised < answer.ballot:
+                self._fail(f"{machine.name} answers what it has not noted: {answer}")
+            elif before is None or before[0] <= answer.ballot:
+                held = next(s for s in core.voting.acceptor.state.instances if s.instance == answer.instance)
+                self._said[key] = (answer.ballot, held.accepted[1] if held.accepted else None)
+
+    def started(self, machine: SimMachine, core: Bootstrap) -> None:
+        """A node has read what it made durable before: nothing that it said may be forgotten."""
+        acceptor = core.voting.acceptor
+        if core.epoch < self._epochs.get(machine.peer, 0):
+            self._fail(
+                f"{machine.name} restarted in epoch {core.epoch}, "
+                f"it had been in {self._epochs[machine.peer]}"
+            )
+        for (peer, instance), (ballot, value) in self._said.items():
+            if peer != machine.peer or instance.scope != core.scope or instance.epoch < core.epoch:
+                continue
+            if acceptor.certificate(instance.epoch, instance.decree) is not None:
+                continue
+            promised = acceptor.promised(instance)
+            held = next((s for s in acceptor.state.instances if s.instance == instance), None)
+            if promised is None or promised < ballot or (value and (held is None or held.accepted is None)):
+                self._fail(f"{machine.name} has forgotten what it promised or voted in {instance}")
+
+    # ------------------------------------------------------------ k3s
+
+    def start_wanted(self, machine: SimMachine, core: Bootstrap, effect: events.StartK3s) -> None:
+        """The bootstrap machine asks for k3s."""
+        decided = self.genesis(core.scope, effect.epoch)
+        if decided is None or decided.ca_hash != effect.ca_hash:
+            self._fail(f"{machine.name} starts k3s with a CA that nobody certified for epoch {effect.epoch}")
+        elif effect.kind == "server-init":
+            if core.state is not State.INIT or decided.initiator != machine.peer:
+                self._fail(f"{machine.name} is to run cluster-init in {core.state}, chosen or not")
+        elif self._outcome_is_ready(core.scope, effect.epoch) is False:
+            self._fail(f"{machine.name} joins (as {effect.kind}) epoch {effect.epoch}, which is not READY")
+
+    def _outcome_is_ready(self, scope: str, epoch: int) -> bool:
+        known = self.certified.get(Instance(scope, epoch, OUTCOME))
+        return known is not None and certificates.is_ready(known)
+
+    def k3s_started(self, machine: SimMachine, drop_in: DropIn, data: Data) -> None:
+        """k3s comes up on a datastore that it has."""
+        if drop_in.ca_hash != data.ca_hash and not machine.plan.stale_k3s:
+            self._fail(f"{machine.name}: the drop-in says CA {drop_in.ca_hash}, the datastore {data.ca_hash}")
+
+    def k3s_initialises(self, machine: SimMachine, drop_in: DropIn) -> None:
+        """k3s makes a new cluster."""
+        decided = self.genesis(machine.scope, drop_in.epoch)
+        if decided is None or (decided.initiator, decided.ca_hash) != (machine.peer, drop_in.ca_hash):
+            self._fail(f"{machine.name} initialises a cluster that no quorum chose it for")
+        known = self._world.etcds.get(drop_in.ca_hash)
+        if known is not None and self._outcome_is_ready(machine.scope, drop_in.epoch):
+            self._fail(f"{machine.name} initialises the cluster with CA {drop_in.ca_hash} a second time")
+
+    def k3s_joins(self, machine: SimMachine, drop_in: DropIn, ca_hash: str) -> None:
+        """k3s has got into a cluster."""
+        ready = self.ready(machine.scope)
+        if ready is None:
+            self._fail(f"{machine.name} joined a cluster before any READY certificate")
+        elif ready[1].ca_hash != ca_hash or drop_in.ca_hash != ca_hash:
+            self._fail(f"{machine.name} joined CA {ca_hash}, certified is {ready[1].ca_hash}")
+
+    def k3s_ready(self, machine: SimMachine, data: Data, etcd: Etcd) -> None:
+        """k3s serves."""
+        if data.ca_hash != etcd.ca_hash:
+            self._fail(f"{machine.name} serves CA {data.ca_hash} from a datastore with CA {etcd.ca_hash}")
+
+    def wipe_wanted(self, machine: SimMachine, epoch: int, certificate: Certificate) -> None:
+        """The data of an epoch is to be set aside: only if a certificate ends that epoch."""
+        self._certified(machine, certificate)
+        newer = certificate.instance.epoch > epoch
+        if certificate.instance.scope != machine.scope or not (
+            newer or (certificate.instance.epoch == epoch and certificates.is_abort(certificate))
+        ):
+            self._fail(f"{machine.name} wipes epoch {epoch} because of {certificate.instance}")
+        if not certificates.verify(certificate, self._world.mesh_id):
+            self._fail(f"{machine.name} wipes epoch {epoch} without a valid certificate")
+        ready = self.ready(machine.scope)
+        if ready is not None and ready[0] == epoch:
+            self._fail(f"{machine.name} wipes epoch {epoch}, which is READY")
+        self._wipes_allowed.add((machine.peer, epoch))
+
+    def wiped(self, machine: SimMachine, epoch: int) -> None:
+        """k3s's data is being set aside."""
+        if (machine.peer, epoch) not in self._wipes_allowed:
+            self._fail(f"{machine.name} wipes epoch {epoch} without being allowed to")
+
+    # ------------------------------------------------------------ addresses and ledger
+
+    def address_settled(self, machine: SimMachine, ipv4: str) -> None:
+        """k3s may be built on this address now."""
+        before = self._settled.setdefault(machine.peer, ipv4)
+        if before != ipv4:
+            self._fail(f"{machine.name} settled on {before}, and after a restart on {ipv4}")
+
+    def address_assigned(self, machine: SimMachine, ipv4: str) -> None:
+        """An address goes on the device."""
+        before = self._settled.get(machine.peer, ipv4)
+        if before != ipv4:
+            self._fail(f"{machine.name} had settled on {before} and takes {ipv4}")
+
+    def address_withdrawn(self, machine: SimMachine, ipv4: str) -> None:
+        """An address is given up: only for an older claim."""
+        agent = machine.agent
+        assert agent is not None, "an agent withdraws"
+        claims = agent.replication.claims()
+        own = claims.get(machine.peer)
+        if self._settled.pop(machine.peer, None) is None or own is None:
+            return
+        older = [
+            peer
+            for peer, claim in claims.items()
+            if claim.ipv4 == ipv4 and (claim.claimed_ms, peer) < (own.claimed_ms, machine.peer)
+        ]
+        if not older:
+            self._fail(f"{machine.name} gives up {ipv4} although nobody has an older claim")
+        self._world.readdressed.add(machine.name)
+
+    def entries(self, machine: SimMachine, entries: Iterable[Entry]) -> None:
+        """Entries became valid in a node's ledger."""
+        for entry in entries:
+            kind, *rest = entry.key.split("/")
+            if kind == "genesis":
+                if entry.value is not None:
+                    self.certificate(machine, entry.value)
+            elif kind == "assign":
+                ready = self.ready("/".join(rest[:-1]))
+                if ready is None or ready[1].initiator != entry.author:
+                    self._fail(f"{machine.name} takes {entry.key} from {self._world.name(entry.author)}")
+            elif rest[-1] != entry.author:
+                self._fail(
+                    f"{machine.name} takes {kind}/{self._world.name(rest[-1])} "
+                    f"from {self._world.name(entry.author)}"
+                )
+        agent = machine.agent
+        if agent is not None:
+            identities = self._world.identities
+            limit = 4 * identities + 2 * (len(self.certified) + 2)
+            if len(agent.replication.ledger) > limit:
+                self._fail(f"{machine.name} holds more than {limit} entries of {identities} nodes")
+
+    # ------------------------------------------------------------ after every event
+
+    def look(self) -> None:
+        """What holds of every node whenever it has done what it decided."""
+        for machine in self._world.machines.values():
+            agent = machine.agent
+            if agent is None or not agent.cluster.is_idle:
+                continue
+            core = agent.cluster.machine
+            drop_in: DropIn | None = machine.disk.read(DROP_IN)
+            if drop_in is not None and drop_in.cluster_init and core.state not in (State.INIT, State.FENCED):
+                self._fail(f"cluster-init is on the disk of {machine.name} in {core.state}")
+            if core.state is State.MEMBER:
+                self._member(machine, core)
+
+    def _member(self, machine: SimMachine, core: Bootstrap) -> None:
+        member = core.member
+        assert member is not None, "a member knows what it is a member of"
+        ca_hash = member.genesis.ca_hash
+        if self._member_ca.setdefault(machine.scope, ca_hash) != ca_hash:
+            self._fail(f"{machine.scope} has members with two CAs: {ca_hash} at {machine.name}")
+        data: Data | None = machine.disk.read(DATA)
+        if data is not None and data.ca_hash != ca_hash:
+            self._fail(f"{machine.name} is a member of CA {ca_hash}, its k3s has CA {data.ca_hash}")
+
+    def message(self, name: str) -> None:
+        """A node sends a message: the rate is bounded."""
+        now = self._world.engine.now
+        if now - self._window_began >= WINDOW_S:
+            self._window_began = now
+            self._messages.clear()
+        count = self._messages[name] = self._messages.get(name, 0) + 1
+        self.most_messages_per_s = max(self.most_messages_per_s, count / WINDOW_S)
+        if count > MAX_MESSAGES_PER_S * WINDOW_S:
+            self._fail(f"{name} sent {count} messages in {WINDOW_S:.0f} s")
+
+    # ------------------------------------------------------------ in the end
+
+    def converged(self) -> str:
+        """What is not yet as it must be after healing; "" if all is."""
+        world = self._world
+        running = [m for m in world.machines.values() if m.agent is not None]
+        digests = {m.agent.replication.ledger.digest() for m in running if m.agent is not None}
+        if len(digests) > 1:
+            return f"{len(digests)} different ledgers"
+        return ""
+
+    def addresses_unique(self) -> None:
+        """After convergence no two nodes hold one address."""
+        held: dict[str, str] = {}
+        for machine in self._world.machines.values():
+            if machine.agent is not None and (ipv4 := machine.agent.vpn.ipv4):
+                other = held.setdefault(ipv4, machine.name)
+                if other != machine.name:
+                    self._fail(f"{other} and {machine.name} both hold {ipv4}")

@@ -1,0 +1,266 @@
+"""When is k3s ready, and what can go wrong with it? A model: processes, etcd members, CA hashes.
+
+What matters for the bootstrap, and no more: the datastore is chosen at the first start and wins over flags
+for ever; starting takes long and may fail; a joining server becomes an etcd member through a living quorum;
+ready means a living majority of the members over the simulated network; a token pins a CA and a wrong one
+ends the process; a member whose address changed is no member. The process outlives the agent.
+
+Files on the simulated disk: ``k3s/dropin`` (what our drop-in says), ``k3s/data`` (the datastore or the
+agent's certificates), ``k3s/secrets/<epoch>`` (a CA made here), ``k3s/joinsecret``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from p2p_roles.events import K3sChanged, K3sState
+from p2p_simulations.world.tasks import Tasks
+
+if TYPE_CHECKING:
+    from p2p_simulations.sim.machine import SimMachine
+
+DROP_IN, DATA, JOIN_SECRET, SECRETS = "k3s/dropin", "k3s/data", "k3s/joinsecret", "k3s/secrets/"
+_LOOK_EVERY_S = 1.0
+_JOIN_AGAIN_S = 3.0
+_RESTART_S = 5.0
+_PROMOTION_S = (1.0, 8.0)
+
+
+class DropIn(msgspec.Struct, frozen=True):
+    """What our drop-in says. `cluster_init` only for the genesis; `join_ip` is ``server:``."""
+
+    role: str
+    epoch: int
+    ca_hash: str
+    cluster_init: bool
+    join_ip: str
+
+
+class Data(msgspec.Struct, frozen=True):
+    """What k3s has on disk since its first start."""
+
+    role: str
+    ca_hash: str
+    ipv4: str
+
+
+@dataclass(slots=True)
+class Etcd:
+    """One datastore: what its members have agreed on.
+
+    Attributes:
+        members: voters: peer -> the address it is known by.
+        learner: who is joining; one at a time.
+    """
+
+    ca_hash: str
+    uid: str
+    members: dict[str, str] = field(default_factory=dict)
+    learner: str = ""
+
+
+class Exited(Exception):
+    """k3s ended, with these last words."""
+
+
+class K3sProcess:
+    """k3s on one machine, with the service manager that starts it again."""
+
+    def __init__(self, machine: SimMachine) -> None:
+        self._machine, self._world = machine, machine.world
+        self._tasks: Tasks | None = None  # None: not running
+        self.observed = K3sChanged("stopped")
+        self.joined = False
+        self.is_frozen = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the service is started."""
+        return self._tasks is not None
+
+    def start(self) -> None:
+        """Start it, or leave a running one alone."""
+        if self._tasks is not None:
+            return
+        self._tasks = Tasks(self._world.engine, self._machine.resume_at)
+        self._tasks.start(self._live())
+
+    def stop(self) -> None:
+        """Stop it; data stays."""
+        if self._tasks is not None:
+            self._tasks.end()
+            self._leave_learners()
+            self._tasks, self.joined = None, False
+        self._observe("stopped")
+
+    def power_off(self) -> None:
+        """The machine lost power: nobody is told."""
+        if self._tasks is not None:
+            self._tasks.end()
+            self._leave_learners()
+        self._tasks, self.joined = None, False
+        self.observed = K3sChanged("stopped")
+
+    # ------------------------------------------------------------ one life
+
+    async def _live(self) -> None:
+        tasks, machine = self._tasks, self._machine
+        assert tasks is not None, "a living process has its activities"
+        chance, profile = self._world.engine.random, self._world.plan.k3s
+        while True:
+            self._observe("starting")
+            try:
+                if machine.k3s_broken:
+                    await tasks.sleep(chance.uniform(0.1, 1.0))
+                    raise Exited("exec format error")
+                await tasks.sleep(chance.uniform(*profile.start_s))
+                if chance.random() < profile.failure:
+                    raise Exited("failed to start: disk is slow")
+                self._observe("running")
+                await self._come_up(tasks)
+                await self._watch(tasks)
+            except Exited as exc:
+                self.joined = False
+                self._leave_learners()
+                self._observe("failed", error=str(exc), permanent=machine.k3s_broken)
+                await tasks.sleep(_RESTART_S)
+
+    async def _come_up(self, tasks: Tasks) -> None:
+        """Until this machine is a member, or an agent with certificates."""
+        disk, machine = self._machine.disk, self._machine
+        drop_in: DropIn | None = disk.read(DROP_IN)
+        data: Data | None = disk.read(DATA)
+        assert drop_in is not None, "k3s is started with a drop-in"
+        if data is not None:  # whatever the flags say
+            self._world.checkers.k3s_started(machine, drop_in, data)
+            if data.role == "server" and data.ipv4 != machine.tun_ipv4:
+                raise Exited("this server is not a member of the etcd cluster: its address has changed")
+        elif drop_in.role == "server" and drop_in.cluster_init:
+            await self._initialise(tasks, drop_in)
+        elif drop_in.join_ip:
+            await self._join(tasks, drop_in)
+        else:
+            raise Exited("SQLite was chosen: neither cluster-init nor server is set")
+        self.joined = True
+
+    async def _initialise(self, tasks: Tasks, drop_in: DropIn) -> None:
+        machine, world = self._machine, self._world
+        world.checkers.k3s_initialises(machine, drop_in)
+        data = Data("server", drop_in.ca_hash, machine.tun_ipv4)
+        await machine.fsync(tasks, machine.disk.write({DATA: data}))
+        uid = f"uid-{world.engine.random.getrandbits(32):08x}"
+        world.etcds[drop_in.ca_hash] = Etcd(drop_in.ca_hash, uid, {machine.peer: machine.tun_ipv4})
+        world.note(machine.name, f"k3s initialises a cluster with CA {drop_in.ca_hash}")
+
+    async def _join(self, tasks: Tasks, drop_in: DropIn) -> None:
+        machine, world = self._machine, self._world
+        while True:
+            server = self._server_at(drop_in.join_ip)
+            if server is None:
+                self._observe("running", error=f"https://{drop_in.join_ip}:6443 is not reachable")
+                await tasks.sleep(_JOIN_AGAIN_S)
+                continue
+            theirs: Data = server.disk.read(DATA)
+            if theirs.ca_hash != drop_in.ca_hash and world.fences:
+                raise Exited("token CA hash does not match the Cluster CA certificate hash")
+            etcd = world.etcds[theirs.ca_hash]
+            if drop_in.role == "agent":
+                break
+            if machine.peer in etcd.members or await self._become_member(tasks, etcd):
+                break
+            await tasks.sleep(_JOIN_AGAIN_S)
+        world.checkers.k3s_joins(machine, drop_in, etcd.ca_hash)
+        data = Data(drop_in.role, etcd.ca_hash, machine.tun_ipv4)
+        await machine.fsync(tasks, machine.disk.write({DATA: data}))
+        world.note(machine.name, f"k3s joined as {drop_in.role} the cluster with CA {etcd.ca_hash}")
+
+    async def _become_member(self, tasks: Tasks, etcd: Etcd) -> bool:
+        """Learner first, voter after a while; both need a quorum."""
+        machine = self._machine
+        if etcd.learner not in ("", machine.peer) or not self._has_quorum(etcd, joining=True):
+            self._observe("running", error="too many learner members, or no quorum: trying again")
+            return False
+        etcd.learner = machine.peer
+        await tasks.sleep(self._world.engine.random.uniform(*_PROMOTION_S))
+        if etcd.learner != machine.peer or not self._has_quorum(etcd, joining=True):
+            self._leave_learners()
+            return False
+        etcd.learner = ""
+        # the new voter's data is synced before it counts as one: etcd acknowledges nothing unsynced
+        ticket = machine.disk.write({DATA: Data("server", etcd.ca_hash, machine.tun_ipv4)})
+        machine.disk.sync(ticket)
+        etcd.members[machine.peer] = machine.tun_ipv4
+        return True
+
+    def _leave_learners(self) -> None:
+        for etcd in self._world.etcds.values():
+            if etcd.learner == self._machine.peer:
+                etcd.learner = ""
+
+    async def _watch(self, tasks: Tasks) -> None:
+        """Ready while the datastore is."""
+        machine = self._machine
+        while True:
+            data: Data = machine.disk.read(DATA)
+            etcd = self._world.etcds[data.ca_hash]
+            if machine.k3s_broken:
+                raise Exited("exec format error")
+            if data.role == "agent":
+                ready = any(self._is_server(m, etcd) for m in self._world.machines.values())
+            else:
+                if machine.peer not in etcd.members:
+                    raise Exited("this server is not a member of the etcd cluster")
+                ready = self._has_quorum(etcd)
+            if ready:
+                self._world.checkers.k3s_ready(machine, data, etcd)
+                self._observe("ready", uid=etcd.uid, ca_hash=data.ca_hash)
+            else:
+                self._observe("running", error="etcd has no leader")
+            await tasks.sleep(_LOOK_EVERY_S)
+
+    # ------------------------------------------------------------ over the network
+
+    def _server_at(self, ipv4: str) -> SimMachine | None:
+        """The ready server behind a VPN address, as this machine's routes have it."""
+        machine = self._world.machine_of(self._machine.routes.get(ipv4, ""))
+        if machine is None or machine is self._machine or machine.tun_ipv4 != ipv4:
+            return None
+        linked = self._world.network.linked(self._machine.name, machine.name)
+        is_server = linked and machine.k3s.observed.state == "ready"
+        data = machine.disk.read(DATA)
+        return machine if is_server and data is not None and data.role == "server" else None
+
+    def _is_server(self, machine: SimMachine, etcd: Etcd) -> bool:
+        return (
+            machine.k3s.joined
+            and machine.peer in etcd.members
+            and machine.k3s.observed.state == "ready"
+            and self._world.network.linked(self._machine.name, machine.name)
+        )
+
+    def _has_quorum(self, etcd: Etcd, *, joining: bool = False) -> bool:
+        """Whether a majority of the members is alive and reachable from here (joining: or through one)."""
+        alive = 0
+        for peer, ipv4 in etcd.members.items():
+            other = self._world.machine_of(peer)
+            if other is None or other.tun_ipv4 != ipv4 or other.is_frozen:
+                continue
+            itself = other is self._machine
+            alive += itself or (
+                other.k3s.joined and self._world.network.linked(self._machine.name, other.name)
+            )
+        return alive > len(etcd.members) // 2 and (joining or self._machine.peer in etcd.members)
+
+    def _observe(
+        self, state: K3sState, *, uid: str = "", ca_hash: str = "", error: str = "", permanent: bool = False
+    ) -> None:
+        after = K3sChanged(state, uid=uid, ca_hash=ca_hash, error=error, permanent=permanent)
+        if after == self.observed:
+            return
+        if after.state != self.observed.state:
+            self._world.note(self._machine.name, f"k3s is {state}{': ' if error else ''}{error}")
+        self.observed = after
+        self._machine.k3s_changed()

@@ -1,0 +1,142 @@
+"""What is one simulated machine? Disk, clocks, k3s and device; and an agent while one runs.
+
+The agent may die alone (`crash_agent`: a bug, an OOM kill, kill -9) or with everything volatile
+(`power_off`). A re-imaged machine has an empty disk, so a new identity, under the same name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from p2p_network.core.ids import PeerId
+from p2p_network.identity import Identity
+from p2p_simulations.sim.agent import SimAgent
+from p2p_simulations.sim.k3s import DATA, Data, Etcd, K3sProcess
+from p2p_simulations.world.disk import Disk
+from p2p_simulations.world.tasks import Tasks
+
+if TYPE_CHECKING:
+    from p2p_simulations.sim.plan import NodePlan
+    from p2p_simulations.sim.world import World
+
+EPOCH_S = 1_800_000_000.0  # Unix time at which every world begins
+
+
+class SimMachine:
+    """One machine of the world.
+
+    Attributes:
+        generation: how often it was imaged; part of its identity.
+        tun_ipv4: the address on its device, "" for none.
+        routes: VPN address -> peer, as its agent last knew.
+        k3s_broken: its k3s can't run at present.
+        clock_offset_s: how wrong its wall clock is.
+    """
+
+    def __init__(self, world: World, plan: NodePlan) -> None:
+        self.world, self.plan, self.name = world, plan, plan.name
+        self.scope = f"kairos/{plan.region}" if world.plan.per_region else "kairos"
+        self.disk = Disk(world.engine.random)
+        self.generation = 0
+        self.tun_ipv4 = ""
+        self.routes: dict[str, PeerId] = {}
+        self.k3s_broken = plan.k3s_broken
+        self.clock_offset_s = plan.clock_offset_s
+        self.agent: SimAgent | None = None
+        self.is_on = False
+        self._lives = 0
+        self._frozen_until = 0.0
+        self._clock_base = 0.0
+        self.identity = self._make_identity()
+        self.k3s = K3sProcess(self)
+        if plan.stale_k3s:  # somebody ran a k3s here before; its datastore wins over any flag
+            ca_hash = f"stale-{plan.name}"
+            self.disk.sync(self.disk.write({DATA: Data("server", ca_hash, "")}))
+            world.etcds[ca_hash] = Etcd(ca_hash, f"uid-{ca_hash}", {self.peer: ""})
+
+    @property
+    def peer(self) -> PeerId:
+        """Its peer id, as of this generation."""
+        return self.identity.peer_id
+
+    def _make_identity(self) -> Identity:
+        text = f"{self.world.engine.seed}/{self.name}/{self.generation}"
+        return Identity(hashlib.blake2b(text.encode(), digest_size=32).digest())
+
+    # ------------------------------------------------------------ clocks and speed
+
+    def monotonic(self) -> float:
+        """Seconds since some moment before the boot; goes on while the machine is on."""
+        return self.world.engine.now + self._clock_base
+
+    def wall_s(self) -> float:
+        """What this machine takes for Unix time."""
+        return EPOCH_S + self.world.engine.now + self.clock_offset_s
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing goes on here at present (a paused VM, a disk that hangs)."""
+        return self.world.engine.now < self._frozen_until
+
+    def resume_at(self) -> float:
+        """The earliest moment at which anything may go on here."""
+        return self._frozen_until
+
+    def freeze(self, seconds: float) -> None:
+        """Nothing goes on here for a while."""
+        self._frozen_until = self.world.engine.now + seconds
+
+    def thaw(self) -> None:
+        """It goes on."""
+        self._frozen_until = 0.0
+
+    def lag_s(self) -> float:
+        """How long this machine takes to look at a message."""
+        return self.world.engine.random.expovariate(1 / (0.0005 * self.plan.slowness))
+
+    async def fsync(self, tasks: Tasks, ticket: int) -> None:
+        """Make a write durable; takes a moment in which the power may go."""
+        await tasks.sleep(self.world.engine.random.expovariate(1 / (0.003 * self.plan.slowness)))
+        self.disk.sync(ticket)
+
+    # ------------------------------------------------------------ on and off
+
+    def boot(self) -> None:
+        """Power on, and the agent starts."""
+        if not self.is_on:
+            self.is_on = True
+            self._clock_base = self.world.engine.random.uniform(1, 100_000)
+        self.start_agent()
+
+    def start_agent(self) -> None:
+        """The service manager starts the agent."""
+        if self.is_on and self.agent is None:
+            self._lives += 1
+            self.agent = SimAgent(self, self._lives)
+
+    def crash_agent(self) -> None:
+        """The agent dies; the machine, its page cache, device and k3s go on."""
+        if self.agent is not None:
+            self.agent.tasks.end()
+            self.agent = None
+
+    def power_off(self) -> None:
+        """Everything volatile is lost."""
+        self.crash_agent()
+        self.k3s.power_off()
+        self.disk.crash()
+        self.tun_ipv4, self.routes = "", {}
+        self.is_on = False
+
+    def reimage(self) -> None:
+        """Off, with an empty disk and so a new identity; the name stays."""
+        self.power_off()
+        self.disk.lose()
+        self.generation += 1
+        self.identity = self._make_identity()
+
+    def k3s_changed(self) -> None:
+        """k3s does something else now: the agent, if there is one, looks."""
+        if self.agent is not None:
+            self.agent.cluster.unit.changed.raise_()

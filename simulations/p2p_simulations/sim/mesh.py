@@ -1,0 +1,192 @@
+"""How do simulated agents talk? The twin of `MeshHost`, over the simulated network.
+
+Requests with an answer or a timeout, notes without; peers that come up are found by themselves (who is
+here is not what this world tests), and are lost after `SILENCE_S` without a heartbeat, or at once when the
+other end says that it does not know the connection. A connection needs both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from p2p_network import wire
+from p2p_network.core.errors import PeerUnreachable, RemoteViolation
+from p2p_network.core.ids import PeerId
+from p2p_simulations.world.tasks import Future, Tasks
+
+if TYPE_CHECKING:
+    from p2p_simulations.sim.machine import SimMachine
+
+SILENCE_S = 5.0
+BEAT_S = 1.0
+_DIAL = 0.7  # a dial succeeds within a beat with this probability
+_FRAME_BYTES = 64  # of headers, for the count of bytes
+
+Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
+
+
+class Listener(Protocol):
+    """Who wants to know of peers that come and go."""
+
+    async def peer_up(self, peer: PeerId) -> None: ...
+
+    async def peer_down(self, peer: PeerId, reason: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Link:
+    life: int  # of the other end's agent
+    heard_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    text: str
+
+
+class SimHost:
+    """The mesh as one agent sees it. `others`: all machines of the world but this one."""
+
+    def __init__(
+        self, machine: SimMachine, tasks: Tasks, life: int, others: Callable[[], list[SimMachine]]
+    ) -> None:
+        self.machine, self.life = machine, life
+        self._tasks, self._others = tasks, others
+        self._network, self._engine = machine.world.network, machine.world.engine
+        self._links: dict[PeerId, _Link] = {}
+        self._handlers: dict[str, Handler] = {}
+        self._pending: dict[int, tuple[PeerId, Future[bytes | _Failure]]] = {}
+        self._number = 0
+
+    def serve(self, method: str, handler: Handler) -> None:
+        """Answer requests of this name."""
+        self._handlers[method] = handler
+
+    def connected(self) -> frozenset[PeerId]:
+        """Peers with a live channel."""
+        return frozenset(self._links)
+
+    async def run(self, listener: Listener) -> None:
+        """Beat, dial and notice silence, for ever."""
+        chance = self._engine.random
+        await self._tasks.sleep(chance.uniform(0.05, BEAT_S))
+        while True:
+            for other in self._others():
+                await self._look_at(other, listener)
+            await self._tasks.sleep(BEAT_S * chance.uniform(0.9, 1.1))
+
+    async def _look_at(self, other: SimMachine, listener: Listener) -> None:
+        now, chance = self._engine.now, self._engine.random
+        agent, peer = other.agent, other.peer
+        heard = (
+            agent is not None
+            and agent.host is not None
+            and not other.is_frozen
+            and self._network.linked(self.machine.name, other.name)
+            and chance.random() >= self._network.weather.loss
+        )
+        link = self._links.get(peer)
+        if link is None:
+            if heard and agent is not None and chance.random() < _DIAL:
+                self._links[peer] = _Link(agent.life, now)
+                await listener.peer_up(peer)
+        elif heard and agent is not None and agent.life == link.life:
+            link.heard_at = now
+        elif heard:
+            await self._lose(peer, "connection reset", listener)
+        elif now - link.heard_at >= SILENCE_S:
+            await self._lose(peer, f"silent for {SILENCE_S:.0f} s", listener)
+
+    async def forget(self, peer: PeerId, listener: Listener) -> None:
+        """A machine that does not exist any more under this name."""
+        if peer in self._links:
+            await self._lose(peer, "connection reset", listener)
+
+    async def _lose(self, peer: PeerId, reason: str, listener: Listener) -> None:
+        del self._links[peer]
+        for whom, future in [*self._pending.values()]:
+            if whom == peer:
+                future.set(_Failure(reason))
+        await listener.peer_down(peer, reason)
+
+    # ------------------------------------------------------------ requests
+
+    async def request(self, peer: PeerId, method: str, payload: bytes, *, timeout_s: float) -> bytes:
+        """Ask and wait for the answer. Raises PeerUnreachable or RemoteViolation."""
+        future: Future[bytes | _Failure] = Future()
+        self._number += 1
+        number = self._number
+        self._pending[number] = (peer, future)
+        if not self._send(peer, method, payload, lambda answer: future.set(answer)):
+            future.set(_Failure("not connected"))
+        self._engine.after(timeout_s, lambda: future.set(_Failure(f"no answer in {timeout_s:.0f} s")))
+        answer = await future
+        del self._pending[number]
+        if isinstance(answer, _Failure):
+            if answer.text.startswith("violation: "):
+                raise RemoteViolation(answer.text.removeprefix("violation: "), peer=peer)
+            raise PeerUnreachable(f"peer {peer}: {answer.text}")
+        return answer
+
+    def notify(self, peer: PeerId, method: str, payload: bytes) -> bool:
+        """Say something without waiting; False if there is no channel."""
+        return self._send(peer, method, payload, None)
+
+    def _send(
+        self,
+        peer: PeerId,
+        method: str,
+        payload: bytes,
+        answered: Callable[[bytes | _Failure], None] | None,
+    ) -> bool:
+        link, target = self._links.get(peer), self.machine.world.machine_of(peer)
+        if link is None or target is None:
+            return False
+        assert len(payload) <= wire.MAX_FRAME_BYTES, f"a {method} frame of {len(payload)} bytes"
+        life = link.life
+        self.machine.world.count_message(self.machine.name)
+
+        def arrive() -> None:
+            agent = target.agent
+            if agent is not None and agent.life == life and agent.host is not None and target.peer == peer:
+                agent.host.take(self.machine, method, payload, answered)
+
+        self._network.send(self.machine.name, target.name, len(payload) + _FRAME_BYTES, arrive)
+        return True
+
+    def take(
+        self,
+        source: SimMachine,
+        method: str,
+        payload: bytes,
+        answered: Callable[[bytes | _Failure], None] | None,
+    ) -> None:
+        """A request has arrived."""
+        peer = source.peer
+        lag_s = self.machine.lag_s()
+        self._tasks.call(
+            lambda: self._tasks.start(self._serve(source, peer, method, payload, answered)), lag_s
+        )
+
+    async def _serve(
+        self,
+        source: SimMachine,
+        peer: PeerId,
+        method: str,
+        payload: bytes,
+        answered: Callable[[bytes | _Failure], None] | None,
+    ) -> None:
+        answer: bytes | _Failure
+        try:
+            answer = await self._handlers[method](peer, payload)
+        except RemoteViolation as exc:
+            answer = _Failure(f"violation: {exc.message}")
+            self.machine.world.note(self.machine.name, f"refuses {method}: {exc.message}")
+        if answered is not None:
+            final, back = answer, answered
+            size = _FRAME_BYTES + (len(final) if isinstance(final, bytes) else 0)
+            assert size <= wire.MAX_FRAME_BYTES, f"a {method} answer of {size} bytes"
+            self.machine.world.count_message(self.machine.name)
+            self._network.send(self.machine.name, source.name, size, lambda: back(final))

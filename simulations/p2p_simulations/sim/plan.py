@@ -1,0 +1,223 @@
+"""What is a simulated world made of, and what goes wrong in it when?
+
+Plain data: nodes, rules, weather, a model of k3s, and a timeline of faults, then a moment at which everything
+heals. From a file (`files.py`), from a seed (`chance.py`) or from a test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import TypeAlias
+
+from p2p_network.addressing import DEFAULT_NETWORK
+from p2p_network.records import Wish
+from p2p_simulations.world.net import CALM, Weather
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """One machine.
+
+    Attributes:
+        minimum_nodes: what its own configuration declares, if not what the plan says.
+        clock_offset_s: how wrong its wall clock is, until everything heals.
+        slowness: factor on its disk and on how long it takes to look at a message.
+        k3s_broken: its k3s can't run until everything heals.
+        stale_k3s: a datastore of another cluster lies on its disk.
+        boots_at_s: when it is switched on.
+    """
+
+    name: str
+    region: str
+    zone: str = ""
+    wish: Wish = "auto"
+    minimum_nodes: int | None = None
+    clock_offset_s: float = 0.0
+    slowness: float = 1.0
+    k3s_broken: bool = False
+    stale_k3s: bool = False
+    boots_at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class K3sPlan:
+    """How k3s behaves. `start_s`: how long it takes to start, from and to; `failure`: how often it ends
+    instead, a probability."""
+
+    start_s: tuple[float, float] = (3.0, 15.0)
+    failure: float = 0.0
+
+
+# ---------------------------------------------------------------- faults
+
+
+@dataclass(frozen=True, slots=True)
+class PowerCut:
+    """Everything volatile on these machines is lost; they boot again after `down_s` (None: at healing)."""
+
+    nodes: tuple[str, ...]
+    down_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class KillAgent:
+    """The agents die, k3s and disk caches do not; they start again after `down_s` (None: at healing)."""
+
+    nodes: tuple[str, ...]
+    down_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Only nodes of one group reach each other, for `for_s` (None: until healing)."""
+
+    groups: tuple[tuple[str, ...], ...]
+    for_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OneWay:
+    """What goes from `sources` to `targets` is lost, for `for_s` (None: until healing)."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    for_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Flap:
+    """The link between two nodes goes down and up, each for about `period_s`, for `for_s` in all."""
+
+    one: str
+    other: str
+    period_s: float
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeWeather:
+    """The network is like this now."""
+
+    weather: Weather
+
+
+@dataclass(frozen=True, slots=True)
+class JumpClock:
+    """The node's wall clock jumps."""
+
+    node: str
+    by_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Nothing goes on on the node for a while, then it goes on as if nothing had been."""
+
+    node: str
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoseLedger:
+    """The node's ledger file is damaged and starts empty, at a power cut; its votes are still there."""
+
+    node: str
+    down_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reimage:
+    """The node comes back with an empty disk under the same name."""
+
+    node: str
+    down_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BreakK3s:
+    """k3s can't run on the node, for `for_s` (None: until healing)."""
+
+    node: str
+    for_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forge:
+    """The node spreads entries that it may not write."""
+
+    node: str
+
+
+Fault: TypeAlias = (
+    PowerCut
+    | KillAgent
+    | Partition
+    | OneWay
+    | Flap
+    | ChangeWeather
+    | JumpClock
+    | Freeze
+    | LoseLedger
+    | Reimage
+    | BreakK3s
+    | Forge
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A fault that waits until the first node enters a bootstrap state, e.g. "INIT": then `fault` happens
+    after `after_s`; its nodes are that node alone where `fault` names none."""
+
+    state: str
+    after_s: float
+    fault: PowerCut | KillAgent | Partition
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What must be seen besides the invariants, which hold always.
+
+    Attributes:
+        converges: one READY cluster per scope, all nodes members.
+        within_s: of healing, virtual seconds.
+        alarm: a text that some alarm must contain; "" for none.
+        clusters_before_healing: at most so many READY clusters before everything heals; None: no matter.
+    """
+
+    converges: bool = True
+    within_s: float = 900.0
+    alarm: str = ""
+    clusters_before_healing: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One world.
+
+    Attributes:
+        servers, minimum_nodes: what the nodes' cloud-configs declare.
+        per_region: each region is a cluster of its own.
+        network: of the VPN; a small one makes conflicts likely.
+        weather: at the beginning.
+        faults: (virtual second, fault).
+        chaos: probability of a crash at each dangerous point (between a write and its sync, between two
+            effects); at most `max_chaos` in all.
+        heal_at_s: when everything heals and no more faults happen.
+    """
+
+    name: str
+    nodes: tuple[NodePlan, ...]
+    servers: int
+    minimum_nodes: int
+    per_region: bool = False
+    network: IPv4Network = DEFAULT_NETWORK
+    weather: Weather = CALM
+    k3s: K3sPlan = K3sPlan()
+    faults: tuple[tuple[float, Fault], ...] = ()
+    triggers: tuple[Trigger, ...] = ()
+    chaos: float = 0.0
+    max_chaos: int = 10
+    heal_at_s: float = 60.0
+    expect: Expectations = Expectations()

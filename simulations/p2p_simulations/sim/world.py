@@ -1,0 +1,282 @@
+"""How does one simulated world run: its nodes, its faults, its healing, its end?
+
+`run_world` plays a plan with a seed: faults first, then everything heals, then one READY cluster with every
+node in it must come about within the stated time, and stay. The checkers look after every event. A
+violation carries the seed and the plan's name; the same seed gives the same trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from p2p_network.core.ids import PeerId, short
+from p2p_roles.bootstrap import Bootstrap
+from p2p_roles.rules import Rules
+from p2p_roles.transitions import State
+from p2p_simulations.sim import faults
+from p2p_simulations.sim.checkers import Checkers, Violation
+from p2p_simulations.sim.k3s import DATA, Data, Etcd
+from p2p_simulations.sim.machine import SimMachine
+from p2p_simulations.sim.plan import Plan
+from p2p_simulations.world.engine import Engine
+from p2p_simulations.world.net import Network
+from p2p_simulations.world.tasks import Future, Tasks
+
+MESH_ID = "5ee0000000000000"
+_STAYS_S = 30.0
+_CONVERGES_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a world ended. `violation`: "" if everything held; `virtual_s`: of the whole run."""
+
+    plan: Plan
+    seed: int
+    violation: str
+    events: int
+    virtual_s: float
+    messages: int
+    healed_after_s: float
+    exempt: str
+    trace_hash: str
+    trace: tuple[str, ...]
+    alarms: tuple[tuple[str, str], ...]
+
+
+class World:
+    """One world. Tests make broken variants by overriding `persist`, `make_bootstrap` and `fences`."""
+
+    fences = True
+
+    def __init__(self, plan: Plan, seed: int, *, keep_trace: bool = False) -> None:
+        self.plan = plan
+        self.engine = Engine(seed, keep_trace=keep_trace)
+        self.network = Network(self.engine, plan.weather)
+        self.mesh_id = MESH_ID
+        self.etcds: dict[str, Etcd] = {}
+        self.alarms: list[tuple[str, str]] = []
+        self.readdressed: set[str] = set()
+        self.reimaged: set[PeerId] = set()
+        self.healing = False
+        self._chaos_left = plan.max_chaos if plan.chaos else 0
+        self._names: dict[str, str] = {}
+        self.machines: dict[str, SimMachine] = {}
+        for node in plan.nodes:
+            self.network.place(node.name, node.region)
+            machine = self.machines[node.name] = SimMachine(self, node)
+            self.named(machine)
+        self.checkers = Checkers(self)
+        self._triggers = list(plan.triggers)
+        self.identities = len(plan.nodes)
+
+    # ------------------------------------------------------------ for the nodes
+
+    def note(self, who: str, what: str) -> None:
+        """A line of the trace."""
+        self.engine.note(who, what)
+
+    def name(self, peer: str) -> str:
+        """A peer's name for people."""
+        return self._names.get(peer) or f"...{short(peer)}"
+
+    def named(self, machine: SimMachine) -> None:
+        """A machine has an identity (another one, if it was re-imaged)."""
+        suffix = f"'{machine.generation}" if machine.generation else ""
+        self._names[machine.peer] = f"{machine.name}{suffix}"
+
+    def machine_of(self, peer: str) -> SimMachine | None:
+        """The machine that has this identity now."""
+        name = self._names.get(peer, "").partition("'")[0]
+        machine = self.machines.get(name)
+        return machine if machine is not None and machine.peer == peer else None
+
+    def rules_of(self, machine: SimMachine) -> Rules:
+        """What a node's configuration says about the genesis."""
+        return Rules(
+            servers=self.plan.servers,
+            minimum_nodes=machine.plan.minimum_nodes or self.plan.minimum_nodes,
+            k3s_version="v1.36.0+k3s1",
+            args_hash="0" * 16,
+        )
+
+    def make_bootstrap(self, **arguments: Any) -> Bootstrap:
+        """A node's bootstrap machine."""
+        return Bootstrap(**arguments)
+
+    async def persist(self, machine: SimMachine, tasks: Tasks, ticket: int) -> None:
+        """Make the bootstrap machine's state durable."""
+        await machine.fsync(tasks, ticket)
+
+    async def chaos(self, machine: SimMachine, where: str) -> None:
+        """A dangerous point: perhaps the node crashes right here."""
+        chance = self.engine.random
+        if self.healing or self._chaos_left <= 0 or chance.random() >= self.plan.chaos:
+            return
+        self._chaos_left -= 1
+        down_s = chance.uniform(0.5, 20.0)
+        if chance.random() < 0.7:
+            self.note(machine.name, f"POWER CUT ({where})")
+            self.engine.after(0.0, lambda: faults.power_cut(self, machine, down_s))
+        else:
+            self.note(machine.name, f"AGENT KILLED ({where})")
+            self.engine.after(0.0, lambda: faults.kill_agent(self, machine, down_s))
+        nothing: Future[None] = Future()
+        await nothing
+
+    def count_message(self, name: str) -> None:
+        """A node sends something."""
+        self.checkers.message(name)
+
+    # ------------------------------------------------------------ running
+
+    def run(self) -> float:
+        """Play the plan to its end. Returns how long convergence took. Raises Violation or a core's own."""
+        plan, engine = self.plan, self.engine
+        for node in plan.nodes:
+            machine = self.machines[node.name]
+            engine.at(node.boots_at_s, lambda machine=machine: self._boot(machine))  # type: ignore[misc]
+        for at_s, fault in plan.faults:
+            engine.at(at_s, lambda fault=fault: faults.happen(self, fault))  # type: ignore[misc]
+        self._go(plan.heal_at_s)
+        limit = plan.expect.clusters_before_healing
+        if limit is not None and (count := self._ready_clusters()) > limit:
+            raise Violation(f"{count} clusters were READY before everything healed, not {limit} at most")
+        faults.heal(self)
+        healed_at = engine.now
+        if plan.expect.converges:
+            self._converge(healed_at)
+        took_s = engine.now - healed_at
+        self._go(engine.now + _STAYS_S)
+        if plan.expect.converges and not self.exempt() and (missing := self.missing()):
+            raise Violation(f"it did not stay: {missing}")
+        if not self._go(engine.now + _CONVERGES_S, until=lambda: not self.checkers.converged()):
+            raise Violation(f"{self.checkers.converged()} {_CONVERGES_S:.0f} s after everything settled")
+        self.checkers.addresses_unique()
+        if plan.expect.alarm and not any(plan.expect.alarm in text for _, text in self.alarms):
+            raise Violation(f"nobody raised an alarm with {plan.expect.alarm!r}")
+        return took_s
+
+    def _converge(self, healed_at: float) -> None:
+        deadline = healed_at + self.plan.expect.within_s
+        while self.engine.now < deadline:
+            if self._go(min(deadline, self.engine.now + 5.0), until=lambda: not self.missing()):
+                return
+            if self.exempt():
+                return
+        if not self.exempt():
+            within = self.plan.expect.within_s
+            raise Violation(f"not healed after {within:.0f} virtual seconds: {self.missing()}")
+
+    def _go(self, until_s: float, until: Any = None) -> bool:
+        return self.engine.run(until_s, stop=until, after_each=self._after_each)
+
+    def _after_each(self) -> None:
+        self.checkers.look()
+        if self._triggers and not self.healing:
+            self._pull()
+
+    def _pull(self) -> None:
+        for trigger in [*self._triggers]:
+            for machine in self.machines.values():
+                if machine.agent is not None and machine.agent.cluster.machine.state == trigger.state:
+                    self._triggers.remove(trigger)
+                    fault = faults.aimed(trigger.fault, machine.name)
+                    self.engine.after(
+                        trigger.after_s,
+                        lambda fault=fault: None if self.healing else faults.happen(self, fault),  # type: ignore[misc]
+                    )
+                    break
+
+    def _boot(self, machine: SimMachine) -> None:
+        self.note(machine.name, "is switched on")
+        machine.boot()
+
+    # ------------------------------------------------------------ judging
+
+    def _ready_clusters(self) -> int:
+        found = {m.scope for m in self.machines.values() if self.checkers.ready(m.scope)}
+        return len(found)
+
+    def missing(self) -> str:
+        """What is not yet as it should be: every node a ready member of one cluster; "" if all is."""
+        clusters: dict[str, set[str]] = {}
+        for machine in self.machines.values():
+            if machine.plan.stale_k3s:
+                continue
+            agent = machine.agent
+            if agent is None:
+                return f"{machine.name} is not running"
+            status = agent.cluster.machine.status
+            if status.state is not State.MEMBER or not status.ready:
+                return f"{machine.name} is in {status.state}: {status.reason}"
+            clusters.setdefault(machine.scope, set()).add(status.cluster_id)
+        wrong = {scope: ids for scope, ids in clusters.items() if len(ids) != 1}
+        return f"several clusters: {wrong}" if wrong else ""
+
+    def exempt(self) -> str:
+        """Why this world can't come together without a person, by design; "" if it can.
+
+        Replacing servers and re-addressing them is day-2 work; the authority that assigns roles to later
+        nodes is the initiator.
+        """
+        for scope in sorted({machine.scope for machine in self.machines.values()}):
+            ready = self.checkers.ready(scope)
+            if ready is None:
+                continue
+            _, decided = ready
+            if decided.initiator in self.reimaged:
+                return f"the initiator of {scope} was re-imaged after READY"
+            etcd = self.etcds.get(decided.ca_hash)
+            members = set(etcd.members) if etcd is not None else set()
+            lost = {
+                peer
+                for peer, ipv4 in (etcd.members.items() if etcd is not None else ())
+                if peer in self.reimaged or self._address_changed(peer, ipv4)
+            }
+            if len(lost) * 2 >= len(members) > 0:
+                return f"a majority of the etcd members of {scope} was re-imaged or has another address"
+            if any(self._address_changed(peer, ipv4) for peer, ipv4 in self._k3s_addresses()):
+                return "a server's address changed after its k3s had started: an older claim turned up"
+        return ""
+
+    def _k3s_addresses(self) -> list[tuple[PeerId, str]]:
+        found = []
+        for machine in self.machines.values():
+            data: Data | None = machine.disk.read(DATA)
+            if data is not None and data.role == "server" and not machine.plan.stale_k3s:
+                found.append((machine.peer, data.ipv4))
+        return found
+
+    def _address_changed(self, peer: str, ipv4: str) -> bool:
+        machine = self.machine_of(peer)
+        return machine is not None and machine.tun_ipv4 not in ("", ipv4)
+
+
+def run_world(
+    plan: Plan, seed: int, *, keep_trace: bool = False, world_type: type[World] = World
+) -> Outcome:
+    """Play one plan; never raises for what goes wrong inside: that is the outcome's `violation`."""
+    world = world_type(plan, seed, keep_trace=keep_trace)
+    violation, took_s = "", 0.0
+    try:
+        took_s = world.run()
+    except AssertionError as exc:  # of a checker or of a core
+        violation = f"{'' if isinstance(exc, Violation) else 'assertion: '}{exc}"
+        world.note("(world)", f"VIOLATION: {violation}")
+    engine = world.engine
+    return Outcome(
+        plan=plan,
+        seed=seed,
+        violation=violation,
+        events=engine.events,
+        virtual_s=engine.now,
+        messages=world.network.sent,
+        healed_after_s=took_s,
+        exempt=world.exempt(),
+        trace_hash=engine.trace_hash,
+        trace=tuple(engine.trace),
+        alarms=tuple(world.alarms),
+    )
+
