@@ -10,7 +10,7 @@ The first servers are part of the GENESIS value, so what a quorum certified here
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -155,9 +155,7 @@ def _wanted(node: ViewNode, servers: int, declared: int) -> tuple[Role, str]:
     return "agent", f"agent: the {servers} server{'s' if servers != 1 else ''} declared are there already"
 
 
-def explain(
-    view: View, genesis: Genesis | None, given: Mapping[PeerId, Assignment]
-) -> dict[PeerId, str]:
+def explain(view: View, genesis: Genesis | None, given: Mapping[PeerId, Assignment]) -> dict[PeerId, str]:
     """One sentence for every node of the view: what it is and why."""
     if genesis is None:
         return {node.peer: "no role yet: no quorum has decided the genesis" for node in view.nodes}
@@ -187,11 +185,6 @@ def certified_reasons(view: View, genesis: Genesis) -> dict[PeerId, str]:
             sentence += ", forced by its own configuration (p2p.role)"
         reasons[peer] = sentence
     return reasons
-
-
-def cluster_args_hash(flags: Iterable[str]) -> str:
-    """16 hex digits over the k3s options that must be equal on all servers, in any order."""
-    return f"{stable_hash('args', *sorted(flags)):016x}"
 
 
 def _ordinal(number: int) -> str:

@@ -104,8 +104,7 @@ class Duties(JoinDuties):
         here, expected = len(self.view.alive), self.expected_nodes()
         if self.epoch == 1 and here < expected:
             return (
-                f"{here} of {expected} nodes are here; waiting for {expected - here} more "
-                "(p2p.minimum_nodes)"
+                f"{here} of {expected} nodes are here; waiting for {expected - here} more (p2p.minimum_nodes)"
             )
         if here < self.needed_votes(now):
             return (

@@ -186,9 +186,7 @@ class Facts:
         if member.joined:  # nothing but a newer cluster ends one that was up
             ready = self.ready_genesis()
             return ready[2] if ready is not None else None
-        return (
-            known(self.epoch, GENESIS) or known(self.epoch, OUTCOME) or known(self.epoch - 1, OUTCOME)
-        )
+        return known(self.epoch, GENESIS) or known(self.epoch, OUTCOME) or known(self.epoch - 1, OUTCOME)
 
     def own_outcome_is_ready(self) -> bool:
         """The READY certificate of the epoch that this node initialised is known."""
@@ -234,9 +232,7 @@ class Facts:
         ranked = assign.rank(self.view, self.failed())
         if self.self_id in ranked:
             return ranked.index(self.self_id)
-        others = sorted(
-            self.view.alive - set(ranked), key=lambda p: stable_hash("rank", self.scope, p)
-        )
+        others = sorted(self.view.alive - set(ranked), key=lambda p: stable_hash("rank", self.scope, p))
         return len(ranked) + (others.index(self.self_id) if self.self_id in others else len(others))
 
     def own_role(self, decided: Genesis) -> tuple[Role | None, str]:

@@ -155,9 +155,7 @@ class JoinDuties(Facts):
             return
         if role != event.role or source is None or not source.vpn_ipv4:
             return
-        self.change(
-            member=Membership(epoch, role, False, decided, join_ip=source.vpn_ipv4, reason=why)
-        )
+        self.change(member=Membership(epoch, role, False, decided, join_ip=source.vpn_ipv4, reason=why))
         self.persist()
         self._joining_since = now
         self.start_k3s("server-join" if role == "server" else "agent")

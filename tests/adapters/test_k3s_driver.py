@@ -6,6 +6,7 @@ a cluster of one with real files, TLS and readiness.
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import importlib.util
 import os
@@ -13,6 +14,7 @@ import shutil
 import signal
 import stat
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ import trio
 from p2p_network.core.errors import K3sFailed, RoleError, TimedOut
 from p2p_roles import programs
 from p2p_roles.k3s import pki
-from p2p_roles.k3s.driver import K3sDriver, K3sObserved, Timing
+from p2p_roles.k3s.driver import K3sDriver, K3sObserved, Timing, ask_k3s
 from p2p_roles.k3s.probe import NotReady, Readiness
 from p2p_roles.k3s.spec import K3sOptions, K3sPaths, K3sSpec, NodeFacts, SectionOptions, build
 
@@ -242,71 +244,156 @@ async def test_running_a_program() -> None:
 STAND_IN = importlib.util.find_spec("p2p_simulations.k3s.__main__") is not None
 
 
-@pytest.mark.skipif(not STAND_IN, reason="the stand-in for k3s is not in this tree")
-@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace for k3s's ports needs root")
-@pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2 for a network namespace")
-async def test_a_cluster_of_one_with_the_stand_in(machine: Machine) -> None:
-    namespace = f"kp2p-roles-{os.getpid()}"
-    assert (await programs.run(["ip", "netns", "add", namespace])).exit_code == 0
-    try:
-        await programs.run(["ip", "-n", namespace, "link", "set", "lo", "up"])
-        await programs.run(["ip", "-n", namespace, "addr", "add", "10.144.0.1/32", "dev", "lo"])
-        await _cluster_of_one(machine, namespace)
-    finally:
-        await programs.run(["ip", "netns", "del", namespace])
+class Namespaces:
+    """Two machines with a cable between them, 10.144.0.1 and 10.144.0.2."""
 
+    def __init__(self) -> None:
+        self.names = [f"kp2p-roles-{os.getpid()}-{i}" for i in (1, 2)]
 
-async def _cluster_of_one(machine: Machine, namespace: str) -> None:
-    wrapper = machine.root / "stand-in"
-    # the probe asks from outside the namespace, so it enters it too
-    inside = f"ip netns exec {namespace} {sys.executable} -m p2p_simulations.k3s"
-    wrapper.write_text(f'#!/bin/sh\nexec {inside} "$@"\n')
-    wrapper.chmod(0o755)
-    secrets = pki.make(1, datetime.datetime.now(datetime.UTC))
-    spec = build(
-        "server-init",
-        facts=NodeFacts("n1", "10.144.0.1", region="west"),
-        options=K3sOptions(),
-        datastore="etcd",
-        server_token=secrets.server_token,
-        agent_token=secrets.agent_token,
-        ca_files=secrets.files,
-        paths=machine.paths,
-    )
+    async def ip(self, *words: str) -> None:
+        done = await programs.run(["ip", *words])
+        assert done.exit_code == 0, done.stderr
 
-    def ask_inside(spec: K3sSpec) -> Readiness:
-        """A thread of its own enters the namespace, as the agent lives in it."""
-        import ctypes
-        import threading
+    async def up(self) -> None:
+        for name in self.names:
+            await self.ip("netns", "add", name)
+            await self.ip("-n", name, "link", "set", "lo", "up")
+        ends = [f"kpr{os.getpid()}{end}" for end in "ab"]
+        await self.ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for number, (name, end) in enumerate(zip(self.names, ends, strict=True), start=1):
+            await self.ip("link", "set", end, "netns", name, "name", "kp2p0")
+            await self.ip("-n", name, "addr", "add", f"10.144.0.{number}/24", "dev", "kp2p0")
+            await self.ip("-n", name, "link", "set", "kp2p0", "up")
 
-        result: list[object] = []
+    async def down(self) -> None:
+        for name in self.names:
+            await programs.run(["ip", "netns", "del", name])
 
-        def inside() -> None:
-            from p2p_roles.k3s.driver import ask_k3s
+    def ask(self, index: int) -> Callable[[K3sSpec], Readiness]:
+        """The real probe, from a thread inside the namespace, as the agent lives in it."""
 
+        def inside(spec: K3sSpec, result: list[object]) -> None:
             try:
-                with open(f"/run/netns/{namespace}") as handle:
+                with open(f"/run/netns/{self.names[index]}") as handle:
                     if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), 0x40000000) != 0:
                         raise OSError(ctypes.get_errno(), "setns")
                 result.append(ask_k3s(spec))
             except Exception as exc:
                 result.append(exc)
 
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        if isinstance(result[0], Exception):
+        def ask(spec: K3sSpec) -> Readiness:
+            result: list[object] = []
+            thread = threading.Thread(target=inside, args=(spec, result))
+            thread.start()
+            thread.join()
+            if isinstance(result[0], Readiness):
+                return result[0]
+            assert isinstance(result[0], Exception)
             raise result[0]
-        assert isinstance(result[0], Readiness)
-        return result[0]
 
-    driver = K3sDriver(state_dir=machine.root / "state", binary=str(wrapper), ask=ask_inside, timing=TIMING)
-    async with supervised(driver):
-        driver.start(spec)
-        with trio.fail_after(40):
-            while driver.observed.state != "ready":
-                await trio.sleep(0.05)
-        assert driver.observed.ca_hash == secrets.ca_hash, "the seeded CA is the one that is served"
-        token = Path(machine.paths.data_dir, "server/token").read_text().strip()
-        assert token == secrets.server_token, "and the token that was meant is k3s's own"
-        await driver.stop()
+        return ask
+
+    def driver(self, index: int, root: Path) -> K3sDriver:
+        root.mkdir()
+        wrapper = root / "k3s"
+        inside = f"ip netns exec {self.names[index]} {sys.executable} -m p2p_simulations.k3s"
+        wrapper.write_text(f'#!/bin/sh\nexec {inside} "$@"\n')
+        wrapper.chmod(0o755)
+        return K3sDriver(state_dir=root / "state", binary=str(wrapper), ask=self.ask(index), timing=TIMING)
+
+
+@pytest.fixture
+async def namespaces() -> AsyncIterator[Namespaces]:
+    made = Namespaces()
+    try:
+        await made.up()
+        yield made
+    finally:
+        with trio.CancelScope(shield=True):
+            await made.down()
+
+
+@pytest.mark.skipif(not STAND_IN, reason="the stand-in for k3s is not in this tree")
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace for k3s's ports needs root")
+@pytest.mark.skipif(shutil.which("ip") is None, reason="network namespaces need iproute2")
+@pytest.mark.parametrize("second", ["agent", "server-join"])
+async def test_a_cluster_of_two_with_the_stand_in(
+    namespaces: Namespaces, tmp_path: Path, second: str
+) -> None:
+    secrets = pki.make(1, datetime.datetime.now(datetime.UTC))
+
+    def spec(kind: str, number: int, held: pki.ClusterSecrets | pki.JoinSecret) -> K3sSpec:
+        root = tmp_path / f"n{number}"
+        return build(
+            kind,
+            facts=NodeFacts(f"n{number}", f"10.144.0.{number}", "kp2p0", region="west"),
+            options=K3sOptions(),
+            datastore="etcd",
+            server_token=held.server_token,
+            agent_token=held.agent_token,
+            join_ip="" if kind == "server-init" else "10.144.0.1",
+            ca_files=secrets.files if kind == "server-init" else (),
+            paths=K3sPaths(str(root / "etc"), str(root / "data")),
+        )
+
+    one, two = (namespaces.driver(i, tmp_path / f"n{i + 1}") for i in (0, 1))
+    async with supervised(one), supervised(two):
+        try:
+            one.start(spec("server-init", 1, secrets))
+            with trio.fail_after(40):
+                while one.observed.state != "ready":
+                    await trio.sleep(0.05)
+            assert one.observed.ca_hash == secrets.ca_hash, "the seeded CA is the one that is served"
+            data = tmp_path / "n1" / "data" / "server"
+            assert (data / "token").read_text().strip() == secrets.server_token, "as it was meant"
+            handed = secrets.joining("agent" if second == "agent" else "server")
+            two.start(spec(second, 2, handed))
+            with trio.fail_after(60):
+                while two.observed.state != "ready":
+                    await trio.sleep(0.05)
+            if second == "server-join":
+                assert two.observed.ca_hash == secrets.ca_hash
+                assert two.observed.uid == one.observed.uid
+        finally:
+            with trio.CancelScope(shield=True):
+                await two.stop()
+                await one.stop()
+
+
+@pytest.mark.skipif(not STAND_IN, reason="the stand-in for k3s is not in this tree")
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace for k3s's ports needs root")
+@pytest.mark.skipif(shutil.which("ip") is None, reason="network namespaces need iproute2")
+async def test_a_token_of_another_ca_is_told_as_such(namespaces: Namespaces, tmp_path: Path) -> None:
+    right, wrong = (pki.make(1, datetime.datetime.now(datetime.UTC)) for _ in range(2))
+    one, two = (namespaces.driver(i, tmp_path / f"n{i + 1}") for i in (0, 1))
+
+    def spec(kind: str, number: int, held: pki.ClusterSecrets) -> K3sSpec:
+        root = tmp_path / f"n{number}"
+        return build(
+            kind,
+            facts=NodeFacts(f"n{number}", f"10.144.0.{number}"),
+            options=K3sOptions(),
+            datastore="etcd",
+            server_token=held.server_token,
+            agent_token=held.agent_token,
+            join_ip="" if kind == "server-init" else "10.144.0.1",
+            ca_files=held.files if kind == "server-init" else (),
+            paths=K3sPaths(str(root / "etc"), str(root / "data")),
+        )
+
+    async with supervised(one), supervised(two):
+        try:
+            one.start(spec("server-init", 1, right))
+            with trio.fail_after(40):
+                while one.observed.state != "ready":
+                    await trio.sleep(0.05)
+            two.start(spec("agent", 2, wrong))
+            with trio.fail_after(40):
+                while "another cluster" not in two.observed.error:
+                    await trio.sleep(0.05)
+            assert two.observed.state != "ready"
+            assert two.observed.hint
+        finally:
+            with trio.CancelScope(shield=True):
+                await two.stop()
+                await one.stop()

@@ -52,9 +52,7 @@ def identity(number: int) -> Identity:
 
 def genesis(number: int) -> Genesis:
     peer = identity(number).peer_id
-    return Genesis(
-        f"c{number}", peer, f"10.144.0.{number}", f"{number:064x}", "", "v1", (peer,), "etcd"
-    )
+    return Genesis(f"c{number}", peer, f"10.144.0.{number}", f"{number:064x}", "", "v1", (peer,), "etcd")
 
 
 def signed(instance: Instance, value: Value, nodes: int) -> Certificate:
@@ -198,9 +196,7 @@ class Run:
     def problems(self) -> list[str]:
         """What the checker finds wrong with this run."""
         found = [
-            "a certificate does not verify"
-            for c in self.certificates
-            if not certificates.verify(c, MESH)
+            "a certificate does not verify" for c in self.certificates if not certificates.verify(c, MESH)
         ]
         values = {c.value for c in self.certificates}
         values |= {value for (_, value), by in self.votes.items() if len(by) >= quorum(self.n)}
@@ -291,9 +287,7 @@ def test_the_checker_finds_a_broken_protocol(broken: dict) -> None:
     tamper=st.sampled_from(("", "value", "nodes", "ballot", "epoch", "decree", "twice", "mesh", "voter")),
 )
 @settings(max_examples=120, deadline=None)
-def test_a_certificate_verifies_only_unchanged_and_with_a_quorum(
-    nodes: int, drop: int, tamper: str
-) -> None:
+def test_a_certificate_verifies_only_unchanged_and_with_a_quorum(nodes: int, drop: int, tamper: str) -> None:
     import msgspec
 
     good = signed(Instance(SCOPE, 1, GENESIS), genesis(1), nodes)

@@ -66,10 +66,17 @@ PURE = (
     "network/p2p_network/host/dialer.py",
     "roles/p2p_roles/view.py",
     "roles/p2p_roles/assign.py",
-    "roles/p2p_roles/bootstrap",
+    "roles/p2p_roles/bootstrap.py",
+    "roles/p2p_roles/duties.py",
+    "roles/p2p_roles/joining.py",
+    "roles/p2p_roles/facts.py",
+    "roles/p2p_roles/durable.py",
+    "roles/p2p_roles/events.py",
+    "roles/p2p_roles/rules.py",
+    "roles/p2p_roles/transitions.py",
     "roles/p2p_roles/genesis",
+    "roles/p2p_roles/k3s/causes.py",
     "roles/p2p_roles/k3s/spec.py",
-    "simulations/p2p_simulations/world",
 )
 
 

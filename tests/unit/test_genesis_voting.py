@@ -58,9 +58,7 @@ def signed(instance: Instance, value: Value, nodes: int = 3) -> Certificate:
 
 
 def acceptor(state: acc.AcceptorState | None = None) -> acc.Acceptor:
-    return acc.Acceptor(
-        scope=SCOPE, mesh_id=MESH, sign=lambda m: IDS[0].sign(VOTE_PURPOSE, m), state=state
-    )
+    return acc.Acceptor(scope=SCOPE, mesh_id=MESH, sign=lambda m: IDS[0].sign(VOTE_PURPOSE, m), state=state)
 
 
 def ask(of: acc.Acceptor, peer: PeerId, message: Request) -> tuple[Answer, bytes | None]:

@@ -214,14 +214,10 @@ class Acceptor:
     def _note(self, verified: Certificate) -> None:
         self._certificates[verified.instance] = verified
         oldest = self.epoch - _KEPT_EPOCHS + 1
-        self._certificates = {
-            i: c for i, c in self._certificates.items() if i.epoch >= oldest
-        }
+        self._certificates = {i: c for i, c in self._certificates.items() if i.epoch >= oldest}
         # votes in a decided or closed instance are never asked for again
         self._instances = {
-            i: s
-            for i, s in self._instances.items()
-            if i.epoch >= self.epoch and i not in self._certificates
+            i: s for i, s in self._instances.items() if i.epoch >= self.epoch and i not in self._certificates
         }
 
     def _asked(self, peer: PeerId, message: Request) -> Decision[Effect]:
@@ -288,9 +284,7 @@ class Acceptor:
         if state is not None and message.ballot < state.promised:
             return self._refuse(message, "a higher ballot was promised", state.promised)
         accepted = state.accepted if state is not None else None
-        self._instances[message.instance] = InstanceState(
-            message.instance, message.ballot, accepted
-        )
+        self._instances[message.instance] = InstanceState(message.instance, message.ballot, accepted)
         self._raised = max(self._raised, message.nodes)
         promise = Promise(message.instance, message.ballot, self.nodes, accepted)
         return Decision(
@@ -311,9 +305,7 @@ class Acceptor:
             return self._refuse(message, "this ballot had another value", state.promised)
         self._instances[instance] = InstanceState(instance, ballot, (ballot, message.value))
         self._raised = max(self._raised, message.nodes)
-        signature = self._sign(
-            vote_payload(self._mesh_id, instance, ballot, message.nodes, message.value)
-        )
+        signature = self._sign(vote_payload(self._mesh_id, instance, ballot, message.nodes, message.value))
         return Decision(
             (self._persist(), Reply(Accepted(instance, ballot, self.nodes, signature))),
             f"voted in {instance} for the proposal of {ballot.peer[-8:]}",

@@ -51,12 +51,9 @@ def verify(certificate: Certificate, mesh_id: str) -> bool:
     needed = messages.quorum(certificate.nodes)
     if len(voters) != len(certificate.votes) or not needed <= len(voters) <= MAX_NODES:
         return False
-    payload = vote_payload(
-        mesh_id, instance, certificate.ballot, certificate.nodes, certificate.value
-    )
+    payload = vote_payload(mesh_id, instance, certificate.ballot, certificate.nodes, certificate.value)
     return all(
-        verify_signature(vote.peer, VOTE_PURPOSE, payload, vote.signature)
-        for vote in certificate.votes
+        verify_signature(vote.peer, VOTE_PURPOSE, payload, vote.signature) for vote in certificate.votes
     )
 
 

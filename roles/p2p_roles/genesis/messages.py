@@ -190,9 +190,7 @@ def covered(nodes: int) -> int:
     return 2 * quorum(nodes) - 1
 
 
-def vote_payload(
-    mesh_id: str, instance: Instance, ballot: Ballot, nodes: int, value: bytes
-) -> bytes:
+def vote_payload(mesh_id: str, instance: Instance, ballot: Ballot, nodes: int, value: bytes) -> bytes:
     """The bytes that an acceptor signs (purpose `VOTE_PURPOSE`)."""
     return wire.encode((mesh_id, instance, ballot, nodes, value))
 

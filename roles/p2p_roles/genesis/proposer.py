@@ -195,9 +195,7 @@ class Proposer:
         self._failed.clear()
         self._value = self._choose()
         reason = f"{len(self._promises)} of {self._nodes} nodes promised {self.instance}"
-        asking = self._ask_all(
-            Accept(self.instance, self.ballot, self._nodes, self._value, self._grounds)
-        )
+        asking = self._ask_all(Accept(self.instance, self.ballot, self._nodes, self._value, self._grounds))
         return Decision(asking.effects, reason)
 
     def _choose(self) -> bytes:
@@ -215,9 +213,7 @@ class Proposer:
         self.done = True
         votes = tuple(Vote(voter, self._votes[voter]) for voter in sorted(self._votes))
         certificate = Certificate(self.instance, self.ballot, self._nodes, self._value, votes)
-        return Decision(
-            (Won(certificate),), f"{len(votes)} of {self._nodes} nodes decided {self.instance}"
-        )
+        return Decision((Won(certificate),), f"{len(votes)} of {self._nodes} nodes decided {self.instance}")
 
     def _decided(self, peer: PeerId, certificate: Certificate) -> Decision[Effect]:
         if (

@@ -83,9 +83,7 @@ class Voting:
 
     # ------------------------------------------------------------ proposing
 
-    def propose(
-        self, now: float, decree: int, value: Value, voters: tuple[PeerId, ...]
-    ) -> list[Effect]:
+    def propose(self, now: float, decree: int, value: Value, voters: tuple[PeerId, ...]) -> list[Effect]:
         """Get `value` decided for `decree` of the open epoch; call again until it is decided."""
         instance = Instance(self._scope, self.acceptor.epoch, decree)
         assert self.acceptor.certificate(instance.epoch, decree) is None, "decided already"
@@ -147,8 +145,7 @@ class Voting:
         effects: list[Effect] = [*self.acceptor.step(now, event).effects]
         goal = self._goal
         if goal is not None and (
-            self.acceptor.epoch > goal.epoch
-            or self.acceptor.certificate(goal.epoch, goal.decree) is not None
+            self.acceptor.epoch > goal.epoch or self.acceptor.certificate(goal.epoch, goal.decree) is not None
         ):
             self.give_way()
         return effects

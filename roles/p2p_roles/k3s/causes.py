@@ -147,7 +147,7 @@ TABLE: Final[tuple[_Entry, ...]] = (
 
 _MAX_QUOTE_CHARS: Final = 200
 _LOGRUS: Final = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
-_SEVERE: Final = re.compile(r'level=(?:fatal|error)|^[EF]\d{4} |\b(?:fatal|panic)\b', re.IGNORECASE)
+_SEVERE: Final = re.compile(r"level=(?:fatal|error)|^[EF]\d{4} |\b(?:fatal|panic)\b", re.IGNORECASE)
 
 
 def explain(log_tail: str, exit_code: int | None) -> Cause:

@@ -38,6 +38,7 @@ LOG_FILE: Final = "k3s.log"
 _MAX_LOG_BYTES: Final = 16 << 20
 _TAIL_BYTES: Final = 64 << 10
 _KEPT_FENCED: Final = 2
+_BARE_ENV: Final = ("PATH", "HOME")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +203,7 @@ class K3sDriver:
                 self._process.close()
                 self._process = None
 
-    async def _run_once(
-        self, spec: K3sSpec, generation: int, changed: trio.Event
-    ) -> Cause | None:
+    async def _run_once(self, spec: K3sSpec, generation: int, changed: trio.Event) -> Cause | None:
         """Start or adopt, and watch. None: the owner wants something else now."""
         try:
             async with self._lock:
@@ -240,7 +239,8 @@ class K3sDriver:
     async def _running(self, spec: K3sSpec) -> programs.Detached:
         """k3s with this spec: adopted if it lives, else started. Raises RoleError."""
         argv = [*self._command(), *spec.argv]
-        env = {**({} if spec.bare_env else self._env), **spec.env}
+        kept = _BARE_ENV if spec.bare_env else self._env.keys()
+        env = {**{name: self._env[name] for name in kept if name in self._env}, **spec.env}
         digest = hashlib.sha256(repr((argv, sorted(spec.env.items()), spec.bare_env)).encode()).hexdigest()
         process = self._process or programs.adopt(self._record_path)
         if process is not None and process.record.digest != digest:
@@ -313,9 +313,7 @@ class K3sDriver:
             except NotReady:
                 tail = await trio.to_thread.run_sync(self._tail)
                 trouble = causes.known_cause(tail, running=True) or Cause("", "")
-                self._see(
-                    K3sObserved("running", pid, version, error=trouble.error, hint=trouble.hint)
-                )
+                self._see(K3sObserved("running", pid, version, error=trouble.error, hint=trouble.hint))
                 pause = self._timing.probe_s
             await trio.sleep(pause)
 

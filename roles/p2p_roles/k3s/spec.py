@@ -61,7 +61,7 @@ class SectionOptions:
         args, env: the user's, in the user's order.
         replace_args: the user's arguments instead of our conveniences (flannel-iface, tls-san, labels,
             node name); what the genesis needs stays.
-        replace_env: k3s gets the user's environment instead of ours plus the user's.
+        replace_env: k3s gets the user's environment (and PATH, HOME) instead of ours plus the user's.
         embedded_registry: k3s's peer-to-peer image mirror.
     """
 
@@ -140,7 +140,7 @@ class K3sSpec:
 
     Attributes:
         argv: after the binary's path.
-        env: on top of the agent's own environment, or instead of it if `bare_env`.
+        env: on top of the agent's own environment; if `bare_env`, of nothing but PATH and HOME.
         requires: a path that must exist, else k3s would silently begin a cluster of its own; "" if none.
     """
 
@@ -187,7 +187,7 @@ def build(
     config: dict[str, object] = {}
     if role == "agent":
         assert join_ip, "an agent joins a server"
-        config["server"] = api_url(join_ip)
+        config["server"] = apiapi_url(join_ip)
         config["token"] = agent_token
     else:
         _server_config(config, kind, datastore, join_ip, options.external_db)
@@ -241,7 +241,7 @@ def _server_config(
             if kind == "server-init":
                 config["cluster-init"] = True
             elif join_ip:
-                config["server"] = api_url(join_ip)
+                config["server"] = apiapi_url(join_ip)
             assert kind != "server-join" or join_ip, "a further server joins another one"
 
 
@@ -296,7 +296,7 @@ def _refused(what: str, why: str) -> RoleError:
     return RoleError(f"{what} cannot be set by hand: {why}", hint="remove it from the cloud-config")
 
 
-def api_url(ip: str) -> str:
+def apiapi_url(ip: str) -> str:
     """Where a server's API answers."""
     return f"https://[{ip}]:{API_PORT}" if ":" in ip else f"https://{ip}:{API_PORT}"
 
