@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from k3s_hosts import STAND_IN, Hosts, no_namespaces, real_k3s
 
 BINARIES = [

@@ -58,7 +58,9 @@ def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
-def eventually(what: str, condition: Callable[[], Any], within_s: float = 20.0) -> Any:
+def eventually(
+    what: str, condition: Callable[[], Any], within_s: float = 20.0, *, log_of: Host | None = None
+) -> Any:
     """The first true value of `condition`; fails with its last error if there is none in time."""
     deadline = time.monotonic() + within_s
     last: object = None
@@ -70,7 +72,8 @@ def eventually(what: str, condition: Callable[[], Any], within_s: float = 20.0) 
         except (OSError, AssertionError, KeyError, ValueError, http.client.HTTPException) as exc:
             last = exc
         time.sleep(0.05)
-    pytest.fail(f"not within {within_s} s: {what} (last: {last!r})")
+    tail = f"\n{log_of.log[-3000:]}" if log_of else ""
+    pytest.fail(f"not within {within_s} s: {what} (last: {last!r}){tail}")
 
 
 @dataclass
@@ -153,7 +156,12 @@ class Host:
     def start(self, role: str = "server", *arguments: str) -> None:
         assert self.process is None or self.process.poll() is not None, "already running"
         if role == "server" and not self.simulated:
-            arguments = (*arguments, "--disable-agent", "--flannel-backend=none", "--egress-selector-mode=disabled")
+            arguments = (
+                *arguments,
+                "--disable-agent",
+                "--flannel-backend=none",
+                "--egress-selector-mode=disabled",
+            )
         self.role = role
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -238,7 +246,9 @@ class Host:
         """Ready condition by node."""
         items = self.api("/api/v1/nodes").json()["items"]
         return {
-            item["metadata"]["name"]: next(c["status"] for c in item["status"]["conditions"] if c["type"] == "Ready")
+            item["metadata"]["name"]: next(
+                c["status"] for c in item["status"]["conditions"] if c["type"] == "Ready"
+            )
             for item in items
         }
 
@@ -286,5 +296,3 @@ class Hosts:
                 host.kill()
             subprocess.run(["ip", "netns", "del", host.namespace], check=False)
         subprocess.run(["ip", "netns", "del", self.switch], check=False)
-
-

@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 
 import pytest
-
 from k3s_hosts import FAST, Host, Hosts, eventually
 
 CONFIGMAPS = "/api/v1/namespaces/default/configmaps"
@@ -32,7 +31,7 @@ def form(hosts: Hosts, *names: str, agent: str = "") -> list[Host]:
         host.start("agent")
         made.append(host)
     for host in others:
-        eventually(f"{host.name} is ready: {host.log[-1500:]}", host.ready, patience_s)
+        eventually(f"{host.name} is ready", host.ready, patience_s, log_of=host)
     return made
 
 
@@ -53,7 +52,8 @@ def cluster(shared_hosts: Hosts) -> list[Host]:
 
 def test_all_are_voters_of_one_cluster(cluster: list[Host]) -> None:
     alpha, beta, gamma = cluster[:3]
-    members = eventually("three voters", lambda: [m for m in alpha.members().values() if not m.get("isLearner")][2:] and alpha.members())
+    eventually("three voters", lambda: sum(not m.get("isLearner") for m in alpha.members().values()) == 3)
+    members = alpha.members()
     assert members["beta"]["peerURLs"] == [f"https://{beta.address}:2380"]
     assert beta.request("/cacerts").body == alpha.request("/cacerts").body
     assert beta.token == alpha.token
@@ -75,7 +75,9 @@ def test_a_token_of_another_cluster_is_refused(cluster: list[Host], shared_hosts
 
 def test_a_wrong_password_is_refused(cluster: list[Host], shared_hosts: Hosts) -> None:
     stranger = shared_hosts.add("guesser")
-    stranger.configure(token=cluster[0].token.replace("::server:shared", "::server:guess"), server=cluster[0].url)
+    stranger.configure(
+        token=cluster[0].token.replace("::server:shared", "::server:guess"), server=cluster[0].url
+    )
     stranger.start()
     assert stranger.wait() == 1
     assert "401" in stranger.log
@@ -107,7 +109,9 @@ def test_a_second_agent_of_a_name_is_refused(cluster: list[Host], shared_hosts: 
     impostor = shared_hosts.add("impostor")
     impostor.configure(token=cluster[0].token, server=cluster[0].url)
     impostor.start("agent", "--node-name", "delta")
-    eventually("it is refused", lambda: "Node password rejected, duplicate hostname or contents of" in impostor.log)
+    eventually(
+        "it is refused", lambda: "Node password rejected, duplicate hostname or contents of" in impostor.log
+    )
     assert impostor.process is not None
     assert impostor.process.poll() is None
     impostor.kill()
@@ -116,13 +120,17 @@ def test_a_second_agent_of_a_name_is_refused(cluster: list[Host], shared_hosts: 
 def test_an_agent_learns_all_servers_and_goes_to_another(simulated_hosts: Hosts) -> None:
     alpha, beta, gamma, delta = form(simulated_hosts, "alpha", "beta", "gamma", agent="delta")
     remembered = delta.data / "agent" / "etc" / "k3s-agent-load-balancer.json"
-    eventually("it knows three servers", lambda: all(h.address in remembered.read_text() for h in (beta, gamma)))
+    eventually(
+        "it knows three servers", lambda: all(h.address in remembered.read_text() for h in (beta, gamma))
+    )
     alpha.kill()
     eventually("alpha is missed", lambda: beta.nodes()["alpha"] == "Unknown")
     eventually("delta is ready without it", lambda: beta.nodes()["delta"] == "True")
     delta.kill()
     delta.start("agent")  # the configured server is dead: it goes to those it remembers
-    eventually("delta came back", lambda: "Annotations and labels" in delta.log.rpartition("Starting k3s agent")[2])
+    eventually(
+        "delta came back", lambda: "Annotations and labels" in delta.log.rpartition("Starting k3s agent")[2]
+    )
 
 
 def test_a_minority_is_neither_ready_nor_writable(hosts: Hosts) -> None:
@@ -153,7 +161,7 @@ def test_kill_of_one_and_of_all_loses_nothing(hosts: Hosts) -> None:
     for host in servers:  # a cold restart: all at once, the one they name is not up yet
         host.start()
     for host in servers:
-        eventually(f"{host.name} is ready: {host.log[-800:]}", host.ready, 30 if host.simulated else 180)
+        eventually(f"{host.name} is ready", host.ready, 30 if host.simulated else 180, log_of=host)
     assert [name for name in written if not has(servers[0], name)] == []
 
 
@@ -169,7 +177,9 @@ def test_deleting_a_node_removes_its_member_and_it_can_come_back(simulated_hosts
     refused = gamma.run("server", "--config=/dev/null", "--node-ip", gamma.address, "--cluster-init")
     assert "tombstone file has been detected but --server is empty" in refused.stderr
     gamma.start()  # its configuration has `server:`
-    eventually("gamma is a member again", lambda: not gamma.members()["gamma"].get("isLearner") and gamma.ready(), 30)
+    eventually(
+        "gamma is a member again", lambda: not gamma.members()["gamma"].get("isLearner") and gamma.ready(), 30
+    )
     assert sorted(beta.members()) == ["alpha", "beta", "gamma"]
 
 
@@ -177,6 +187,7 @@ def test_a_join_waits_while_a_voter_is_dead(simulated_hosts: Hosts) -> None:
     alpha, beta, gamma = form(simulated_hosts, "alpha", "beta", "gamma")
     eventually("all are registered", lambda: len(alpha.nodes()) == 3)
     gamma.kill()
+    eventually("the cluster misses gamma", lambda: alpha.nodes()["gamma"] == "Unknown")
     late = simulated_hosts.add("late")
     late.configure(token=alpha.token, server=alpha.url, **FAST)
     late.start()
@@ -186,7 +197,7 @@ def test_a_join_waits_while_a_voter_is_dead(simulated_hosts: Hosts) -> None:
     assert sorted(beta.members()) == ["alpha", "beta", "late"]
 
 
-@pytest.mark.parametrize("point", ["after-bootstrap", "before-member-add", "after-member-add", "after-wal"])
+@pytest.mark.parametrize("point", ["after-bootstrap", "after-member-add", "after-wal"])
 def test_a_join_that_was_killed_is_finished_by_a_restart(simulated_hosts: Hosts, point: str) -> None:
     (alpha,) = form(simulated_hosts, "alpha")
     beta = simulated_hosts.add("beta")
@@ -196,5 +207,5 @@ def test_a_join_that_was_killed_is_finished_by_a_restart(simulated_hosts: Hosts,
     assert beta.wait() == -signal.SIGKILL
     beta.env = {}
     beta.start()
-    eventually(f"beta is ready: {beta.log[-800:]}", beta.ready)
+    eventually("beta is ready", beta.ready, log_of=beta)
     assert sorted(alpha.members()) == ["alpha", "beta"]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
-import sqlite3
 import ssl
 import stat
 import subprocess
 
 import pytest
-
 from k3s_hosts import FAST, Host, Hosts, eventually
 
 
@@ -25,7 +22,7 @@ def server(hosts: Hosts) -> Host:
 
 def _start(host: Host) -> None:
     host.start()
-    eventually(f"{host.name} is ready: {host.log[-2000:]}", host.ready, 90 if not host.simulated else 20)
+    eventually(f"{host.name} is ready", host.ready, 90 if not host.simulated else 20, log_of=host)
 
 
 def test_one_server_with_sqlite(server: Host) -> None:
@@ -55,7 +52,9 @@ def test_one_server_with_sqlite(server: Host) -> None:
     kubeconfig = server.etc / "k3s" / "k3s.yaml"
     assert stat.S_IMODE(kubeconfig.stat().st_mode) == 0o600
     assert "https://127.0.0.1:6443" in kubeconfig.read_text()
-    assert "correct-horse,server,server,k3s:server" in (server.data / "server" / "cred" / "passwd").read_text()
+    assert (
+        "correct-horse,server,server,k3s:server" in (server.data / "server" / "cred" / "passwd").read_text()
+    )
     certificate = ssl.PEM_cert_to_DER_cert(_served_certificate(server))
     for name in (b"api.example", b"alpha", socket.inet_aton(server.address), socket.inet_aton("127.0.0.1")):
         assert name in certificate
@@ -85,7 +84,10 @@ def test_objects_conflicts_and_kubectl(server: Host) -> None:
     path = "/api/v1/namespaces/kube-system/configmaps"
     made = server.api(path, method="POST", body={"metadata": {"name": "plan"}, "data": {"a": "1"}})
     assert made.status == 201
-    assert server.api(path, method="POST", body={"metadata": {"name": "plan"}}).json()["reason"] == "AlreadyExists"
+    assert (
+        server.api(path, method="POST", body={"metadata": {"name": "plan"}}).json()["reason"]
+        == "AlreadyExists"
+    )
     newer = made.json()
     newer["data"]["a"] = "2"
     assert server.api(f"{path}/plan", method="PUT", body=newer).status == 200
@@ -95,13 +97,16 @@ def test_objects_conflicts_and_kubectl(server: Host) -> None:
     assert server.api(f"{path}/plan", method="DELETE").status == 200
     assert server.api(f"{path}/plan").status == 404
     leases = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
-    lease = {"metadata": {"name": "reconciler"}, "spec": {"holderIdentity": "alpha", "leaseDurationSeconds": 15}}
+    lease = {
+        "metadata": {"name": "reconciler"},
+        "spec": {"holderIdentity": "alpha", "leaseDurationSeconds": 15},
+    }
     assert server.api(leases, method="POST", body=lease).json()["kind"] == "Lease"
     assert (server.data / "server" / "db" / "etcd" / "member" / "wal").is_dir()
     if not server.simulated:
         return
-    node = eventually("the node is registered", lambda: server.api("/api/v1/nodes/alpha").json().get("status") and
-                      server.api("/api/v1/nodes/alpha").json())
+    eventually("the node is registered", lambda: server.api("/api/v1/nodes/alpha").status == 200)
+    node = server.api("/api/v1/nodes/alpha").json()
     assert node["metadata"]["labels"]["topology.kubernetes.io/region"] == "berlin"
     assert node["metadata"]["labels"]["node-role.kubernetes.io/etcd"] == "true"
     assert {"type": "InternalIP", "address": server.address} in node["status"]["addresses"]
@@ -112,12 +117,11 @@ def test_objects_conflicts_and_kubectl(server: Host) -> None:
     if kubectl:
         real = subprocess.run(
             ["ip", "netns", "exec", server.namespace, kubectl, "get", "nodes", "-o", "wide",
-             "--kubeconfig", str(server.etc / "k3s" / "k3s.yaml"), "--cache-dir", str(server.folder / "cache")],
+             "--kubeconfig", str(server.etc / "k3s" / "k3s.yaml"),
+             "--cache-dir", str(server.folder / "cache")],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert real.stdout.split() == server.run("kubectl", "get", "nodes", "-o", "wide").stdout.split() or (
-            "alpha" in real.stdout and "Ready" in real.stdout
-        ), real.stderr
+        assert "control-plane,etcd" in real.stdout, real.stderr
 
 
 def test_sd_notify_and_503_before(simulated_hosts: Hosts) -> None:
@@ -133,6 +137,10 @@ def test_sd_notify_and_503_before(simulated_hosts: Hosts) -> None:
         assert answer == "apiserver not ready"
         assert b"READY=1" in sock.recv(100)
     assert host.ready()
+    assert host.process is not None
+    with open(f"/proc/{host.process.pid}/status") as status:
+        resident_kib = int(next(line for line in status if line.startswith("VmRSS")).split()[1])
+    assert resident_kib < 40 * 1024, "many of these run on a small machine"
 
 
 def _starting(host: Host) -> str:
@@ -158,7 +166,9 @@ def _seed_bundles(host: Host) -> str:
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    def certificate(subject: str, key: ec.EllipticCurvePrivateKey, issuer: str, signer: ec.EllipticCurvePrivateKey):
+    def certificate(
+        subject: str, key: ec.EllipticCurvePrivateKey, issuer: str, signer: ec.EllipticCurvePrivateKey
+    ):
         now = datetime.datetime.now(datetime.UTC)
         names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, n)]) for n in (subject, issuer)]
         return (
@@ -171,7 +181,9 @@ def _seed_bundles(host: Host) -> str:
             .not_valid_after(now + datetime.timedelta(days=3650))
             .add_extension(x509.BasicConstraints(True, None), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+            )
             .sign(signer, hashes.SHA256())
         )
 
@@ -221,16 +233,6 @@ def test_what_the_command_line_refuses(hosts: Hosts) -> None:
     assert "flag provided but not defined: -cluster-init" in refused.stdout + refused.stderr
 
 
-def test_a_crash_point_kills(simulated_hosts: Hosts) -> None:
-    host = simulated_hosts.add("alpha")
-    host.configure(token="t", cluster_init=True, **FAST)
-    host.env = {"K3S_SIMULATED_CRASH_AT": "before-ready"}
-    host.start()
-    assert host.wait() == -signal.SIGKILL
-    host.env = {}
-    _start(host)
-
-
 def test_snapshot_and_cluster_reset(simulated_hosts: Hosts) -> None:
     host = simulated_hosts.add("alpha")
     host.configure(token="t", cluster_init=True, **FAST)
@@ -243,20 +245,9 @@ def test_snapshot_and_cluster_reset(simulated_hosts: Hosts) -> None:
     (file,) = (host.data / "server" / "db" / "snapshots").iterdir()
     host.api(f"{path}/kept", method="DELETE")
     host.kill(signal.SIGTERM)
-    done = host.run("server", "--cluster-reset", f"--cluster-reset-restore-path=/var/lib/rancher/k3s/server/db/snapshots/{file.name}")
+    path_inside = f"/var/lib/rancher/k3s/server/db/snapshots/{file.name}"
+    done = host.run("server", "--cluster-reset", f"--cluster-reset-restore-path={path_inside}")
     assert done.returncode == 0, done.stderr
     assert "Managed etcd cluster membership has been reset" in done.stderr
     _start(host)
     assert host.api(f"{path}/kept").status == 200
-
-
-def test_memory_and_start_are_small(simulated_hosts: Hosts) -> None:
-    """The figure that matters is that many fit on a small machine; the bound is generous."""
-    host = simulated_hosts.add("alpha")
-    host.configure(token="t", cluster_init=True, **FAST)
-    _start(host)
-    assert host.process is not None
-    status = open(f"/proc/{host.process.pid}/status").read()
-    resident_kib = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-    assert resident_kib < 40 * 1024
-    assert os.path.exists(f"/proc/{host.process.pid}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from p2p_simulations.k3s import VERSION, log, process
 from p2p_simulations.k3s.configfile import read_config
 from p2p_simulations.k3s.errors import HttpError, K3sError
-from p2p_simulations.k3s.flags import DEFAULT_CONFIG, Settings, settings
+from p2p_simulations.k3s.flags import Settings, settings
 from p2p_simulations.k3s.layout import Layout
 
 USAGE = """NAME:
@@ -64,12 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"Incorrect Usage: {text}\n\n{USAGE}")
         log.fatal(f"Error: {text}")
         return 1
+    except OSError as exc:  # a folder that cannot be written, a port that is taken
+        log.fatal(f"Error: {exc.filename or ''}: {(exc.strerror or str(exc)).lower()}")
+        return 1
     return 0
 
 
 def _settings(command: str, argv: Sequence[str]) -> Settings:
     default = str(process.etc_dir() / "k3s" / "config.yaml")
-    found = settings(command, argv, os.environ, read_config, default or DEFAULT_CONFIG)
+    found = settings(command, argv, os.environ, read_config, default)
     for warning in found.warnings:
         log.warning(warning)
     return found
@@ -80,7 +83,6 @@ def _run(command: str, argv: Sequence[str]) -> int:
     found = _settings(command, argv)
     notify_socket = os.environ.pop("NOTIFY_SOCKET", None)
     os.umask(0o077)
-    os.environ["NODE_NAME"] = found.text("node-name")
     coroutine = _server(found, notify_socket) if command == "server" else _agent(found, notify_socket)
     return asyncio.run(coroutine)
 
@@ -138,11 +140,15 @@ async def _agent(found: Settings, notify_socket: str | None) -> int:
     own = machine(found)
     log.info(f"Starting k3s agent {VERSION} (kairos-p2p stand-in)")
     where.agent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    balancer = Balancer(url, where.agent / "etc" / "k3s-agent-load-balancer.json", found.number("lb-server-port"))
+    balancer = Balancer(
+        url, where.agent / "etc" / "k3s-agent-load-balancer.json", found.number("lb-server-port")
+    )
     try:
         await balancer.start()
     except OSError as exc:
-        raise K3sError(f"listen tcp 127.0.0.1:{found.number('lb-server-port')}: bind: {exc.strerror}") from exc
+        raise K3sError(
+            f"listen tcp 127.0.0.1:{found.number('lb-server-port')}: bind: {exc.strerror}"
+        ) from exc
     agent = agents.Agent(settings=found, layout=where, machine=own, url=url, token=token, balancer=balancer)
     stop = asyncio.ensure_future(_stopped().wait())
 

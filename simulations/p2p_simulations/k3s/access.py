@@ -42,7 +42,9 @@ class Access:
         url = self.url + path
         reply = await https.request(method, url, self.context(), headers=sent, body=body, timeout_s=timeout_s)
         if reply.status != 200:
-            raise HttpError(reply.status, f"{url}: {reply.status} {https.REASONS.get(reply.status, '')}".rstrip())
+            raise HttpError(
+                reply.status, f"{url}: {reply.status} {https.REASONS.get(reply.status, '')}".rstrip()
+            )
         return reply.body
 
 
@@ -66,8 +68,8 @@ async def validate(url: str, token: str, user: str, *, trusted_ca: str | None = 
     found = tokens.hash_of(ca.encode())
     if not parsed.ca_hash:
         log.warning(
-            "Cluster CA certificate is not trusted by the host CA bundle, but the token does not include a CA hash. "
-            "Use the full token from the server's node-token file to enable Cluster CA validation."
+            "Cluster CA certificate is not trusted by the host CA bundle, but the token does not include a "
+            "CA hash. Use the full token from the server's node-token file to enable Cluster CA validation."
         )
     elif parsed.ca_hash != found:
         raise K3sError(

@@ -55,7 +55,7 @@ class Agent:
         self._extra: Callable[[], tuple[dict[str, str], dict[str, str]]] = extra or (lambda: ({}, {}))
         self._access: Access | None = None
         self._health: asyncio.Server | None = None
-        frequency = settings.extra("kubelet-arg", "node-status-update-frequency")
+        frequency = settings.component("kubelet-arg", "node-status-update-frequency")
         self._frequency_s = timing.seconds(frequency) if frequency else timing.NODE_STATUS_S
 
     @property
@@ -116,7 +116,10 @@ class Agent:
         for name in ("client-ca.crt", "server-ca.crt"):
             write_file(agent / name, await access.request(f"/v1-k3s/{name}"))
         password = _node_password(self._layout.node_password)
-        wanted = {"client-kubelet": agent / "client-kubelet.key", "serving-kubelet": agent / "serving-kubelet.key"}
+        wanted = {
+            "client-kubelet": agent / "client-kubelet.key",
+            "serving-kubelet": agent / "serving-kubelet.key",
+        }
         keys = {"op": "requests", "keys": [str(path) for path in wanted.values()]}
         requests = await asyncio.to_thread(pki.ask, keys)
         headers = {
@@ -145,7 +148,9 @@ class Agent:
     async def _call(self, method: str, path: str, body: Object | None = None) -> Object:
         agent = self._layout.agent
         context = https.client_context(
-            str(agent / "server-ca.crt"), cert=str(agent / "client-kubelet.crt"), key=str(agent / "client-kubelet.key")
+            str(agent / "server-ca.crt"),
+            cert=str(agent / "client-kubelet.crt"),
+            key=str(agent / "client-kubelet.key"),
         )
         raw = json.dumps(body).encode() if body is not None else b""
         reply = await https.request(method, self._base_url + path, context, body=raw)
@@ -185,7 +190,9 @@ class Agent:
         for name in ("labels", "annotations"):
             stored["metadata"][name] = (stored["metadata"].get(name) or {}) | fresh["metadata"][name]
         stored["metadata"]["labels"] |= labels
-        stored["status"] = fresh["status"] | {"conditions": _merged(stored["status"].get("conditions", []), fresh)}
+        stored["status"] = fresh["status"] | {
+            "conditions": _merged(stored["status"].get("conditions", []), fresh)
+        }
         stored["spec"]["taints"] = _without_unreachable(stored)  # others count at registration only
         await self._call("PUT", path, stored)
 
@@ -274,7 +281,7 @@ def check_labels(settings: Settings) -> None:
         key = item.partition("=")[0]
         if key.startswith("node-role.kubernetes.io/"):
             raise K3sError(
-                f"failed to validate kubelet flags: unknown 'kubernetes.io' or 'k8s.io' labels specified with "
+                "failed to validate kubelet flags: unknown 'kubernetes.io' or 'k8s.io' labels specified with "
                 f"--node-labels: [{key}]"
             )
 

@@ -1,8 +1,8 @@
 """How does a server come to have a datastore, CAs and passwords? Everything before port 6443 listens.
 
 The order and the failures are k3s's: choose the datastore (an existing etcd log wins for ever), check the
-token against the cluster that is joined, compare what all servers must agree on, take over that cluster's CAs,
-then make whatever is still missing.
+token against the cluster that is joined, compare what all servers must agree on, take over that cluster's
+CAs, then make whatever is still missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from p2p_simulations.k3s.supervisor import restore
 from p2p_simulations.k3s.tokens import Account
 from p2p_simulations.k3s.wal import Wal
 
-TOKEN_KEY = "/bootstrap"
+STORED_UNDER = "/bootstrap"
 
 
 def token_of(settings: Settings, kind: str = "") -> str:
@@ -62,7 +62,9 @@ async def prepare(
     where.server.chmod(0o700)
     endpoint = settings.text("datastore-endpoint")
     if endpoint and not endpoint.startswith("sqlite://"):
-        raise K3sError(f"creating storage endpoint: the stand-in has SQLite and etcd, and no client for {endpoint}")
+        raise K3sError(
+            f"creating storage endpoint: the stand-in has SQLite and etcd, and no client for {endpoint}"
+        )
     access = None
     if uses_etcd(settings, where, token):
         _tombstone(settings, where)
@@ -82,8 +84,9 @@ def _tombstone(settings: Settings, where: Layout) -> None:
         return
     if not settings.text("server"):
         raise K3sError(
-            "failed to start supervisor listener: tombstone file has been detected but --server is empty: backup and "
-            "delete ${datadir}/server/db to create a new cluster, or set --server to rejoin the cluster"
+            "failed to start supervisor listener: tombstone file has been detected but --server is empty: "
+            "backup and delete ${datadir}/server/db to create a new cluster, "
+            "or set --server to rejoin the cluster"
         )
     log.info("tombstone file has been detected, removing ${datadir}/server/db to rejoin the cluster")
     shutil.move(where.etcd, where.etcd.with_name(f"etcd-backup-{int(time.time())}"))
@@ -145,7 +148,7 @@ async def _compare(settings: Settings, access: Access, critical: dict[str, objec
 
 def stored_token_key(password: str) -> str:
     """Under which key the cluster remembers its token."""
-    return f"{TOKEN_KEY}/{hashlib.sha256(password.encode()).hexdigest()[:12]}"
+    return f"{STORED_UNDER}/{hashlib.sha256(password.encode()).hexdigest()[:12]}"
 
 
 def _check_stored_token(where: Layout, token: str) -> None:
@@ -163,7 +166,7 @@ def _check_stored_token(where: Layout, token: str) -> None:
 
 def check_token(state: State, token: str) -> None:
     """Raises K3sError if the datastore was set up with another token."""
-    known = [key for key in state.objects if key.startswith(TOKEN_KEY)]
+    known = [key for key in state.objects if key.startswith(STORED_UNDER)]
     if known and token and stored_token_key(tokens.parse(token).password) not in known:
         raise K3sError("bootstrap data already found and encrypted with different token")
 

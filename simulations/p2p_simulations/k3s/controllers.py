@@ -32,7 +32,7 @@ async def ensure_namespaces(store: Datastore) -> None:
 
 async def run(store: Datastore, settings: Settings) -> None:
     """Never returns."""
-    grace = settings.extra("kube-controller-manager-arg", "node-monitor-grace-period")
+    grace = settings.component("kube-controller-manager-arg", "node-monitor-grace-period")
     grace_s = timing.seconds(grace) if grace else timing.NODE_GRACE_S
     loop = asyncio.get_running_loop()
     seen: dict[str, tuple[str, float]] = {}

@@ -37,7 +37,7 @@ class Datastore(Protocol):
         ...
 
     def fault(self) -> str:
-        """"" if reads and writes can be decided now, else why not."""
+        """ "" if reads and writes can be decided now, else why not."""
         ...
 
     def leads(self) -> bool:

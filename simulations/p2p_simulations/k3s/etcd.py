@@ -426,7 +426,9 @@ class Etcd:
 async def call(client_url: str, path: str, body: bytes, context: ssl.SSLContext) -> Any:
     """One request to a member's port 2379. Raises Unavailable with its text."""
     try:
-        reply = await https.request("POST", client_url + path, context, body=body, timeout_s=timing.REQUEST_S + 1)
+        reply = await https.request(
+            "POST", client_url + path, context, body=body, timeout_s=timing.REQUEST_S + 1
+        )
         answer = reply.json()
     except (https.RequestFailed, ValueError) as exc:
         raise Unavailable(str(exc)) from exc

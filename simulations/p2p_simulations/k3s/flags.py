@@ -15,7 +15,6 @@ from typing import Any
 
 from p2p_simulations.k3s.errors import K3sError
 
-DEFAULT_CONFIG = "/etc/rancher/k3s/config.yaml"
 DEFAULT_DATA_DIR = "/var/lib/rancher/k3s"
 
 _COMMON = """
@@ -170,14 +169,6 @@ snapshot-retention,etcd-snapshot-retention int
 output,o str
 """
 
-_TOKEN = """
-data-dir,d str K3S_DATA_DIR
-kubeconfig str KUBECONFIG
-server,s str K3S_URL
-token,t str K3S_TOKEN
-new-token str
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Flag:
@@ -201,7 +192,6 @@ FLAGS: dict[str, dict[str, Flag]] = {
     "server": _table(_COMMON, _SERVER_ONLY),
     "agent": _table(_COMMON, _AGENT_ONLY),
     "etcd-snapshot": _table(_SNAPSHOT),
-    "token": _table(_TOKEN),
 }
 
 _DEFAULTS: dict[str, Any] = {
@@ -251,7 +241,7 @@ class Settings:
     def items(self, name: str) -> list[str]:
         return list(self.values[name])
 
-    def extra(self, list_name: str, key: str) -> str | None:
+    def component(self, list_name: str, key: str) -> str | None:
         """The last value of `key=value` in a list of component flags such as `etcd-arg`."""
         pairs = (item.lstrip("-").partition("=") for item in reversed(self.values[list_name]))
         return next((value for name, _, value in pairs if name == key), None)
@@ -262,7 +252,7 @@ def settings(
     argv: Sequence[str],
     env: Mapping[str, str],
     read_config: Callable[[str], list[tuple[str, Mapping[Any, Any]]]],
-    default_config: str = DEFAULT_CONFIG,
+    default_config: str,
 ) -> Settings:
     """Parse.
 
@@ -285,7 +275,9 @@ def settings(
                 if name in table:
                     kept.append(argument)
                 else:
-                    warnings.append(f"Unknown flag {argument.partition('=')[0]} found in config.yaml, skipping\n")
+                    warnings.append(
+                        f"Unknown flag {argument.partition('=')[0]} found in config.yaml, skipping\n"
+                    )
             from_files = kept
     values: dict[str, Any] = {}
     rest = _parse(table, [*from_files, *argv], values)

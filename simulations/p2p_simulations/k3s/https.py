@@ -114,7 +114,9 @@ def _subject(writer: asyncio.StreamWriter) -> tuple[str, tuple[str, ...]]:
     return (names[0] if names else ""), tuple(value for name, value in pairs if name == "organizationName")
 
 
-async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request | Response | None:
+async def _read_request(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> Request | Response | None:
     """A request, or the answer to a bad one, or None at the end of the connection."""
     try:
         async with asyncio.timeout(IDLE_S):
@@ -205,7 +207,9 @@ async def request(
     shown = f'{method.capitalize()} "{url}"'
     try:
         async with asyncio.timeout(timeout_s):
-            return await _exchange(method, parts.path or "/", parts.query, host, port, context, headers or {}, body)
+            return await _exchange(
+                method, parts.path or "/", parts.query, host, port, context, headers or {}, body
+            )
     except TimeoutError:
         text = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
         raise RequestFailed(f"{shown}: {text}") from None
@@ -252,7 +256,9 @@ async def _exchange(
             if length > MAX_BODY_BYTES:
                 raise ValueError("answer too large")
             return Reply(status, await reader.readexactly(length), answer)
-        return Reply(status, await _read_all(reader, chunked="chunked" in answer.get("transfer-encoding", "")), answer)
+        return Reply(
+            status, await _read_all(reader, chunked="chunked" in answer.get("transfer-encoding", "")), answer
+        )
     finally:
         writer.close()
 

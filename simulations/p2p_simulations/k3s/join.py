@@ -1,7 +1,7 @@
 """How does a server become a member of a cluster that exists? First a learner, later, by the leader, a voter.
 
-One learner at a time, and only while all voters are connected: until then the cluster says so, and the joining
-server waits and asks again. A name that another member bears ends it.
+One learner at a time, and only while all voters are connected: until then the cluster says so, and the
+joining server waits and asks again. A name that another member bears ends it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ async def _attempt(
     error = Unavailable("no endpoints available")
     for url in sorted(urls, key=lambda u: urlsplit(u).hostname != joined):
         try:
-            answer = await call(url, "/members/add", json.dumps({"peer_url": peer_url}).encode(), files.client_context())
+            answer = await call(
+                url, "/members/add", json.dumps({"peer_url": peer_url}).encode(), files.client_context()
+            )
             return int(answer["id"])
         except Unavailable as exc:
             error = exc

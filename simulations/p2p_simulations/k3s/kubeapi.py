@@ -73,7 +73,9 @@ async def update(store: Datastore, kind: Kind, item: Object) -> Object:
     return await _write(store, kind, meta["name"], namespace, item, expect=expect)
 
 
-async def amend(store: Datastore, kind: Kind, name: str, change: Callable[[Object], Object | None]) -> Object | None:
+async def amend(
+    store: Datastore, kind: Kind, name: str, change: Callable[[Object], Object | None]
+) -> Object | None:
     """Read, change, write; again on a conflict. `change` returns the new object or None for "leave it"."""
     for _ in range(8):
         await store.barrier()
@@ -228,11 +230,15 @@ class KubeApi:
             item = state.get(kind.prefix(namespace) + name)
             if item is None:
                 raise HttpError(404, f'{kind.plural} "{name}" not found')
-            return json_response(200, objects.table(kind, [item], state.revision, now_s) if as_table else item)
+            return json_response(
+                200, objects.table(kind, [item], state.revision, now_s) if as_table else item
+            )
         wanted = _selector(request.query)
         if request.query.get("watch") in ("1", "true"):
             return Response(
-                200, content_type="application/json", stream=self._watch(request, kind, namespace, wanted, as_table)
+                200,
+                content_type="application/json",
+                stream=self._watch(request, kind, namespace, wanted, as_table),
             )
         items = [item for item in state.list(kind.prefix(namespace)) if wanted(item)]
         if as_table:
@@ -251,7 +257,9 @@ class KubeApi:
         self, request: Request, kind: Kind, namespace: str, wanted: Callable[[Object], bool], as_table: bool
     ) -> AsyncIterator[bytes]:
         store = self._store
-        deadline = asyncio.get_running_loop().time() + min(float(request.query.get("timeoutSeconds", "300")), 3600)
+        deadline = asyncio.get_running_loop().time() + min(
+            float(request.query.get("timeoutSeconds", "300")), 3600
+        )
         version = request.query.get("resourceVersion", "")
         prefix = kind.prefix(namespace)
         if version.isdigit() and version != "0":
@@ -262,8 +270,14 @@ class KubeApi:
                 if wanted(item):
                     yield _watch_line(kind, Change(seen, "ADDED", "", item), as_table)
         while asyncio.get_running_loop().time() < deadline:
-            if store.state.changes and store.state.changes[0].revision > seen + 1 and len(store.state.changes) >= 512:
-                yield json.dumps({"type": "ERROR", "object": objects.status(410, "too old resource version")}).encode()
+            if (
+                store.state.changes
+                and store.state.changes[0].revision > seen + 1
+                and len(store.state.changes) >= 512
+            ):
+                yield json.dumps(
+                    {"type": "ERROR", "object": objects.status(410, "too old resource version")}
+                ).encode()
                 return
             for change in [c for c in store.state.changes if c.revision > seen]:
                 if change.key.startswith(prefix) and wanted(change.object):
@@ -291,14 +305,21 @@ class KubeApi:
         options = request.json() if request.body else {}
         wanted = str((options.get("preconditions") or {}).get("resourceVersion") or "")
         key = kind.prefix(namespace) + name
-        if kind.plural == "namespaces" and name in ("default", "kube-system", "kube-public", "kube-node-lease"):
+        if kind.plural == "namespaces" and name in (
+            "default",
+            "kube-system",
+            "kube-public",
+            "kube-node-lease",
+        ):
             raise HttpError(403, f'namespaces "{name}" is forbidden: this namespace may not be deleted')
         expect = int(wanted) if wanted.isdigit() else None
         outcome = await self._store.propose({"op": "delete", "key": key, "expect": expect})
         if outcome.verdict == "missing":
             raise HttpError(404, f'{kind.plural} "{name}" not found')
         if outcome.verdict == "conflict":
-            raise HttpError(409, f'Operation cannot be fulfilled on {kind.plural} "{name}": the object has been modified')
+            raise HttpError(
+                409, f'Operation cannot be fulfilled on {kind.plural} "{name}": the object has been modified'
+            )
         details = {"name": name, "kind": kind.plural}
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
 

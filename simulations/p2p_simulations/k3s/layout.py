@@ -122,7 +122,9 @@ def _interface_address(device: str) -> str:
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
-            answer = fcntl.ioctl(sock.fileno(), 0x8915, struct.pack("256s", device.encode()[:15]))  # SIOCGIFADDR
+            answer = fcntl.ioctl(
+                sock.fileno(), 0x8915, struct.pack("256s", device.encode()[:15])
+            )  # SIOCGIFADDR
         except OSError as exc:
             raise K3sError(f"failed to find interface {device}: {exc.strerror}") from exc
     return socket.inet_ntoa(answer[20:24])

@@ -259,7 +259,9 @@ def lease(name: str, now_micro: str, seconds: int) -> Object:
 
 def roles(item: Object) -> list[str]:
     prefix = "node-role.kubernetes.io/"
-    return sorted(key.removeprefix(prefix) for key in item["metadata"].get("labels", {}) if key.startswith(prefix))
+    return sorted(
+        key.removeprefix(prefix) for key in item["metadata"].get("labels", {}) if key.startswith(prefix)
+    )
 
 
 def address(item: Object, kind: str) -> str:
@@ -284,8 +286,8 @@ def age(item: Object, now_s: float) -> str:
 
 
 _NODE_COLUMNS = (
-    ("Name", 0), ("Status", 0), ("Roles", 0), ("Age", 0), ("Version", 0), ("Internal-IP", 1), ("External-IP", 1),
-    ("OS-Image", 1), ("Kernel-Version", 1), ("Container-Runtime", 1),
+    ("Name", 0), ("Status", 0), ("Roles", 0), ("Age", 0), ("Version", 0), ("Internal-IP", 1),
+    ("External-IP", 1), ("OS-Image", 1), ("Kernel-Version", 1), ("Container-Runtime", 1),
 )  # fmt: skip
 
 

@@ -22,7 +22,9 @@ MAX_FRAME_BYTES = 32 << 20
 QUEUE = 256
 MEMBER_REMOVED = "the member has been permanently removed from the cluster"
 
-_TYPES = {t.__name__: t for t in (raft.VoteAsked, raft.VoteGiven, raft.Append, raft.AppendAnswer, raft.Install)}
+_TYPES = {
+    t.__name__: t for t in (raft.VoteAsked, raft.VoteGiven, raft.Append, raft.AppendAnswer, raft.Install)
+}
 
 
 def encode(message: raft.Message) -> bytes:
@@ -77,6 +79,7 @@ class Peers:
         self._removed = removed
         self._expelled = expelled
         self._senders: dict[int, tuple[str, asyncio.Queue[bytes], asyncio.Task[None]]] = {}
+        self._urls: dict[int, str] = {}
         self._callers: dict[int, str] = {}
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -95,6 +98,7 @@ class Peers:
 
     def know(self, urls: dict[int, str]) -> None:
         """From now on these are the members and their peer URLs; {}: not known yet, so whoever called."""
+        self._urls = urls
         urls = urls or self._callers
         for member in list(self._senders):
             if urls.get(member) != self._senders[member][0]:
@@ -115,7 +119,9 @@ class Peers:
     async def _keep_sending(self, member: int, url: str, queue: asyncio.Queue[bytes]) -> None:
         pause_s = 0.05
         while True:
-            with contextlib.suppress(OSError, ssl.SSLError, TimeoutError, asyncio.IncompleteReadError, ValueError):
+            with contextlib.suppress(
+                OSError, ssl.SSLError, TimeoutError, asyncio.IncompleteReadError, ValueError
+            ):
                 async with asyncio.timeout(self._silence_s):
                     address = urlsplit(url)
                     reader, writer = await asyncio.open_connection(
@@ -132,11 +138,17 @@ class Peers:
                 queue.get_nowait()  # stale: Raft has newer ones to say
 
     async def _converse(
-        self, member: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, queue: asyncio.Queue[bytes]
+        self,
+        member: int,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        queue: asyncio.Queue[bytes],
     ) -> None:
         sock: Any = writer.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._silence_s * 1000))
-        _write_frame(writer, json.dumps({"from": self._self_id, "to": member, "url": self._self_url}).encode())
+        _write_frame(
+            writer, json.dumps({"from": self._self_id, "to": member, "url": self._self_url}).encode()
+        )
         complaint = asyncio.ensure_future(_read_frame(reader))
         try:
             while not complaint.done():
@@ -160,7 +172,7 @@ class Peers:
             sender = int(hello["from"])
             if hello["to"] != self._self_id:
                 return
-            if not self._senders:
+            if not self._urls:
                 self._callers[sender] = str(hello["url"])
                 self.know({})
             while True:

@@ -1,8 +1,8 @@
 """Which keys and certificates does a server have, and how are a node's signed?
 
 Runs as a child process (`python -m p2p_simulations.k3s.pki`, a JSON request per line on stdin, a JSON answer
-per line on stdout): a k3s that lives for weeks need not hold the 10 MB of the cryptography library for the second
-in which it makes certificates. Keys are EC P-256 as k3s's; existing files (a seeded CA) are kept.
+per line on stdout): a k3s that lives for weeks need not hold the 10 MB of the cryptography library for the
+second in which it makes certificates. Keys are EC P-256 as k3s's; existing files (a seeded CA) are kept.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ LEAVES: tuple[tuple[str, str, str, str, str], ...] = (
 
 
 IDLE_S = 5.0
-_child: subprocess.Popen[bytes] | None = None
+_children: list[subprocess.Popen[bytes]] = []
+"""The child that lives, if one does."""
 _lock = threading.Lock()
 
 
@@ -71,17 +72,18 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
 
 def _exchange(line: bytes) -> bytes:
     """The child's answer, or b"" if it ended."""
-    global _child
-    if _child is None or _child.poll() is not None:
+    if not _children or _children[0].poll() is not None:
         command = [sys.executable, "-m", "p2p_simulations.k3s.pki"]
-        _child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
-        threading.Thread(target=_child.wait, daemon=True).start()  # leaves no zombie when it ends
-    assert _child.stdin is not None
-    assert _child.stdout is not None
+        new = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
+        threading.Thread(target=new.wait, daemon=True).start()  # leaves no zombie when it ends
+        _children[:] = [new]
+    child = _children[0]
+    assert child.stdin is not None
+    assert child.stdout is not None
     try:
-        _child.stdin.write(line)
-        _child.stdin.flush()
-        return _child.stdout.readline()
+        child.stdin.write(line)
+        child.stdin.flush()
+        return child.stdout.readline()
     except BrokenPipeError:
         return b""
 

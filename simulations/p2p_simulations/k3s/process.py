@@ -3,7 +3,8 @@
 Faults for tests, by environment variables:
 
 - `K3S_SIMULATED_DELAY_READY_S=5`: a server takes that much longer to become ready.
-- `K3S_SIMULATED_CRASH_AT=point[,point]`: the process kills itself with SIGKILL there. `CRASH_POINTS` lists them.
+- `K3S_SIMULATED_CRASH_AT=point[,point]`: the process kills itself with SIGKILL there (`CRASH_POINTS`).
+- `K3S_SIMULATED_PROMOTION_TICK_S=15`: how often a leader looks for learners to promote.
 - `K3S_SIMULATED_ETC=/dir`: stands for `/etc/rancher`, where several hosts share one file system.
 """
 

@@ -14,227 +14,70 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from p2p_network.core.machine import Decision
+from p2p_simulations.k3s.raft_types import (
+    Accepted,
+    Append,
+    AppendAnswer,
+    Apply,
+    Config,
+    ConfigProposed,
+    Effect,
+    Entry,
+    Event,
+    Install,
+    Member,
+    Message,
+    Proposed,
+    ReadAsked,
+    ReadConfirmed,
+    Received,
+    Refused,
+    Restore,
+    Saved,
+    SaveEntries,
+    SaveSnapshot,
+    SaveVote,
+    Send,
+    Snapshot,
+    StateSaved,
+    Ticked,
+    VoteAsked,
+    VoteGiven,
+)
+
+__all__ = [
+    "Accepted",
+    "Append",
+    "AppendAnswer",
+    "Apply",
+    "Config",
+    "ConfigProposed",
+    "Effect",
+    "Entry",
+    "Event",
+    "Install",
+    "Member",
+    "Message",
+    "Proposed",
+    "Raft",
+    "ReadAsked",
+    "ReadConfirmed",
+    "Received",
+    "Refused",
+    "Restore",
+    "SaveEntries",
+    "SaveSnapshot",
+    "SaveVote",
+    "Saved",
+    "Send",
+    "Snapshot",
+    "StateSaved",
+    "Ticked",
+    "VoteAsked",
+    "VoteGiven",
+]
 
 MAX_ENTRIES_PER_APPEND = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One member of the cluster. `name` is empty until it has started once; a learner has no vote."""
-
-    id: int
-    name: str
-    peer_url: str
-    client_url: str
-    learner: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Who belongs to the cluster, and who once did (a removed id never comes back)."""
-
-    members: tuple[Member, ...] = ()
-    removed: tuple[int, ...] = ()
-
-    @property
-    def voters(self) -> frozenset[int]:
-        return frozenset(m.id for m in self.members if not m.learner)
-
-    @property
-    def ids(self) -> frozenset[int]:
-        return frozenset(m.id for m in self.members)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of the log: a command (`data`, opaque here), or a change of membership (`config`)."""
-
-    index: int
-    term: int
-    data: str = ""
-    config: Config | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The state machine after `index`, which makes all entries up to there dispensable."""
-
-    index: int = 0
-    term: int = 0
-    config: Config = Config()
-    data: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """What a member has on its disk."""
-
-    term: int = 0
-    voted_for: int | None = None
-    snapshot: Snapshot = Snapshot()
-    entries: tuple[Entry, ...] = ()
-
-
-# ---- messages between members
-
-
-@dataclass(frozen=True, slots=True)
-class VoteAsked:
-    term: int
-    last_index: int
-    last_term: int
-    pre: bool
-
-
-@dataclass(frozen=True, slots=True)
-class VoteGiven:
-    term: int
-    granted: bool
-    pre: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    term: int
-    prev_index: int
-    prev_term: int
-    entries: tuple[Entry, ...]
-    commit: int
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class AppendAnswer:
-    """`match`: the last index known to be equal if `ok`, else where to try next."""
-
-    term: int
-    ok: bool
-    match: int
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Install:
-    term: int
-    snapshot: Snapshot
-    round: int
-
-
-Message = VoteAsked | VoteGiven | Append | AppendAnswer | Install
-
-
-# ---- events
-
-
-@dataclass(frozen=True, slots=True)
-class Ticked:
-    """Time may have passed `wake_at()`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    sender: int
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Proposed:
-    """A command to be decided. `ask` names it in `Accepted` or `Refused`."""
-
-    ask: int
-    data: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigProposed:
-    ask: int
-    config: Config
-
-
-@dataclass(frozen=True, slots=True)
-class ReadAsked:
-    """Up to which index must be applied for a linearizable read? Answered by `ReadConfirmed`."""
-
-    ask: int
-
-
-@dataclass(frozen=True, slots=True)
-class StateSaved:
-    """The owner made `data` of the state machine as it was after `index`."""
-
-    index: int
-    data: str
-
-
-Event = Ticked | Received | Proposed | ConfigProposed | ReadAsked | StateSaved
-
-
-# ---- effects
-
-
-@dataclass(frozen=True, slots=True)
-class SaveVote:
-    term: int
-    voted_for: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class SaveEntries:
-    """Append these; whatever the log held from the first one's index on is void."""
-
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SaveSnapshot:
-    """Replace the log by the snapshot and the entries after it."""
-
-    snapshot: Snapshot
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    to: int
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Restore:
-    """The state machine becomes that of the snapshot."""
-
-    snapshot: Snapshot
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """`ask` was appended at `index` in `term`; decided if that very entry is applied."""
-
-    ask: int
-    index: int
-    term: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    ask: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReadConfirmed:
-    ask: int
-    index: int
-
-
-Effect = (
-    SaveVote | SaveEntries | SaveSnapshot | Send | Apply | Restore | Accepted | Refused | ReadConfirmed
-)
 
 NO_LEADER = "etcdserver: no leader"
 LEADER_CHANGED = "etcdserver: leader changed"
@@ -366,7 +209,8 @@ class Raft:
 
     def _save(self, entries: Iterable[Entry]) -> None:
         new = tuple(entries)
-        assert new and new[0].index > self.commit, "a decided entry is never replaced"
+        assert new, "there is something to append"
+        assert new[0].index > self.commit, "a decided entry is never replaced"
         del self.entries[new[0].index - self.snapshot.index - 1 :]
         self.entries.extend(new)
         self.config = self._config_in_log()
@@ -375,7 +219,7 @@ class Raft:
     def _advance_to(self, index: int) -> None:
         if index > self.commit:
             decided = tuple(e for e in self._from(self.commit + 1) if e.index <= index)
-            assert decided and decided[-1].index == index, "only entries held can be decided"
+            assert [e.index for e in decided[-1:]] == [index], "only entries held can be decided"
             self.commit = index
             self._out.append(Apply(decided))
 
@@ -435,7 +279,9 @@ class Raft:
             self.role = "leader"
             self.leader = self.self_id
             self._progress = {}
-            self._reason = f"leads term {self.term}, elected by a majority of {len(self.config.voters)} voters"
+            self._reason = (
+                f"leads term {self.term}, elected by a majority of {len(self.config.voters)} voters"
+            )
             self._append_own(now, Entry(self.last_index + 1, self.term))
 
     def _is_majority(self, members: set[int]) -> bool:
@@ -465,10 +311,13 @@ class Raft:
                 if term > self.term and not (pre and granted):
                     self._set_term(term, None)
                     self._follow(now, None, f"member {sender:x} is in the later term {term}")
-                elif granted and pre == (self.role == "precandidate") and term == self.term + pre:
-                    if self.role in ("precandidate", "candidate"):
-                        self._votes.add(sender)
-                        self._count_votes(now)
+                elif (
+                    granted
+                    and term == self.term + pre
+                    and self.role == ("precandidate" if pre else "candidate")
+                ):
+                    self._votes.add(sender)
+                    self._count_votes(now)
             case Append(term=term) | Install(term=term):
                 if term < self.term:
                     self._out.append(Send(sender, AppendAnswer(self.term, False, 0, message.round)))
@@ -639,4 +488,3 @@ class Raft:
 
     def _config_decided(self) -> bool:
         return all(e.config is None for e in self._from(self.commit + 1))
-

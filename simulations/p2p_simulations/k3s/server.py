@@ -1,7 +1,7 @@
 """In which order does a k3s server start, and when is it READY?
 
-As k3s: prepare (`bootstrap.py`), listen on 6443, start the embedded agent, start or join the datastore, and when
-the local member votes and the API answers: READY. Then the controllers: namespaces, silent nodes, endpoints.
+As k3s: prepare (`bootstrap.py`), listen on 6443, start the embedded agent, start or join the datastore, and
+when the local member votes and the API answers: READY. Then the controllers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,19 @@ import asyncio
 import os
 from typing import Any
 
-from p2p_simulations.k3s import VERSION, bootstrap, controllers, https, log, objects, process, raft, snapshots, timing
+from p2p_simulations.k3s import (
+    VERSION,
+    bootstrap,
+    controllers,
+    https,
+    log,
+    objects,
+    process,
+    raft,
+    snapshots,
+    timing,
+    tokens,
+)
 from p2p_simulations.k3s.access import Access
 from p2p_simulations.k3s.agent import Agent, check_labels
 from p2p_simulations.k3s.datastore import Datastore, Sqlite
@@ -111,7 +123,12 @@ class Server:
     async def _listen(self, agreed: dict[str, Any], is_etcd: bool) -> None:
         settings, tls = self._settings, self._where.tls
         port = settings.number("https-listen-port")
-        config = {**agreed, "HTTPSPort": port, "SupervisorPort": port, "ClusterInit": settings.on("cluster-init")}
+        config = {
+            **agreed,
+            "HTTPSPort": port,
+            "SupervisorPort": port,
+            "ClusterInit": settings.on("cluster-init"),
+        }
         self._supervisor = Supervisor(
             layout=self._where, node_name=self._machine.name, config=config, servers=self._servers
         )
@@ -121,7 +138,9 @@ class Server:
         bind = settings.text("bind-address")
         try:
             self._listeners.append(
-                await https.serve(self._supervisor.handle, [bind, "127.0.0.1"] if bind else None, port, context)
+                await https.serve(
+                    self._supervisor.handle, [bind, "127.0.0.1"] if bind else None, port, context
+                )
             )
             if is_etcd:
                 self._listeners.append(await https.serve(self._etcd_health, ["127.0.0.1"], 2381, None))
@@ -147,8 +166,6 @@ class Server:
 
     async def _start_agent(self, is_etcd: bool) -> None:
         accounts_token = (self._where.tls / "server-ca.crt").read_bytes()
-        from p2p_simulations.k3s import tokens
-
         password = tokens.read_passwd(self._where.passwd.read_text())["node"].password
         self._agent = Agent(
             settings=self._settings,
@@ -168,12 +185,13 @@ class Server:
 
     async def _run_etcd(self, access: Access | None) -> None:
         settings, where = self._settings, self._where
-        heartbeat_ms = int(settings.extra("etcd-arg", "heartbeat-interval") or timing.HEARTBEAT_MS)
-        election_ms = int(settings.extra("etcd-arg", "election-timeout") or timing.ELECTION_MS)
+        heartbeat_ms = timing.milliseconds(settings, "heartbeat-interval", timing.HEARTBEAT_MS)
+        election_ms = timing.milliseconds(settings, "election-timeout", timing.ELECTION_MS)
         if heartbeat_ms * 5 > election_ms:
             raise K3sError(
-                f"starting kubernetes: failed to start cluster: start managed database: --election-timeout[{election_ms}ms] "
-                f"should be at least as 5 times as --heartbeat-interval[{heartbeat_ms}ms]"
+                "starting kubernetes: failed to start cluster: start managed database: "
+                f"--election-timeout[{election_ms}ms] should be at least as 5 times as "
+                f"--heartbeat-interval[{heartbeat_ms}ms]"
             )
         name = bootstrap.member_name(where, self._machine)
         address = self._machine.addresses[0]
@@ -236,7 +254,9 @@ class Server:
         supervisor.api = api
         if self._etcd:
             folder = snapshots.folder(settings, self._where)
-            supervisor.snapshot = lambda order: snapshots.carry_out(order, folder, store.state, self._machine.name)
+            supervisor.snapshot = lambda order: snapshots.carry_out(
+                order, folder, store.state, self._machine.name
+            )
             log.info("ETCD server is now running")
         log.info("Kube API server is now running")
         loop = asyncio.get_running_loop()
@@ -250,9 +270,7 @@ class Server:
         process.crash_point("after-ready")
 
     async def _seed(self, store: Datastore) -> None:
-        """What a new cluster has: its namespaces (and so the stable uid of kube-system), and its token's key."""
-        from p2p_simulations.k3s import tokens
-
+        """What a new cluster has: its namespaces (so the stable uid of kube-system), and its token's key."""
         while True:
             try:
                 await controllers.ensure_namespaces(store)

@@ -78,14 +78,16 @@ def cluster_reset(settings: Settings, where: Layout, own: Machine) -> None:
     """Carry out `--cluster-reset`; the process ends afterwards. Raises K3sError with k3s's text."""
     if settings.text("server"):
         raise K3sError(
-            "cannot perform cluster-reset while server URL is set - remove server from configuration before resetting"
+            "cannot perform cluster-reset while server URL is set - "
+            "remove server from configuration before resetting"
         )
     restore_path = settings.text("cluster-reset-restore-path")
     if where.reset_flag.exists() and not restore_path:
         raise K3sError(
-            "starting kubernetes: failed to start cluster: start managed database: Managed etcd cluster membership was "
-            "previously reset, please remove the cluster-reset flag and start k3s normally. If you need to perform "
-            f"another cluster reset, you must first manually delete the file at {where.reset_flag}"
+            "starting kubernetes: failed to start cluster: start managed database: Managed etcd cluster "
+            "membership was previously reset, please remove the cluster-reset flag and start k3s normally. "
+            "If you need to perform another cluster reset, you must first manually delete the file at "
+            f"{where.reset_flag}"
         )
     saved = Wal.open(where.wal).saved if where.is_etcd() else raft.Saved()
     state = State.load(saved.snapshot.data)
@@ -109,7 +111,11 @@ def cluster_reset(settings: Settings, where: Layout, own: Machine) -> None:
     others = [e.config for e in reversed(saved.entries) if e.config is not None]
     before = others[0] if others else saved.snapshot.config
     member = raft.Member(
-        (index + int(time.time())) % (1 << 47) + 1, name, f"https://{host}:2380", f"https://{host}:2379", False
+        (index + int(time.time())) % (1 << 47) + 1,
+        name,
+        f"https://{host}:2380",
+        f"https://{host}:2379",
+        False,
     )
     config = raft.Config((member,), tuple({*before.removed, *before.ids} - {member.id}))
     snapshot = raft.Snapshot(index, saved.term, config, state.dump())

@@ -23,7 +23,7 @@ KEPT_EVENTS = 512
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`verdict`: ok, conflict (another version is stored), exists, missing. `object`: what is or was stored."""
+    """`verdict`: ok, conflict (another version is stored), exists, missing. `object`: what is stored."""
 
     verdict: str
     object: Object | None = None

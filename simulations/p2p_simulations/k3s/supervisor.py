@@ -84,7 +84,10 @@ class Supervisor:
             case "/v1-k3s/server-bootstrap":
                 self._require(request, SERVER)
                 if not self.is_etcd:
-                    log.warning(f"Received HTTP bootstrap request from {request.remote}, but embedded etcd is not enabled.")
+                    log.warning(
+                        f"Received HTTP bootstrap request from {request.remote}, "
+                        "but embedded etcd is not enabled."
+                    )
                     raise HttpError(400, "etcd disabled")
                 log.info(f"Serving HTTP bootstrap from datastore for {request.remote}")
                 return json_response(200, self._bootstrap())
@@ -132,7 +135,8 @@ class Supervisor:
             account = self._accounts.get(user)
             if account is None or not hmac.compare_digest(account.password.encode(), password.encode()):
                 log.error(
-                    f"Failed to authenticate request from {request.remote}: invalid username/password combination"
+                    f"Failed to authenticate request from {request.remote}: "
+                    "invalid username/password combination"
                 )
                 raise HttpError(401, "not authorized")
             return (account.group,)
@@ -219,9 +223,7 @@ class Supervisor:
             if stored is not None:
                 salt, _, digest = base64.b64decode(stored["data"]["hash"]).decode().partition(":")
                 if not hmac.compare_digest(digest, _digest(salt, password)):
-                    raise HttpError(
-                        403, f"unable to verify password for node {name}: hash does not match"
-                    )
+                    raise HttpError(403, f"unable to verify password for node {name}: hash does not match")
                 return
             salt = os.urandom(8).hex()
             value = base64.b64encode(f"{salt}:{_digest(salt, password)}".encode()).decode()

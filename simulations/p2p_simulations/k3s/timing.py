@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 
+from p2p_simulations.k3s.errors import K3sError
+from p2p_simulations.k3s.flags import Settings
+
 HEARTBEAT_MS = 300  # k3s: 500
 ELECTION_MS = 1500  # k3s: 5000
 TEST_ETCD_S = 0.25  # k3s: 5
@@ -28,16 +31,26 @@ def promotion_tick_s() -> float:
 
 
 def seconds(text: str) -> float:
-    """A Go duration such as "40s", "1m30s", "500ms". Raises ValueError."""
+    """A Go duration such as "40s", "1m30s", "500ms". Raises K3sError."""
     units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
     total, rest = 0.0, text.strip()
     if not rest:
-        raise ValueError("empty duration")
+        raise K3sError('invalid duration ""')
     while rest:
         digits = len(rest) - len(rest.lstrip("0123456789."))
         unit = next((u for u in units if rest[digits:].startswith(u)), None)
         if not digits or unit is None:
-            raise ValueError(f'invalid duration "{text}"')
+            raise K3sError(f'invalid duration "{text}"')
         total += float(rest[:digits]) * units[unit]
         rest = rest[digits + len(unit) :]
     return total
+
+
+def milliseconds(settings: Settings, name: str, default: int) -> int:
+    """The `etcd-arg` of this name. Raises K3sError."""
+    text = settings.component("etcd-arg", name)
+    if text is None:
+        return default
+    if not text.isdigit() or int(text) == 0:
+        raise K3sError(f'starting kubernetes: invalid argument "{text}" for "--{name}" flag')
+    return int(text)

@@ -114,8 +114,7 @@ def read_passwd(text: str) -> dict[str, Account]:
             continue
         if len(row) < 2:
             raise K3sError(
-                "password file 'passwd' must have at least 2 columns (password, name), "
-                f"found {len(row)}"
+                f"password file 'passwd' must have at least 2 columns (password, name), found {len(row)}"
             )
         accounts[row[1]] = Account(row[0], row[3] if len(row) > 3 else "")
     return accounts
