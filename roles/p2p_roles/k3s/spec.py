@@ -187,7 +187,7 @@ def build(
     config: dict[str, object] = {}
     if role == "agent":
         assert join_ip, "an agent joins a server"
-        config["server"] = apiapi_url(join_ip)
+        config["server"] = api_url(join_ip)
         config["token"] = agent_token
     else:
         _server_config(config, kind, datastore, join_ip, options.external_db)
@@ -241,7 +241,7 @@ def _server_config(
             if kind == "server-init":
                 config["cluster-init"] = True
             elif join_ip:
-                config["server"] = apiapi_url(join_ip)
+                config["server"] = api_url(join_ip)
             assert kind != "server-join" or join_ip, "a further server joins another one"
 
 
@@ -296,7 +296,7 @@ def _refused(what: str, why: str) -> RoleError:
     return RoleError(f"{what} cannot be set by hand: {why}", hint="remove it from the cloud-config")
 
 
-def apiapi_url(ip: str) -> str:
+def api_url(ip: str) -> str:
     """Where a server's API answers."""
     return f"https://[{ip}]:{API_PORT}" if ":" in ip else f"https://{ip}:{API_PORT}"
 
