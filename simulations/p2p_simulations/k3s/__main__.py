@@ -96,6 +96,7 @@ def _stopped() -> asyncio.Event:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.set_exception_handler(process.die_of_broken_invariant)
     return stop
 
 

@@ -17,6 +17,7 @@ import signal
 import socket
 import traceback
 from pathlib import Path
+from typing import Any
 
 CRASH_POINTS = {
     "start": "before anything was read or written",
@@ -60,6 +61,13 @@ def die_of_bug(task: asyncio.Task[None]) -> None:
     """Done callback of a task that may only be cancelled: end the process with what went wrong."""
     if not task.cancelled() and (bug := task.exception()) is not None:
         traceback.print_exception(bug)
+        os._exit(2)
+
+
+def die_of_broken_invariant(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Exception handler of the loop: a member that contradicts itself must not go on."""
+    loop.default_exception_handler(context)
+    if isinstance(context.get("exception"), AssertionError):
         os._exit(2)
 
 
