@@ -228,9 +228,11 @@ class DataPlane:
         process = await trio.to_thread.run_sync(_spawn, self._path, log_path)
         end = trio.current_time() + _START_S
         while trio.current_time() < end:
-            # A rival that got the lock first is as good: then ours ends, and the rival answers soon.
             welcome = await self._hello()
             if welcome is not None:
+                # A rival that got the lock first is as good. Ours must not come up later, when that one ended.
+                if welcome.pid != process.pid:
+                    process.terminate()
                 return welcome
             if process.poll() not in (None, ALREADY_RUNNING):
                 break

@@ -20,6 +20,7 @@ from p2p_network.dataplane.loop import READ, WRITE, Loop
 from p2p_network.dataplane.messages import FRAME_HEAD_BYTES, MAX_FRAME_BYTES, Reply, Request
 
 MAX_CALLERS: Final = 8
+_BACKLOG: Final = 64
 _CHUNK_BYTES: Final = 1 << 16
 _PEERCRED = struct.Struct("3i")
 
@@ -43,7 +44,7 @@ class ControlServer:
             self._listener.bind(path)
         finally:
             os.umask(before)
-        self._listener.listen(MAX_CALLERS)
+        self._listener.listen(_BACKLOG)
         loop.watch(self._listener.fileno(), READ, self._accept)
 
     def _accept(self, _events: int) -> None:
