@@ -230,7 +230,7 @@ class DataPlane:
         while trio.current_time() < end:
             welcome = await self._hello()
             if welcome is not None:
-                # A rival that got the lock first is as good. Ours must not come up later, when that one ended.
+                # A rival that got the lock first is as good; ours must not come up when that one ends.
                 if welcome.pid != process.pid:
                     process.terminate()
                 return welcome
