@@ -7,11 +7,14 @@ value (`genesis/...`), and is this author the authority of that cluster (`assign
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from p2p_network.ledger.entry import Entry
 from p2p_network.ledger.policy import Policy
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.messages import GENESIS, OUTCOME
+
+MAX_MISSING_EPOCHS: Final = 64
 
 
 def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None]) -> Policy:
@@ -31,12 +34,24 @@ def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None]) -> Policy:
 
 
 def authorities(scope: str, get: Callable[[str], Entry | None]) -> frozenset[str]:
-    """The initiators of READY epochs of a scope: at most one but for contradictions."""
+    """The initiators of READY epochs of a scope: at most one but for contradictions.
+
+    Epochs that are over may be missing: a ledger that was lost gets back what its node's votes rest on,
+    which is the last two epochs, before it gets the rest from peers.
+    """
     found = set()
-    epoch = 1
-    while (entry := get(f"genesis/{scope}/{epoch}/{GENESIS}")) is not None and entry.value is not None:
+    epoch, missing = 1, 0
+    while missing <= MAX_MISSING_EPOCHS:
+        entry = get(f"genesis/{scope}/{epoch}/{GENESIS}")
         outcome = get(f"genesis/{scope}/{epoch}/{OUTCOME}")
-        if outcome and outcome.value and certificates.is_ready(certificates.decode(outcome.value)):
+        missing = 0 if entry or outcome else missing + 1
+        if (
+            entry
+            and entry.value
+            and outcome
+            and outcome.value
+            and certificates.is_ready(certificates.decode(outcome.value))
+        ):
             found.add(certificates.genesis_of(certificates.decode(entry.value)).initiator)
         epoch += 1
     return frozenset(found)

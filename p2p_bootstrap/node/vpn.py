@@ -109,6 +109,7 @@ class Vpn:
         self._capability: Configured | None = None
         self._links: dict[PeerId, _Link] = {}
         self._held: tuple[str, str] | None = None
+        self._held_since = float("inf")
         self._nursery: trio.Nursery | None = None
         self._addressing = Runner(
             "vpn.address",
@@ -143,10 +144,12 @@ class Vpn:
     def is_settled(self) -> bool:
         """Whether the address is up and its claim has stood long enough to be built upon."""
         claim = self._replication.claims().get(self._self_id)
+        # by our own clock too: a claim made while the wall clock was ahead would have to wait until then
+        held_ms = (trio.current_time() - self._held_since) * 1000
         return (
             self.status.state == "up"
             and claim is not None
-            and self._mesh_ms() - claim.claimed_ms >= CLAIM_STANDS_MS
+            and max(held_ms, self._mesh_ms() - claim.claimed_ms) >= CLAIM_STANDS_MS
         )
 
     # ------------------------------------------------------------ running
@@ -193,7 +196,7 @@ class Vpn:
             case addressing.WriteClaim(claim):
                 await self._replication.write(f"address/{self._self_id}", wire.encode(claim))
             case addressing.Assign(ipv4, ipv6):
-                self._held = (ipv4, ipv6)
+                self._held, self._held_since = (ipv4, ipv6), trio.current_time()
                 self.status.ipv4, self.status.ipv6 = ipv4, ipv6
                 self._capability = None  # configure anew
                 self._changed.raise_()

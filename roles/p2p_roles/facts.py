@@ -20,7 +20,17 @@ from p2p_roles.events import Alarm, Effect, K3sChanged, Persist, PublishCertific
 from p2p_roles.genesis import acceptor, voting
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.acceptor import Reply
-from p2p_roles.genesis.messages import GENESIS, OUTCOME, Abort, Certificate, Genesis, Value, covered, quorum
+from p2p_roles.genesis.messages import (
+    GENESIS,
+    OUTCOME,
+    Abort,
+    Certificate,
+    Genesis,
+    Instance,
+    Value,
+    covered,
+    quorum,
+)
 from p2p_roles.genesis.proposer import Ask
 from p2p_roles.rules import Rules
 from p2p_roles.transitions import State
@@ -51,6 +61,7 @@ class Facts:
         self.out: list[Effect] = []
         self.next_wake: float | None = None
         self._alarmed: set[str] = set()
+        self._published: set[Instance] = set()
         # observed
         self.view = View(self_id, scope, (), 0.0)
         self.electorate: frozenset[object] = frozenset()
@@ -131,9 +142,8 @@ class Facts:
                     self.persist()
                 case Reply() | Ask():
                     self.out.append(effect)
-                case voting.Learnt(learnt):
-                    key = certificates.key_of(learnt)
-                    self.out.append(PublishCertificate(key, certificates.encode(learnt)))
+                case voting.Learnt():
+                    pass  # published below, with those that came as grounds of a request
                 case acceptor.Conflict(known, _):
                     self.alarm(
                         f"two quorums decided {known.instance} of cluster {self.scope} differently: "
@@ -142,12 +152,26 @@ class Facts:
                         "every node, then let the nodes of one of the clusters leave and join again",
                     )
 
+        self._publish_certificates()
+
+    def _publish_certificates(self) -> None:
+        """Have every certificate that is durable here in the ledger too, once per run of the process.
+
+        A power cut may have come in between, or the ledger may have been lost since. What is there
+        already is not written again.
+        """
+        for known in self.voting.acceptor.state.certificates:
+            if known.instance not in self._published:
+                self._published.add(known.instance)
+                self.out.append(PublishCertificate(certificates.key_of(known), certificates.encode(known)))
+
     def learn(self, now: float, raw: bytes) -> None:
         """Take note of a certificate from the ledger or the disk; it is verified."""
         try:
             learnt = certificates.decode(raw)
         except ValueError:
             return  # the ledger's policy refuses such entries; an old file may hold one
+        self._published.add(learnt.instance)
         self.emit_votes(self.voting.learn(now, learnt))
 
     def propose(self, now: float, decree: int, value: Value) -> None:
