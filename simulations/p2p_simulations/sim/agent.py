@@ -27,7 +27,7 @@ class SimAgent:
     def __init__(self, machine: SimMachine, life: int) -> None:
         self.machine, self.life = machine, life
         self.peer = machine.peer
-        self.tasks = Tasks(machine.world.engine, machine.resume_at)
+        self.tasks = Tasks(machine.world.engine, machine.resume_at, machine.touched)
         world = machine.world
         self.host = SimHost(
             machine, self.tasks, life, lambda: [m for m in world.machines.values() if m is not machine]

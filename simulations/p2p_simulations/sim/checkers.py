@@ -56,13 +56,9 @@ class Checkers:
         self._messages: dict[str, int] = {}
         self._window_began = 0.0
         self.most_messages_per_s = 0.0
-        self.authors_expected = True
 
     def _fail(self, what: str) -> None:
         raise Violation(what)
-
-    def _name(self, machine: SimMachine) -> str:
-        return machine.name
 
     # ------------------------------------------------------------ votes
 
@@ -231,14 +227,19 @@ class Checkers:
     def address_settled(self, machine: SimMachine, ipv4: str) -> None:
         """k3s may be built on this address now."""
         before = self._settled.setdefault(machine.peer, ipv4)
-        if before != ipv4:
+        if before != ipv4 and machine.name not in self._world.lost_ledger:
             self._fail(f"{machine.name} settled on {before}, and after a restart on {ipv4}")
 
     def address_assigned(self, machine: SimMachine, ipv4: str) -> None:
         """An address goes on the device."""
         before = self._settled.get(machine.peer, ipv4)
-        if before != ipv4:
-            self._fail(f"{machine.name} had settled on {before} and takes {ipv4}")
+        if before == ipv4:
+            return
+        if machine.name not in self._world.lost_ledger:
+            self._fail(f"{machine.name} had settled on {before} and takes {ipv4}, though nobody claims that")
+        # with its ledger it lost the claim, or how old it was
+        del self._settled[machine.peer]
+        self._world.readdressed.add(machine.name)
 
     def address_withdrawn(self, machine: SimMachine, ipv4: str) -> None:
         """An address is given up: only for an older claim."""
@@ -282,9 +283,9 @@ class Checkers:
 
     # ------------------------------------------------------------ after every event
 
-    def look(self) -> None:
-        """What holds of every node whenever it has done what it decided."""
-        for machine in self._world.machines.values():
+    def look(self, machines: Iterable[SimMachine]) -> None:
+        """What holds of every node whenever it has done what it decided. `machines`: those to look at."""
+        for machine in machines:
             agent = machine.agent
             if agent is None or not agent.cluster.is_idle:
                 continue

@@ -57,6 +57,7 @@ def happen(world: World, fault: Fault) -> None:
             machine = world.machines[node]
             power_cut(world, machine, down_s)
             machine.disk.lose(STORED)
+            world.lost_ledger.add(node)
         case Reimage(node, down_s):
             _reimage(world, world.machines[node], down_s)
         case BreakK3s(node, for_s):

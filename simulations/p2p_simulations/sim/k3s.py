@@ -85,7 +85,7 @@ class K3sProcess:
         """Start it, or leave a running one alone."""
         if self._tasks is not None:
             return
-        self._tasks = Tasks(self._world.engine, self._machine.resume_at)
+        self._tasks = Tasks(self._world.engine, self._machine.resume_at, self._machine.touched)
         self._tasks.start(self._live())
 
     def stop(self) -> None:
@@ -134,6 +134,10 @@ class K3sProcess:
         drop_in: DropIn | None = disk.read(DROP_IN)
         data: Data | None = disk.read(DATA)
         assert drop_in is not None, "k3s is started with a drop-in"
+        if data is not None and not data.ipv4:  # left here by a former owner of the machine
+            data = Data(data.role, data.ca_hash, machine.tun_ipv4)
+            self._world.etcds[data.ca_hash].members[machine.peer] = machine.tun_ipv4
+            await machine.fsync(tasks, disk.write({DATA: data}))
         if data is not None:  # whatever the flags say
             self._world.checkers.k3s_started(machine, drop_in, data)
             if data.role == "server" and data.ipv4 != machine.tun_ipv4:

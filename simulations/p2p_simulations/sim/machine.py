@@ -136,6 +136,10 @@ class SimMachine:
         self.generation += 1
         self.identity = self._make_identity()
 
+    def touched(self) -> None:
+        """Something goes on here: the checkers will look."""
+        self.world.touched[self.name] = self
+
     def k3s_changed(self) -> None:
         """k3s does something else now: the agent, if there is one, looks."""
         if self.agent is not None:

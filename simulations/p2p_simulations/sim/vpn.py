@@ -27,6 +27,7 @@ class SimVpn:
         self._changed = changed
         self.is_up = False
         self.ipv4 = ""
+        self._held_since = float("inf")
         self._machine_core = addressing.Addressing(
             agent.peer, self._world.mesh_id, network=network, started_at=self._machine.monotonic()
         )
@@ -43,8 +44,11 @@ class SimVpn:
     def is_settled(self) -> bool:
         """Whether the address is up and its claim has stood long enough to be built upon."""
         claim = self._agent.replication.claims().get(self._agent.peer)
+        held_ms = (self._machine.monotonic() - self._held_since) * 1000
         return (
-            self.is_up and claim is not None and self._mesh_ms() - claim.claimed_ms >= CLAIM_STANDS_MS
+            self.is_up
+            and claim is not None
+            and max(held_ms, self._mesh_ms() - claim.claimed_ms) >= CLAIM_STANDS_MS
         )
 
     def run(self) -> None:
@@ -76,7 +80,7 @@ class SimVpn:
                 await self._agent.replication.write(f"address/{self._agent.peer}", wire.encode(claim))
             case addressing.Assign(ipv4, _):
                 self._world.checkers.address_assigned(self._machine, ipv4)
-                self.ipv4 = ipv4
+                self.ipv4, self._held_since = ipv4, self._machine.monotonic()
                 self._tasks.start(self._bring_up(ipv4))
             case addressing.Withdraw(ipv4):
                 self.is_up, self.ipv4 = False, ""

@@ -22,6 +22,7 @@ class Disk:
         self._durable: dict[str, Any] = {}
         self._current: dict[str, Any] = {}
         self._unsynced: dict[int, dict[str, Any]] = {}
+        self._version: dict[str, int] = {}  # name -> ticket of the durable value
         self._tickets = 0
 
     def write(self, values: Values) -> int:
@@ -33,7 +34,7 @@ class Disk:
 
     def sync(self, ticket: int) -> None:
         """This write survives a crash (no effect if a crash came first)."""
-        _apply(self._durable, self._unsynced.pop(ticket, {}))
+        self._settle(ticket, self._unsynced.pop(ticket, {}))
 
     def read(self, name: str) -> Any:
         """The current value, as a running program sees it; None if there is none."""
@@ -45,11 +46,17 @@ class Disk:
 
     def crash(self) -> None:
         """Lose power: each unsynced write, alone, reached the disk or did not."""
-        for values in self._unsynced.values():
+        for ticket, values in self._unsynced.items():
             if self._chance.random() < 0.5:
-                _apply(self._durable, values)
+                self._settle(ticket, values)
         self._unsynced.clear()
         self._current = dict(self._durable)
+
+    def _settle(self, ticket: int, values: Values) -> None:
+        """Make durable what no later write of the same name has replaced already."""
+        newer = {name: value for name, value in values.items() if self._version.get(name, 0) < ticket}
+        self._version.update(dict.fromkeys(newer, ticket))
+        _apply(self._durable, newer)
 
     def lose(self, prefix: str = "") -> None:
         """Everything under `prefix` is gone: with "", a new, empty disk."""

@@ -11,28 +11,19 @@ import hashlib
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
-
-
-@dataclass(order=True, slots=True)
-class _Planned:
-    at: float
-    sequence: int
-    action: Callable[[], None] = field(compare=False)
-    cancelled: bool = field(default=False, compare=False)
 
 
 class Timer:
     """A planned action that can still be called off."""
 
-    __slots__ = ("_planned",)
+    __slots__ = ("action",)
 
-    def __init__(self, planned: _Planned) -> None:
-        self._planned = planned
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
 
     def cancel(self) -> None:
         """Do not do it; no effect if it has happened already."""
-        self._planned.cancelled = True
+        self.action = None
 
 
 class Engine:
@@ -46,15 +37,15 @@ class Engine:
         self.events = 0
         self._keep_trace = keep_trace
         self._hash = hashlib.blake2b(digest_size=16)
-        self._heap: list[_Planned] = []
+        self._heap: list[tuple[float, int, Timer]] = []
         self._sequence = 0
 
     def at(self, when: float, action: Callable[[], None]) -> Timer:
         """Plan `action` for virtual second `when` (at once if that is past)."""
         self._sequence += 1
-        planned = _Planned(max(when, self.now), self._sequence, action)
-        heapq.heappush(self._heap, planned)
-        return Timer(planned)
+        timer = Timer(action)
+        heapq.heappush(self._heap, (max(when, self.now), self._sequence, timer))
+        return timer
 
     def after(self, delay_s: float, action: Callable[[], None]) -> Timer:
         """Plan `action` for `delay_s` virtual seconds from now."""
@@ -88,13 +79,14 @@ class Engine:
         Returns:
             whether `stop` said so (False: time was up).
         """
-        while self._heap and self._heap[0].at <= until_s:
-            planned = heapq.heappop(self._heap)
-            if planned.cancelled:
+        while self._heap and self._heap[0][0] <= until_s:
+            at, _, timer = heapq.heappop(self._heap)
+            action, timer.action = timer.action, None
+            if action is None:
                 continue
-            self.now = planned.at
+            self.now = at
             self.events += 1
-            planned.action()
+            action()
             if after_each is not None:
                 after_each()
             if stop is not None and stop():

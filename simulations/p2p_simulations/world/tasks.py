@@ -55,12 +55,15 @@ class Tasks:
     Args:
         resume_at: the earliest moment at which anything here may go on: later than now while the machine
             is frozen.
+        touched: called with every step of an activity.
     """
 
-    def __init__(self, engine: Engine, resume_at: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, resume_at: Callable[[], float], touched: Callable[[], None]
+    ) -> None:
         self.engine = engine
         self.alive = True
-        self._resume_at = resume_at
+        self._resume_at, self._touched = resume_at, touched
         self._running: dict[int, Coroutine[Any, Any, Any]] = {}
         self._number = 0
 
@@ -76,9 +79,7 @@ class Tasks:
 
     def call(self, action: Callable[[], None], delay_s: float = 0.0) -> Timer:
         """Do `action` after `delay_s` virtual seconds, unless this life is over by then."""
-        moment = self.engine.now + delay_s
-        if self._resume_at is not None:
-            moment = max(moment, self._resume_at())
+        moment = max(self.engine.now + delay_s, self._resume_at())
         return self.engine.at(moment, lambda: action() if self.alive else None)
 
     async def sleep(self, seconds: float) -> None:
@@ -101,6 +102,7 @@ class Tasks:
         job = self._running.get(number)
         if job is None:
             return
+        self._touched()
         try:
             future = cast("Future[Any]", job.send(None))
         except StopIteration:

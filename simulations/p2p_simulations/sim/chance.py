@@ -1,0 +1,221 @@
+"""Which world does a seed stand for?
+
+`random_plan(seed)`: three to seven nodes with random rules, a random mix of the kinds of fault ("swarm
+testing": each world has some kinds and lacks others, so that rare combinations meet), a random timeline.
+The plan keeps to what the protocol promises: never more identities than N covers, and most nodes with
+clocks that are wrong by minutes at most.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from typing import Final
+
+from p2p_network.addressing import DEFAULT_NETWORK
+from p2p_network.records import Wish
+from p2p_roles.genesis.messages import covered
+from p2p_simulations.sim.plan import (
+    BreakK3s,
+    ChangeWeather,
+    Fault,
+    Flap,
+    Forge,
+    Freeze,
+    JumpClock,
+    K3sPlan,
+    KillAgent,
+    LoseLedger,
+    NodePlan,
+    OneWay,
+    Partition,
+    Plan,
+    PowerCut,
+    Reimage,
+    Trigger,
+)
+from p2p_simulations.world.net import Weather
+
+SMALL_NETWORK: Final = IPv4Network("10.144.0.0/28")
+_STATES: Final = ("ELECT", "INIT", "WAIT", "JOIN", "MEMBER", "FENCED")
+
+
+def random_plan(seed: int) -> Plan:
+    """The plan of a seed: the same on every machine."""
+    return _Dice(seed).plan()
+
+
+class _Dice:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.chance = random.Random(f"plan {seed}")
+        self.names: tuple[str, ...] = ()
+
+    def plan(self) -> Plan:
+        chance = self.chance
+        count = chance.choice((3, 3, 4, 5, 5, 6, 7))
+        self.names = tuple(f"n{number}" for number in range(1, count + 1))
+        minimum = chance.choice([n for n in range(1, count + 1) if covered(n) >= count])
+        per_region = count >= 6 and chance.random() < 0.2
+        nodes = self._nodes(per_region)
+        if per_region:  # three or four nodes each; N = 3 covers three, so all declare the smaller number
+            sizes = [sum(node.region == region for node in nodes) for region in ("r1", "r2")]
+            per_region = covered(min(sizes)) >= max(sizes)
+            minimum = min(sizes) if per_region else minimum
+        heal_at_s = chance.choice((30.0, 60.0, 120.0, 240.0, 400.0))
+        lossy = self._has(0.4)
+        return Plan(
+            name="chance",
+            nodes=nodes,
+            servers=chance.choice((1, 3, 3, 3, 2)),
+            minimum_nodes=minimum,
+            per_region=per_region,
+            network=SMALL_NETWORK if self._has(0.1) else DEFAULT_NETWORK,
+            weather=self._weather() if lossy else Weather(),
+            k3s=K3sPlan(
+                start_s=chance.choice(((1.0, 4.0), (3.0, 15.0), (10.0, 60.0), (30.0, 110.0))),
+                failure=chance.choice((0.0, 0.0, 0.1, 0.4)),
+            ),
+            faults=self._timeline(heal_at_s, covered(minimum) > count and not per_region),
+            triggers=self._triggers(),
+            chaos=chance.choice((0.0, 0.0, 0.005, 0.02, 0.06)),
+            max_chaos=chance.choice((3, 10, 20)),
+            heal_at_s=heal_at_s,
+        )
+
+    def _has(self, probability: float) -> bool:
+        return self.chance.random() < probability
+
+    def _nodes(self, per_region: bool) -> tuple[NodePlan, ...]:
+        chance = self.chance
+        regions = 2 if per_region else chance.choice((1, 2, 3))
+        forced = self._has(0.25)
+        clocks = self._has(0.3)
+        broken = self._has(0.15)
+        stale = self._has(0.08) and not forced
+        late = self._has(0.3)
+        slow = self._has(0.2)
+        nodes = []
+        for index, name in enumerate(self.names):
+            wish: Wish = "auto"
+            if forced and index >= 2 * regions:  # so that somebody may be a server everywhere
+                wish = chance.choice(("auto", "server", "agent"))
+            nodes.append(
+                NodePlan(
+                    name=name,
+                    region=f"r{index % regions + 1}",
+                    zone=chance.choice(("", "a", "b")),
+                    wish=wish,
+                    clock_offset_s=chance.uniform(-280, 280) if clocks else 0.0,
+                    slowness=chance.choice((1.0, 10.0, 60.0)) if slow else 1.0,
+                    k3s_broken=broken and self._has(0.4),
+                    stale_k3s=stale and index == 0,
+                    boots_at_s=chance.uniform(0, 60) if late else chance.uniform(0, 2),
+                )
+            )
+        return tuple(nodes)
+
+    def _weather(self) -> Weather:
+        chance = self.chance
+        return Weather(
+            base_delay_s=chance.choice((0.001, 0.01)),
+            region_delay_s=chance.choice((0.02, 0.1, 0.3)),
+            tail_delay_s=chance.choice((0.002, 0.02, 0.2)),
+            loss=chance.choice((0.0, 0.01, 0.05, 0.2, 0.4)),
+            duplication=chance.choice((0.0, 0.02, 0.2)),
+        )
+
+    # ------------------------------------------------------------ faults
+
+    def _timeline(self, heal_at_s: float, spare: bool) -> tuple[tuple[float, Fault], ...]:
+        chance = self.chance
+        kinds: list[Callable[[], Fault]] = [
+            kind
+            for kind in (
+                self._power_cut,
+                self._kill_agent,
+                self._partition,
+                self._one_way,
+                self._flap,
+                self._change_weather,
+                self._jump_clock,
+                self._freeze,
+                self._lose_ledger,
+                self._break_k3s,
+                self._forge,
+            )
+            if self._has(0.35)
+        ]
+        faults: list[tuple[float, Fault]] = []
+        if kinds:
+            for _ in range(chance.choice((1, 3, 6, 12, 20))):
+                # most of what matters happens in the first minute
+                at_s = min(heal_at_s, chance.choice((chance.uniform(0, 40), chance.uniform(0, heal_at_s))))
+                faults.append((at_s, chance.choice(kinds)()))
+        if spare and self._has(0.3):
+            faults.append((chance.uniform(0, heal_at_s), Reimage(self._one(), chance.uniform(1, 30))))
+        return tuple(sorted(faults, key=lambda planned: planned[0]))
+
+    def _triggers(self) -> tuple[Trigger, ...]:
+        chance = self.chance
+        if not self._has(0.5):
+            return ()
+        found = []
+        for _ in range(chance.choice((1, 2, 4))):
+            fault = chance.choice(
+                (
+                    PowerCut((), self._down_s()),
+                    KillAgent((), self._down_s()),
+                    Partition((), chance.uniform(2, 60)),
+                    PowerCut(self.names, chance.uniform(0.5, 5)),
+                    self._partition(),
+                )
+            )
+            found.append(Trigger(chance.choice(_STATES), chance.choice((0.0, chance.uniform(0, 30))), fault))
+        return tuple(found)
+
+    def _one(self) -> str:
+        return self.chance.choice(self.names)
+
+    def _some(self) -> tuple[str, ...]:
+        return tuple(sorted(self.chance.sample(self.names, self.chance.randint(1, len(self.names)))))
+
+    def _down_s(self) -> float | None:
+        return self.chance.choice((self.chance.uniform(0.1, 5), self.chance.uniform(1, 60), None))
+
+    def _power_cut(self) -> Fault:
+        return PowerCut(self._some() if self._has(0.3) else (self._one(),), self._down_s())
+
+    def _kill_agent(self) -> Fault:
+        return KillAgent((self._one(),), self._down_s())
+
+    def _partition(self) -> Partition:
+        shuffled = self.chance.sample(self.names, len(self.names))
+        cut = self.chance.randint(1, len(shuffled) - 1)
+        return Partition((tuple(shuffled[:cut]),), self.chance.uniform(1, 90))
+
+    def _one_way(self) -> Fault:
+        return OneWay(self._some(), self._some(), self.chance.uniform(1, 60))
+
+    def _flap(self) -> Fault:
+        one, other = self.chance.sample(self.names, 2)
+        return Flap(one, other, self.chance.choice((0.5, 3.0, 10.0)), self.chance.uniform(5, 60))
+
+    def _change_weather(self) -> Fault:
+        return ChangeWeather(self._weather())
+
+    def _jump_clock(self) -> Fault:
+        return JumpClock(self._one(), self.chance.uniform(-240, 240))
+
+    def _freeze(self) -> Fault:
+        return Freeze(self._one(), self.chance.choice((1.0, 4.0, 8.0, 30.0)))
+
+    def _lose_ledger(self) -> Fault:
+        return LoseLedger(self._one(), self.chance.uniform(0.5, 10))
+
+    def _break_k3s(self) -> Fault:
+        return BreakK3s(self._one(), self.chance.choice((None, self.chance.uniform(5, 120))))
+
+    def _forge(self) -> Fault:
+        return Forge(self._one())
