@@ -39,6 +39,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "config": ("p2p_bootstrap.cli.config_verbs:group", "Check cloud-config files."),
     "agent": ("p2p_bootstrap.cli.agent_verb:agent", "Run the agent in the foreground (for service units)."),
     "lab": ("p2p_simulations.lab.cli:group", "Run whole clusters on this machine, and break them."),
+    "sim": ("p2p_simulations.sim_cli:group", "Run whole clusters in virtual time, and break them."),
     "completion": ("p2p_bootstrap.cli.completion_verb:completion", "Print a shell's completion script."),
     "version": ("p2p_bootstrap.cli.version_verb:version", "Versions of this command and of the agent."),
 }

@@ -117,7 +117,7 @@ class K3sProcess:
                     await tasks.sleep(chance.uniform(0.1, 1.0))
                     raise Exited("exec format error")
                 await tasks.sleep(chance.uniform(*profile.start_s))
-                if chance.random() < profile.failure:
+                if not self._world.healing and chance.random() < profile.failure:
                     raise Exited("failed to start: disk is slow")
                 self._observe("running")
                 await self._come_up(tasks)

@@ -119,7 +119,7 @@ class SimHost:
         self._number += 1
         number = self._number
         self._pending[number] = (peer, future)
-        if not self._send(peer, method, payload, lambda answer: future.set(answer)):
+        if not self._send(peer, method, payload, future.set):
             future.set(_Failure("not connected"))
         self._engine.after(timeout_s, lambda: future.set(_Failure(f"no answer in {timeout_s:.0f} s")))
         answer = await future

@@ -43,7 +43,7 @@ class NodePlan:
 @dataclass(frozen=True, slots=True)
 class K3sPlan:
     """How k3s behaves. `start_s`: how long it takes to start, from and to; `failure`: how often it ends
-    instead, a probability."""
+    instead, a probability, until everything heals."""
 
     start_s: tuple[float, float] = (3.0, 15.0)
     failure: float = 0.0

@@ -39,9 +39,7 @@ class SimReplication:
         mesh_id = self._world.mesh_id
         self._mesh_id = mesh_id
         self._self_id = agent.peer
-        self.ledger = Ledger(
-            agent.machine.identity, mesh_id, ledger_policy(mesh_id, lambda key: self.ledger.get(key))
-        )
+        self.ledger = Ledger(agent.machine.identity, mesh_id, ledger_policy(mesh_id, self._get))
         self.settled = False
         self._settled_signal: Callable[[], None] = lambda: None
         self._hint = events.Hint(b"", ())
@@ -62,6 +60,9 @@ class SimReplication:
         self._members = SimRunner(self._tasks, clock, self._membership, self._publish, membership.Tick)
         agent.host.serve(sync.METHOD, self._answer_sync)
         agent.host.serve(sync.HINT_METHOD, self._take_hint)
+
+    def _get(self, key: str) -> Entry | None:
+        return self.ledger.get(key)
 
     # ------------------------------------------------------------ for the other columns
 

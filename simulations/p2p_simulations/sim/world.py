@@ -147,9 +147,7 @@ class World:
             raise Violation(f"{count} clusters were READY before everything healed, not {limit} at most")
         faults.heal(self)
         healed_at = engine.now
-        if plan.expect.converges:
-            self._converge(healed_at)
-        took_s = engine.now - healed_at
+        took_s = self._converge(healed_at) if plan.expect.converges else 0.0
         if not self._go(engine.now + _CONVERGES_S, until=lambda: not self.checkers.converged()):
             raise Violation(f"{self.checkers.converged()} {_CONVERGES_S:.0f} s after everything settled")
         self.checkers.addresses_unique()
@@ -157,17 +155,19 @@ class World:
             raise Violation(f"nobody raised an alarm with {plan.expect.alarm!r}")
         return took_s
 
-    def _converge(self, healed_at: float) -> None:
+    def _converge(self, healed_at: float) -> float:
+        """Until every node is a ready member and stays one. Returns after how long they were."""
         deadline = healed_at + self.plan.expect.within_s
         while self.engine.now < deadline and not self.exempt():
             step_s = min(deadline, self.engine.now + 5.0)
             if self._go(step_s, until=lambda: not self.missing()) and not self._go(
                 self.engine.now + _STAYS_S, until=lambda: bool(self.missing())
             ):
-                return
+                return self.engine.now - healed_at - _STAYS_S
         if not self.exempt():
             within = self.plan.expect.within_s
             raise Violation(f"not healed after {within:.0f} virtual seconds: {self.missing()}")
+        return self.engine.now - healed_at
 
     def _go(self, until_s: float, until: Any = None) -> bool:
         return self.engine.run(until_s, stop=until, after_each=self._after_each)
