@@ -188,4 +188,5 @@ def _parse_kairos(text: str) -> NetworkToken:
     seed = HKDF(
         algorithm=hashes.SHA256(), length=32, salt=b"kairos-p2p/kairos-token/v1", info=b"seed"
     ).derive(material)
-    return NetworkToken(seed, mdns=document.get("mdns") == "true", origin="kairos")
+    # EdgeVPN's `mdns` is a text, the name it announces itself by; only a plain "false" switches it off
+    return NetworkToken(seed, mdns=document.get("mdns") != "false", origin="kairos")

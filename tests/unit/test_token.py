@@ -132,6 +132,8 @@ def test_what_is_no_secret_does_not_change_the_mesh() -> None:
     token = parse_token(kairos(changed))
     assert token.seed == parse_token(kairos(KAIROS)).seed
     assert not token.mdns
+    as_edgevpn_writes_it = KAIROS.replace("mdns: true", "mdns: 3NxRmmKUqwbGKkRDDpaGzDWRmyFTRZYS")
+    assert parse_token(base64.b64encode(as_edgevpn_writes_it.encode()).decode()).mdns
 
 
 @pytest.mark.parametrize(
