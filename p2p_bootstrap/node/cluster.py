@@ -47,7 +47,6 @@ logger = log.get(__name__)
 JOIN_METHOD = "cluster.join"
 VOTE_TIMEOUT_S = 2.0
 JOIN_TIMEOUT_S = 5.0
-LOOK_FOR_K3S_S = 5.0
 
 
 def scope_of(config: Config) -> str:
@@ -158,8 +157,6 @@ class Cluster:
         if not self._config.p2p.auto.enable:
             await self._say("OFF: p2p.auto.enable is false: mesh and VPN only")
             return
-        while not await self.k3s.look():  # noqa: ASYNC110  (nothing tells when a program is installed)
-            await trio.sleep(LOOK_FOR_K3S_S)
         raw = await trio.to_thread.run_sync(self._durable.get, self._durable_key)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery

@@ -81,19 +81,19 @@ class K3sUnit:
         self._wanted: StartK3s | None = None
         self._asked = Signal()
         self._refused: P2PError | None = None  # why a wanted start could not even be tried
+        self._missing: P2PError | None = None  # why there was no k3s when this process started
 
     # ------------------------------------------------------------ what it is doing
 
     @property
     def observed(self) -> K3sObserved:
-        """k3s as seen last, with our own reason where it could not be started."""
+        """k3s as seen last, with our own reason where it could not even be tried."""
         if self._refused is not None:
-            return K3sObserved(
-                "absent" if not self.version else "failed",
-                error=self._refused.message,
-                hint=self._refused.hint,
-            )
-        return self.driver.observed
+            return K3sObserved("failed", error=self._refused.message, hint=self._refused.hint, permanent=True)
+        seen = self.driver.observed
+        if self._missing is not None and seen.state == "stopped":
+            return K3sObserved("absent", error=self._missing.message, hint=self._missing.hint, permanent=True)
+        return seen
 
     @property
     def args_hash(self) -> str:
@@ -105,14 +105,13 @@ class K3sUnit:
     def _uses_vpn(self) -> bool:
         return self._config.p2p.vpn.create and self._config.p2p.vpn.use
 
-    async def look(self) -> bool:
-        """Whether there is a k3s that says its version; if not, `observed` says why."""
+    async def look(self) -> None:
+        """Find k3s and ask its version. Without one the node still votes, and `observed` says what to do."""
         try:
             self.version = await self.driver.version()
-            self._refuse(None)
         except P2PError as exc:
-            self._refuse(exc)
-        return bool(self.version)
+            self._missing = exc
+            log.event(logger, "roles.k3s_missing", logging.ERROR, error=exc.message, hint=exc.hint)
 
     async def kubeconfig(self) -> str:
         """The cluster-admin kubeconfig, with this node's own address in it. Raises RoleError."""
@@ -150,9 +149,10 @@ class K3sUnit:
         await self.driver.stop()
 
     async def set_aside(self, label: str) -> None:
-        """End k3s and move its data out of the way."""
+        """End k3s and move its data out of the way, where it keeps any."""
         self._wanted = None
-        await self.driver.set_aside(spec.K3sPaths(), label)
+        for role in ("server", "agent"):
+            await self.driver.set_aside(spec.paths_of(self._options, role), label)
 
     async def run(self) -> None:
         """Bring about what is wanted, until cancelled; k3s goes on then."""

@@ -20,7 +20,9 @@ def statuses(lab: Lab, names: Iterable[str] | None = None) -> dict[str, StatusDo
     return {name: status for name, status in found.items() if status is not None}
 
 
-def wait_ready(lab: Lab, names: Sequence[str] | None = None, timeout_s: float = FORMED_S) -> dict[str, StatusDoc]:
+def wait_ready(
+    lab: Lab, names: Sequence[str] | None = None, timeout_s: float = FORMED_S
+) -> dict[str, StatusDoc]:
     """Wait until these nodes (default: all) are ready members; what they say then."""
     wanted = tuple(names or lab.topology.names)
 

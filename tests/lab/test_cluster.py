@@ -13,10 +13,6 @@ import time
 from collections.abc import Callable
 
 import pytest
-
-from p2p_simulations.lab.lab import Lab
-from p2p_simulations.lab.node import kairos_p2p
-from p2p_simulations.lab.topology import Discovery, make_topology
 from clusters import (
     ask,
     ca_hashes,
@@ -27,12 +23,16 @@ from clusters import (
     wait_ready,
 )
 
+from p2p_simulations.lab.lab import Lab
+from p2p_simulations.lab.node import kairos_p2p
+from p2p_simulations.lab.topology import Discovery, make_topology
+
 LabFactory = Callable[..., Lab]
 THREE = {"east": ("n1",), "west": ("n2",), "north": ("n3",)}
 
 
 def test_five_nodes_become_one_cluster_and_survive_everything_killed(lab: LabFactory) -> None:
-    """Agents killed, then data planes, then a power cut of the whole site: same identities, addresses, roles."""
+    """Agents killed, a data plane, then the whole site without power: same identities, addresses, roles."""
     mine = lab(agents=True)
     formed = wait_ready(mine)
     before = facts_for_ever(formed)
@@ -64,7 +64,7 @@ def test_five_nodes_become_one_cluster_and_survive_everything_killed(lab: LabFac
 
     for name in formed:
         mine.kill(name, "node")
-    for name in reversed(sorted(formed)):
+    for name in sorted(formed, reverse=True):
         mine.boot(name)
     assert facts_for_ever(wait_ready(mine)) == before
     assert len(ca_hashes(mine)) == 1
@@ -124,7 +124,7 @@ def test_agents_killed_at_random_moments_while_the_cluster_forms(lab: LabFactory
 
 
 def test_a_stranger_gets_in_nowhere_and_a_kairos_token_works(lab: LabFactory, kairos_token: str) -> None:
-    """Four nodes with an old Kairos token and old words form a cluster; the fifth, with another token, does not."""
+    """Four nodes with an old Kairos token and old words form a cluster; the fifth has another token."""
     topology = make_topology(
         {"here": ("n1", "n2", "n3", "n4"), "there": ("n5",)},
         minimum_nodes=4,
@@ -173,7 +173,9 @@ def test_what_a_person_does_with_it(lab: LabFactory) -> None:
     assert formed[server]["vpn"]["ipv4"] in done.stdout
     assert mine.node(agent).exec([*kairos_p2p(), "wait", "ready", "--timeout", "5s"]).returncode == 0
 
-    token_text = mine.node(agent).exec(["cat", "/oem/90_custom.yaml"]).stdout.split("network_token")[1].split()[1]
+    token_text = (
+        mine.node(agent).exec(["cat", "/oem/90_custom.yaml"]).stdout.split("network_token")[1].split()[1]
+    )
     token = token_text.strip("'\"")
     for argv in (["ps", "-eo", "args"], [*kairos_p2p(), "status", "-o", "json"], [*kairos_p2p(), "events"]):
         assert token not in mine.node(agent).exec(argv).stdout
@@ -218,7 +220,10 @@ def kairos_token() -> str:
     document = "\n".join(
         [
             "otp:",
-            *(f"  {use}:\n    interval: 9000\n    key: {secrets.token_hex(21)}\n    length: 43" for use in ("dht", "crypto")),
+            *(
+                f"  {use}:\n    interval: 9000\n    key: {secrets.token_hex(21)}\n    length: 43"
+                for use in ("dht", "crypto")
+            ),
             f"room: {secrets.token_hex(21)}",
             f"rendezvous: {secrets.token_hex(21)}",
             f"mdns: {secrets.token_hex(21)}",

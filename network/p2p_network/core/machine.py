@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 E_contra = TypeVar("E_contra", contravariant=True)
-F = TypeVar("F")
 F_co = TypeVar("F_co", covariant=True)
 
 
@@ -30,10 +29,10 @@ class Decision(Generic[F_co]):
     reason: str = ""
 
 
-class Machine(Protocol[E_contra, F]):
+class Machine(Protocol[E_contra, F_co]):
     """The shape of every core."""
 
-    def step(self, now: float, event: E_contra) -> Decision[F]:
+    def step(self, now: float, event: E_contra) -> Decision[F_co]:
         """Decide on one event. `now` is monotonic seconds."""
         ...
 

@@ -224,6 +224,13 @@ def build(
     )
 
 
+def paths_of(options: K3sOptions, role: Role) -> K3sPaths:
+    """Where k3s keeps what in this role; the user may have moved its data. Raises RoleError as `build`."""
+    if role == "agent":
+        return _checked(options.agent, "k3s-agent", K3sPaths())
+    return _checked(options.server, "k3s", K3sPaths())
+
+
 def _server_config(
     config: dict[str, object], kind: StartKind, datastore: Datastore, join_ip: str, external_db: str
 ) -> None:
