@@ -145,8 +145,7 @@ class Checkers:
         acceptor = core.voting.acceptor
         if core.epoch < self._epochs.get(machine.peer, 0):
             self._fail(
-                f"{machine.name} restarted in epoch {core.epoch}, "
-                f"it had been in {self._epochs[machine.peer]}"
+                f"{machine.name} restarted in epoch {core.epoch}, it had been in {self._epochs[machine.peer]}"
             )
         for (peer, instance), (ballot, value) in self._said.items():
             if peer != machine.peer or instance.scope != core.scope or instance.epoch < core.epoch:

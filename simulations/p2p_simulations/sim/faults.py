@@ -72,9 +72,7 @@ def happen(world: World, fault: Fault) -> None:
 
 def describe(fault: Fault) -> str:
     """One line for people."""
-    values = ", ".join(
-        f"{field.name}={getattr(fault, field.name)!r}" for field in dataclasses.fields(fault)
-    )
+    values = ", ".join(f"{field.name}={getattr(fault, field.name)!r}" for field in dataclasses.fields(fault))
     return f"{type(fault).__name__}({values})"
 
 

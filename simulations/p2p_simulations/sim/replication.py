@@ -46,9 +46,7 @@ class SimReplication:
         self._subscribers: list[tuple[str, Signal]] = []
         self._view_subscribers: list[Signal] = []
         clock, wall = agent.machine.monotonic, agent.machine.wall_s
-        self._core = SimRunner(
-            self._tasks, clock, self.ledger, self._carry_out, lambda: events.Tick(wall())
-        )
+        self._core = SimRunner(self._tasks, clock, self.ledger, self._carry_out, lambda: events.Tick(wall()))
         self._scheduler = SimRunner(
             self._tasks,
             clock,

@@ -60,9 +60,7 @@ class SimK3sUnit:
         self._jobs -= 1
         async with self._lock:
             role = "agent" if effect.kind == "agent" else "server"
-            drop_in = DropIn(
-                role, effect.epoch, effect.ca_hash, effect.kind == "server-init", effect.join_ip
-            )
+            drop_in = DropIn(role, effect.epoch, effect.ca_hash, effect.kind == "server-init", effect.join_ip)
             await self._write(drop_in)
             self._process.start()
         self.changed.raise_()

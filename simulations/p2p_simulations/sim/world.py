@@ -271,9 +271,7 @@ class World:
         return machine is not None and machine.tun_ipv4 not in ("", ipv4)
 
 
-def run_world(
-    plan: Plan, seed: int, *, keep_trace: bool = False, world_type: type[World] = World
-) -> Outcome:
+def run_world(plan: Plan, seed: int, *, keep_trace: bool = False, world_type: type[World] = World) -> Outcome:
     """Play one plan; never raises for what goes wrong inside: that is the outcome's `violation`."""
     world = world_type(plan, seed, keep_trace=keep_trace)
     violation, took_s = "", 0.0
@@ -298,4 +296,3 @@ def run_world(
         trace=tuple(engine.trace),
         alarms=tuple(world.alarms),
     )
-

@@ -58,9 +58,7 @@ class Tasks:
         touched: called with every step of an activity.
     """
 
-    def __init__(
-        self, engine: Engine, resume_at: Callable[[], float], touched: Callable[[], None]
-    ) -> None:
+    def __init__(self, engine: Engine, resume_at: Callable[[], float], touched: Callable[[], None]) -> None:
         self.engine = engine
         self.alive = True
         self._resume_at, self._touched = resume_at, touched

@@ -1,0 +1,120 @@
+"""What becomes of the situations that everybody asks about?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from p2p_simulations.sim.files import parse_scenario
+from p2p_simulations.sim.plan import (
+    Expectations,
+    K3sPlan,
+    LoseLedger,
+    NodePlan,
+    Partition,
+    Plan,
+    PowerCut,
+    Reimage,
+    Trigger,
+)
+from p2p_simulations.sim.world import Outcome, run_world
+
+Nodes = Callable[..., tuple[NodePlan, ...]]
+QUICK = K3sPlan((2.0, 6.0))
+SEEDS = (1, 2, 3)
+
+
+def played(plan: Plan, seed: int) -> Outcome:
+    outcome = run_world(plan, seed, keep_trace=True)
+    assert not outcome.violation, "\n".join([*outcome.trace[-40:], f"seed {seed}: {outcome.violation}"])
+    assert not outcome.exempt
+    return outcome
+
+
+@pytest.mark.parametrize("name", ["power-cut", "lost-region", "split-before-genesis"])
+def test_the_shipped_scenarios_end_well(scenarios: Path, name: str) -> None:
+    path = scenarios / f"{name}.yaml"
+    for seed in SEEDS:
+        played(parse_scenario(path.read_bytes(), path.name), seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_two_halves_apart_before_the_genesis_found_at_most_one_cluster(nodes: Nodes, seed: int) -> None:
+    plan = Plan(
+        "halves",
+        nodes(5),
+        servers=3,
+        minimum_nodes=5,
+        k3s=QUICK,
+        triggers=(Trigger("ELECT", 0.3, Partition((("n1", "n2"),), None)),),
+        heal_at_s=120.0,
+        expect=Expectations(clusters_before_healing=1),
+    )
+    played(plan, seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_initiator_that_dies_before_ready_is_replaced_and_fenced(nodes: Nodes, seed: int) -> None:
+    plan = Plan(
+        "initiator",
+        nodes(4),
+        servers=1,
+        minimum_nodes=4,
+        k3s=QUICK,
+        triggers=(Trigger("INIT", 1.0, PowerCut((), None)),),
+        heal_at_s=120.0,
+        expect=Expectations(clusters_before_healing=1),
+    )
+    trace = played(plan, seed).trace
+    assert any("certified OUTCOME(1)" in line and "Abort" in line for line in trace)
+    assert any("certified OUTCOME(2)" in line and "Ready" in line for line in trace)
+    assert any("sets aside what k3s has of epoch 1" in line for line in trace)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_clock_an_hour_behind_stops_nobody_else(nodes: Nodes, seed: int) -> None:
+    slow, *others = nodes(5)
+    wrong = NodePlan(slow.name, slow.region, clock_offset_s=-3600.0)
+    plan = Plan("clock", (wrong, *others), servers=3, minimum_nodes=4, k3s=QUICK, heal_at_s=90.0)
+    played(plan, seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_understated_minimum_is_reported(nodes: Nodes, seed: int) -> None:
+    plan = Plan(
+        "understated",
+        nodes(5),
+        servers=1,
+        minimum_nodes=2,
+        k3s=QUICK,
+        heal_at_s=30.0,
+        expect=Expectations(alarm="understated"),
+    )
+    played(plan, seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ledgers_lost_everywhere_come_back_from_what_is_durable(nodes: Nodes, seed: int) -> None:
+    """The authority of the cluster is known by certificates; a late node still gets its assignment."""
+    *early, last = nodes(4)
+    late = NodePlan(last.name, last.region, boots_at_s=80.0)
+    lost = tuple((40.0 + number, LoseLedger(node.name, 5.0)) for number, node in enumerate(early))
+    plan = Plan("ledgers", (*early, late), servers=1, minimum_nodes=3, k3s=QUICK, faults=lost, heal_at_s=90.0)
+    outcome = run_world(plan, seed, keep_trace=True)
+    assert not outcome.violation, "\n".join([*outcome.trace[-40:], outcome.violation])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_machine_that_is_imaged_anew_comes_back_as_a_new_node(nodes: Nodes, seed: int) -> None:
+    plan = Plan(
+        "image",
+        nodes(4),
+        servers=1,
+        minimum_nodes=4,
+        k3s=QUICK,
+        faults=((1.5, Reimage("n2", 10.0)),),
+        heal_at_s=60.0,
+    )
+    played(plan, seed)
