@@ -126,7 +126,12 @@ class Addressing:
             case LedgerSettled():
                 self._may_claim_at = None
             case ClaimsChanged(claims):
+                mine = self._claims.get(self._self_id)
                 self._claims = {peer: claim for peer, claim in claims.items() if self._is_sound(claim)}
+                known = self._claims.get(self._self_id)
+                if mine is not None and (known is None or known.claimed_ms < mine.claimed_ms):
+                    # read before our claim was written: a claim is never deleted, and only we replace it
+                    self._claims[self._self_id] = mine
             case Tick():
                 pass
             case _:
