@@ -73,8 +73,11 @@ class SimHost:
         chance = self._engine.random
         await self._tasks.sleep(chance.uniform(0.05, BEAT_S))
         while True:
-            for other in self._others():
+            others = self._others()
+            for other in others:
                 await self._look_at(other, listener)
+            for peer in sorted(self._links.keys() - {other.peer for other in others}):  # imaged anew since
+                await self._lose(peer, "connection reset", listener)
             await self._tasks.sleep(BEAT_S * chance.uniform(0.9, 1.1))
 
     async def _look_at(self, other: SimMachine, listener: Listener) -> None:
@@ -98,11 +101,6 @@ class SimHost:
             await self._lose(peer, "connection reset", listener)
         elif now - link.heard_at >= SILENCE_S:
             await self._lose(peer, f"silent for {SILENCE_S:.0f} s", listener)
-
-    async def forget(self, peer: PeerId, listener: Listener) -> None:
-        """A machine that does not exist any more under this name."""
-        if peer in self._links:
-            await self._lose(peer, "connection reset", listener)
 
     async def _lose(self, peer: PeerId, reason: str, listener: Listener) -> None:
         del self._links[peer]
