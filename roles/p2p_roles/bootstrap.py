@@ -35,8 +35,8 @@ from p2p_roles.events import (
     ViewChanged,
     VpnReady,
 )
-from p2p_roles.genesis.acceptor import Asked
-from p2p_roles.genesis.messages import covered
+from p2p_roles.genesis.acceptor import Asked, Reply
+from p2p_roles.genesis.messages import GENESIS, Instance, Nack, Prepare, Request, covered
 from p2p_roles.genesis.proposer import Answered
 from p2p_roles.rules import Authorization, Rules, authorize
 from p2p_roles.transitions import TABLE, Cause, State
@@ -145,6 +145,10 @@ class Bootstrap(Duties):
                 self._view_changed(now, view)
             case CertificateLearned(raw):
                 self.learn(now, raw)
+            case Asked(peer, message) if self._is_stranger(peer, message):
+                why = "I have no record of the proposer: could I reach its cluster? (is a clock wrong?)"
+                nodes = self.voting.acceptor.nodes
+                self.out.append(Reply(Nack(message.instance, message.ballot, nodes, None, why)))
             case Asked():
                 # someone else's ballot is under way: don't duel with it
                 if event.peer != self.self_id and self.state is State.ELECT:
@@ -191,6 +195,19 @@ class Bootstrap(Duties):
             if before == (self.epoch, self.voting.acceptor.state.certificates):
                 return
         raise AssertionError(f"the table runs in a circle around {self.state}")
+
+    def _is_stranger(self, peer: PeerId, message: Request) -> bool:
+        """Whether a proposal to initialise comes from a node that this one doesn't see as a member.
+
+        Its records may have been refused, e.g. since its clock is far ahead: then nobody could join it.
+        Only new ballots are refused (an acceptor always may), never the completion of an old vote.
+        """
+        return (
+            isinstance(message, Prepare)
+            and message.instance == Instance(self.scope, self.epoch, GENESIS)
+            and self.open_genesis() is None
+            and peer not in self.view.by_peer
+        )
 
     # ------------------------------------------------------------ facts
 
