@@ -77,7 +77,9 @@ def test_a_missing_ca_fence_is_caught(nodes: Nodes) -> None:
     assert "CA" in caught(plan, _NoFence)
 
 
-def test_a_ledger_that_does_not_check_authors_is_caught(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_that_does_not_check_authors_is_caught(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Policy.refusal
 
     def last_writer_wins(
@@ -88,7 +90,9 @@ def test_a_ledger_that_does_not_check_authors_is_caught(nodes: Nodes, monkeypatc
         return None
 
     def plan(seed: int) -> Plan:
-        return Plan("forge", nodes(3), servers=1, minimum_nodes=3, faults=((6.0, Forge("n2")),), heal_at_s=20.0)
+        return Plan(
+            "forge", nodes(3), servers=1, minimum_nodes=3, faults=((6.0, Forge("n2")),), heal_at_s=20.0
+        )
 
     assert not run_world(plan(1), 1).violation
     monkeypatch.setattr(Policy, "refusal", last_writer_wins)

@@ -81,6 +81,21 @@ def test_a_clock_an_hour_behind_stops_nobody_else(nodes: Nodes, seed: int) -> No
     played(plan, seed)
 
 
+@pytest.mark.parametrize("seed", [1, 11])
+def test_a_clock_an_hour_ahead_does_not_capture_the_genesis(nodes: Nodes, seed: int) -> None:
+    """Nobody takes its records, so nobody could join it. It is in once the mesh's time has caught up."""
+    fast, *others = nodes(5)
+    wrong = NodePlan(fast.name, fast.region, clock_offset_s=3600.0)
+    expect = Expectations(within_s=4000.0)
+    plan = Plan(
+        "clock", (wrong, *others), servers=3, minimum_nodes=4, k3s=QUICK, heal_at_s=90.0, expect=expect
+    )
+    trace = played(plan, seed).trace
+    assert not any("n1       INIT" in line for line in trace)
+    ready = {line.split()[1] for line in trace if "MEMBER" in line and float(line.split()[0]) < 90}
+    assert ready == {"n2", "n3", "n4", "n5"}
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_understated_minimum_is_reported(nodes: Nodes, seed: int) -> None:
     plan = Plan(

@@ -5,7 +5,10 @@ A failure names the seed and the command that plays the same world again.
 
 from __future__ import annotations
 
+import os
 import secrets
+import subprocess
+import sys
 import time
 
 import pytest
@@ -16,9 +19,11 @@ from p2p_simulations.sim.world import Outcome, run_world
 FRESH_S = 8.0
 ONCE_FAILED = (
     # certificates that were durable but never reached the ledger; assignments refused after a lost ledger
-    41, 44, 94, 98, 108, 118,
+    98, 108, 118,
     # a machine whose clock was ahead when it claimed its address waited as long as it had been ahead
-    75,
+    94,
+    # an address given up and taken again because of a look at the ledger before the claim was in it
+    1_000_371, 1_000_417,
 )  # fmt: skip
 
 
@@ -49,3 +54,22 @@ def test_the_same_seed_is_the_same_world() -> None:
     assert (one.events, one.messages, one.virtual_s) == (other.events, other.messages, other.virtual_s)
     assert len(one.trace) > 50
     assert run_world(random_plan(7), 8).trace_hash != one.trace_hash
+
+
+def test_no_hash_of_this_process_decides_anything() -> None:
+    code = (
+        "from p2p_simulations.sim.chance import random_plan\n"
+        "from p2p_simulations.sim.world import run_world\n"
+        "print([run_world(random_plan(seed), seed).trace_hash for seed in (3, 21)])"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": number},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for number in ("1", "2")
+    }
+    assert len(runs) == 1

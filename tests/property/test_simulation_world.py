@@ -1,0 +1,196 @@
+"""Is the simulated world what it says? Disks, time, messages, locks; and what its seeds have taught."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2p_bootstrap.node.policy import authorities
+from p2p_network import wire
+from p2p_network.addressing import Addressing, Assign, ClaimsChanged, LedgerSettled, candidate
+from p2p_network.identity import Identity
+from p2p_network.ledger.entry import Entry
+from p2p_network.records import AddressClaim
+from p2p_roles import events
+from p2p_roles.bootstrap import Bootstrap
+from p2p_roles.durable import Durable
+from p2p_roles.genesis import certificate as certificates
+from p2p_roles.genesis.acceptor import AcceptorState, Asked, Reply
+from p2p_roles.genesis.messages import (
+    GENESIS,
+    OUTCOME,
+    VOTE_PURPOSE,
+    Ballot,
+    Certificate,
+    Genesis,
+    Instance,
+    Nack,
+    Prepare,
+    Ready,
+    Value,
+    Vote,
+    encode_value,
+    vote_payload,
+)
+from p2p_roles.rules import Rules
+from p2p_roles.view import View, ViewNode
+from p2p_simulations.world.disk import Disk
+from p2p_simulations.world.engine import Engine
+from p2p_simulations.world.net import Network, Weather, groups_cut
+from p2p_simulations.world.tasks import Lock, Tasks
+
+MESH = "00112233aabbccdd"
+ME, YOU = Identity(bytes([1] * 32)), Identity(bytes([2] * 32))
+
+steps = st.lists(
+    st.tuples(st.sampled_from("abc"), st.one_of(st.none(), st.integers(0, 9)), st.booleans()), max_size=12
+)
+
+
+@given(steps, st.integers())
+def test_a_disk_keeps_what_was_synced_and_nothing_older_comes_back(
+    writes: list[tuple[str, int | None, bool]], seed: int
+) -> None:
+    disk = Disk(random.Random(seed))
+    possible: dict[str, set[int | None]] = {name: {None} for name in "abc"}
+    for name, value, synced in writes:
+        ticket = disk.write({name: value})
+        assert disk.read(name) == value
+        if synced:
+            disk.sync(ticket)
+            possible[name] = {value}
+        else:
+            possible[name].add(value)
+    disk.crash()
+    for name, values in possible.items():
+        assert disk.read(name) in values
+    assert all(disk.read(name) is not None for name in disk.names())
+
+
+@given(st.lists(st.floats(0, 100), max_size=30))
+def test_things_happen_in_the_order_of_time_and_then_of_planning(delays: list[float]) -> None:
+    engine, happened = Engine(1), []
+    for number, delay in enumerate(delays):
+        engine.after(delay, lambda number=number: happened.append((engine.now, number)))
+    engine.run(200.0)
+    assert happened == sorted((delay, number) for number, delay in enumerate(delays))
+
+
+def test_a_life_that_ended_does_nothing_more_and_a_frozen_one_waits() -> None:
+    engine, done, frozen_until = Engine(1), [], [5.0]
+    tasks = Tasks(engine, lambda: frozen_until[0], lambda: None)
+
+    async def work() -> None:
+        while True:
+            await tasks.sleep(1.0)
+            done.append(engine.now)
+
+    tasks.start(work())
+    engine.run(7.5)
+    assert done[0] >= 5.0
+    count = len(done)
+    tasks.end()
+    engine.run(100.0)
+    assert len(done) == count
+
+
+def test_a_lock_is_handed_on_in_the_order_of_asking() -> None:
+    engine, order = Engine(1), []
+    tasks, lock = Tasks(engine, lambda: 0.0, lambda: None), Lock()
+
+    async def enter(number: int) -> None:
+        async with lock:
+            await tasks.sleep(1.0)
+            order.append(number)
+
+    for number in range(5):
+        tasks.start(enter(number))
+    engine.run(10.0)
+    assert order == [0, 1, 2, 3, 4]
+    assert not lock.is_held
+
+
+def test_cuts_stand_side_by_side_and_may_be_one_way() -> None:
+    engine = Engine(3)
+    network, got = Network(engine, Weather()), []
+    for name in "abc":
+        network.place(name, "r")
+    network.cut("one", {("a", "b")})
+    network.cut("two", groups_cut((("a",), ("b", "c"))))
+    network.mend("two")
+    for source, target in (("a", "b"), ("b", "a"), ("a", "c")):
+        network.send(source, target, 1, lambda pair=(source, target): got.append(pair))
+    engine.run(60.0)
+    assert sorted(got) == [("a", "c"), ("b", "a")]
+    assert not network.linked("a", "b")
+
+
+# ---------------------------------------------------------------- what the seeds have taught
+
+
+def certified(epoch: int, decree: int, value: Value) -> Certificate:
+    instance, ballot, raw = Instance("kairos", epoch, decree), Ballot(1, ME.peer_id), encode_value(value)
+    signature = ME.sign(VOTE_PURPOSE, vote_payload(MESH, instance, ballot, 1, raw))
+    return Certificate(instance, ballot, 1, raw, (Vote(ME.peer_id, signature),))
+
+
+def genesis(epoch: int) -> Certificate:
+    value = Genesis("c" * 16, ME.peer_id, "10.144.0.1", "ca", "", "", (ME.peer_id,), "etcd")
+    return certified(epoch, GENESIS, value)
+
+
+def machine() -> Bootstrap:
+    return Bootstrap(
+        self_id=ME.peer_id,
+        scope="kairos",
+        mesh_id=MESH,
+        sign=lambda message: ME.sign(VOTE_PURPOSE, message),
+        rules=Rules(minimum_nodes=2),
+    )
+
+
+def test_certificates_that_were_durable_are_published_after_a_power_cut() -> None:
+    known = (genesis(1), certified(1, OUTCOME, Ready("uid")))
+    durable = wire.encode(Durable("kairos", AcceptorState(1, (), known)))
+    effects = machine().step(0.0, events.Started(durable)).effects
+    published = [effect.key for effect in effects if isinstance(effect, events.PublishCertificate)]
+    assert published == ["genesis/kairos/1/1", "genesis/kairos/1/2"]
+
+
+def test_the_authority_is_known_although_older_epochs_are_missing() -> None:
+    held = {certificates.key_of(c): c for c in (genesis(3), certified(3, OUTCOME, Ready("uid")))}
+
+    def get(key: str) -> Entry | None:
+        found = held.get(key)
+        return Entry(key, ME.peer_id, 0, 0, certificates.encode(found), b"") if found else None
+
+    assert authorities("kairos", get) == {ME.peer_id}
+    assert authorities("other", get) == frozenset()
+
+
+def test_a_claim_survives_a_look_at_the_ledger_from_before_it_was_written() -> None:
+    made = Addressing(ME.peer_id, MESH, started_at=0.0)
+    made.step(1.0, ClaimsChanged({}, 1000))
+    assert any(isinstance(effect, Assign) for effect in made.step(2.0, LedgerSettled(2000)).effects)
+    held = made.holding
+    assert made.step(2.1, ClaimsChanged({}, 2100)).effects == ()
+    assert made.holding == held
+    rival = AddressClaim(str(candidate(ME.peer_id, MESH, 0)), 0, 1)
+    made.step(3.0, ClaimsChanged({YOU.peer_id: rival}, 3000))
+    assert made.holding not in ("", held)
+
+
+def test_a_node_votes_for_no_initiator_that_it_has_no_record_of() -> None:
+    made = machine()
+    made.step(0.0, events.Started(None))
+    me = ViewNode(ME.peer_id, "me", minimum_nodes=2)
+    made.step(1.0, events.ViewChanged(View(ME.peer_id, "kairos", (me,), 1.0)))
+    ask = Asked(YOU.peer_id, Prepare(Instance("kairos", 1, GENESIS), Ballot(1, YOU.peer_id), 2))
+    (reply,) = (e for e in made.step(2.0, ask).effects if isinstance(e, Reply))
+    assert isinstance(reply.message, Nack)
+    you = ViewNode(YOU.peer_id, "you", minimum_nodes=2)
+    made.step(3.0, events.ViewChanged(View(ME.peer_id, "kairos", (me, you), 3.0)))
+    (reply,) = (e for e in made.step(4.0, ask).effects if isinstance(e, Reply))
+    assert not isinstance(reply.message, Nack)
