@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from p2p_network.core.errors import ConfigError
 from p2p_simulations.sim import swarm
 from p2p_simulations.sim.files import MAX_FILE_BYTES, parse_scenario
 from p2p_simulations.sim.plan import Flap, Freeze, JumpClock, KillAgent, OneWay, Partition, PowerCut
-from p2p_simulations.sim.world import World
+from p2p_simulations.sim.world import World, run_world
 
 
 def read(text: str):
@@ -56,6 +57,12 @@ expect: {within: 5m, clusters_before_heal: 1, alarm: understated, cluster: true}
     assert plan.triggers[0].fault == KillAgent((), None)
     assert plan.triggers[0].after_s == pytest.approx(0.5)
     assert (plan.heal_at_s, plan.expect.within_s, plan.expect.clusters_before_healing) == (120, 300, 1)
+
+
+def test_the_example_of_the_door_plate_is_a_scenario_that_ends_well(scenarios: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (scenarios.parent / "README.md").read_text(), re.DOTALL)
+    (example,) = (block for block in blocks if "power_cut" in block)
+    assert not run_world(read(example), 1).violation
 
 
 @pytest.mark.parametrize(
