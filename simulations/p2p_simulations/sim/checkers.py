@@ -25,6 +25,7 @@ from p2p_roles.genesis.messages import (
     Genesis,
     Instance,
     Promise,
+    quorum,
 )
 from p2p_roles.transitions import State
 from p2p_simulations.sim.k3s import DATA, DROP_IN, Data, DropIn, Etcd
@@ -50,6 +51,8 @@ class Checkers:
         self._seen_raw: set[bytes] = set()
         self._epochs: dict[PeerId, int] = {}
         self._said: dict[tuple[PeerId, Instance], tuple[Ballot, bytes | None]] = {}
+        self._votes: dict[Instance, dict[Ballot, tuple[bytes, set[PeerId]]]] = {}
+        self._chosen: dict[Instance, tuple[Ballot, bytes]] = {}
         self._wipes_allowed: set[tuple[PeerId, int]] = set()
         self._settled: dict[PeerId, str] = {}
         self._member_ca: dict[str, str] = {}  # scope -> the CA that its members trust
@@ -123,10 +126,34 @@ class Checkers:
         for known in core.voting.acceptor.state.certificates:
             if self.certified.get(known.instance) is not known:
                 self._certified(machine, known)
+        for state in core.voting.acceptor.state.instances:
+            if state.accepted is not None:
+                self._voted(machine, core, state.instance, *state.accepted)
         before = self._epochs.get(machine.peer, 0)
         if core.epoch < before:
             self._fail(f"{machine.name} went back from epoch {before} to {core.epoch}")
         self._epochs[machine.peer] = core.epoch
+
+    def _voted(
+        self, machine: SimMachine, core: Bootstrap, instance: Instance, ballot: Ballot, value: bytes
+    ) -> None:
+        """A vote is durable. Once a quorum has voted for a value, no higher ballot may have another one,
+        whether or not anybody has noticed and made a certificate of it."""
+        votes = self._votes.setdefault(instance, {})
+        first, voters = votes.setdefault(ballot, (value, set()))
+        if machine.peer in voters:
+            return
+        voters.add(machine.peer)
+        if first != value:
+            self._fail(f"two values in one ballot of {instance}")
+        if len(voters) >= quorum(core.voting.acceptor.nodes):
+            self._chosen.setdefault(instance, (ballot, value))
+        chosen = self._chosen.get(instance)
+        for other, (proposed, _) in votes.items() if chosen is not None else ():
+            if chosen is not None and other > chosen[0] and proposed != chosen[1]:
+                self._fail(
+                    f"{instance} was decided in round {chosen[0].round}, another value voted for later"
+                )
 
     def answered(self, machine: SimMachine, core: Bootstrap, answer: Answer) -> None:
         """A promise or a vote leaves a node."""
@@ -136,6 +163,10 @@ class Checkers:
             before = self._said.get(key)
             if promised is None or promised < answer.ballot:
                 self._fail(f"{machine.name} answers what it has not noted: {answer}")
+            elif before is not None and isinstance(answer, Accepted) and answer.ballot < before[0]:
+                self._fail(f"{machine.name} votes in a ballot of {answer.instance} below its promise")
+            elif before is not None and before[1] and isinstance(answer, Promise) and answer.accepted is None:
+                self._fail(f"{machine.name} conceals its vote in {answer.instance}")
             elif before is None or before[0] <= answer.ballot:
                 held = next(s for s in core.voting.acceptor.state.instances if s.instance == answer.instance)
                 self._said[key] = (answer.ballot, held.accepted[1] if held.accepted else None)
