@@ -35,9 +35,7 @@ class Identity:
 def verify(peer: str, purpose: str, message: bytes, signature: bytes) -> bool:
     """Whether `peer` signed `message` for this purpose. False, never an exception, on any garbage."""
     try:
-        Ed25519PublicKey.from_public_bytes(public_key_of(peer)).verify(
-            signature, _tagged(purpose, message)
-        )
+        Ed25519PublicKey.from_public_bytes(public_key_of(peer)).verify(signature, _tagged(purpose, message))
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -58,7 +58,7 @@ def steps(document: StatusDoc) -> list[tuple[str, str]]:
         "role": ", ".join(filter(None, (role["role"], role["state"])))
         + (f": {role['reason']}" if role["reason"] else ""),
         "k3s": {
-            "absent": "",
+            "absent": f"absent: {k3s['error']}" if k3s["error"] else "",
             "stopped": "",
             "starting": "starting",
             "running": "running" + (", ready" if role["ready"] else ""),
