@@ -129,8 +129,9 @@ class Addressing:
                 mine = self._claims.get(self._self_id)
                 self._claims = {peer: claim for peer, claim in claims.items() if self._is_sound(claim)}
                 known = self._claims.get(self._self_id)
-                if mine is not None and (known is None or known.claimed_ms < mine.claimed_ms):
-                    # read before our claim was written: a claim is never deleted, and only we replace it
+                if mine is not None and (known is None or known.attempt < mine.attempt):
+                    # read before our claim was written: a claim is never deleted, only we replace it, and
+                    # attempts count up (the moment of a claim need not, on a clock that is set back)
                     self._claims[self._self_id] = mine
             case Tick():
                 pass

@@ -110,6 +110,7 @@ class _Agent:
                 mdns=self._config.mdns,
                 dht=self._config.dht,
                 remembered=_remembered(durable),
+                without_devices=(self._config.p2p.vpn.interface,),
             )
             store = LedgerStore(state.store_path, keys.mesh_id)
             replication = Replication(

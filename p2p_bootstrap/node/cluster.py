@@ -55,6 +55,11 @@ def scope_of(config: Config) -> str:
     return f"{p2p.network_id}/{p2p.region}" if p2p.cluster == "region" else p2p.network_id
 
 
+def _first_ipv4(addresses: Sequence[str]) -> str:
+    """Where k3s does not use the VPN: a machine's first own address; "" if it has none."""
+    return next((a.split("/")[2] for a in addresses if a.startswith("/ip4/")), "")
+
+
 class Cluster:
     """This node's part in forming and keeping its cluster.
 
@@ -103,7 +108,9 @@ class Cluster:
                 args_hash=k3s.args_hash,
             ),
         )
-        self._runner = Runner("roles.bootstrap", self._machine, self._carry_out, events.Tick)
+        self._runner = Runner(
+            "roles.bootstrap", self._machine, self._carry_out, events.Tick, after=self._publish
+        )
         host.serve(messages.METHOD, self._answer_vote)
         host.serve(JOIN_METHOD, self._answer_join)
 
@@ -174,7 +181,6 @@ class Cluster:
 
     async def _feed(self, event: events.Event) -> None:
         await self._runner.feed(event)
-        await self._publish()
 
     async def _say(self, reason: str) -> None:
         log.event(logger, "roles.off", reason=reason)
@@ -227,7 +233,7 @@ class Cluster:
                     zone=record.zone,
                     wish=record.wish,
                     alive=member.state is MemberState.ALIVE,
-                    vpn_ipv4=member.ipv4,
+                    vpn_ipv4=member.ipv4 if self.k3s.uses_vpn else _first_ipv4(record.addresses),
                     vpn_ipv6=member.ipv6,
                     minimum_nodes=record.minimum_nodes,
                     servers=record.servers,
@@ -266,16 +272,14 @@ class Cluster:
                     await self._feed(events.AssignmentChanged(peer, assignment))
 
     async def _watch_vpn(self) -> None:
-        while not self._vpn.is_settled and self._vpn.status.state != "off":
-            await self._vpn_changed.wait(timeout_s=0.25 if self._vpn.status.state == "up" else 5.0)
-        ipv4 = self._vpn.status.ipv4 if self._vpn.status.state != "off" else self._outer_ipv4()
+        if self.k3s.uses_vpn:
+            while not self._vpn.is_settled:
+                await self._vpn_changed.wait(timeout_s=0.25 if self._vpn.status.state == "up" else 5.0)
+            ipv4 = self._vpn.status.ipv4
+        else:
+            ipv4 = _first_ipv4(self._host.addresses())
         self.k3s.use_address(ipv4)
         await self._feed(events.VpnReady(ipv4))
-
-    def _outer_ipv4(self) -> str:
-        """Without a VPN k3s uses the machine's own first address."""
-        found = (a.split("/")[2] for a in self._host.addresses() if a.startswith("/ip4/"))
-        return next(found, "127.0.0.1")
 
     async def _watch_k3s(self) -> None:
         while True:
@@ -352,7 +356,6 @@ class Cluster:
 
     async def _vote(self, peer: PeerId, request: messages.Request) -> messages.Answer:
         decision = await self._runner.feed(Asked(peer, request))
-        await self._publish()
         (reply,) = (effect for effect in decision.effects if isinstance(effect, Reply))
         return reply.message
 

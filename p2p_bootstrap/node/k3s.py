@@ -98,11 +98,12 @@ class K3sUnit:
     @property
     def args_hash(self) -> str:
         """Of the options that all servers must share."""
-        flags = (*spec.cluster_wide_flags(self._options), f"vpn={self._uses_vpn}")
+        flags = (*spec.cluster_wide_flags(self._options), f"vpn={self.uses_vpn}")
         return hashlib.sha256("\n".join(flags).encode()).hexdigest()[:16]
 
     @property
-    def _uses_vpn(self) -> bool:
+    def uses_vpn(self) -> bool:
+        """Whether k3s's traffic between nodes goes through the VPN."""
         return self._config.p2p.vpn.create and self._config.p2p.vpn.use
 
     async def look(self) -> None:
@@ -201,7 +202,7 @@ class K3sUnit:
             facts=spec.NodeFacts(
                 node_name=await trio.to_thread.run_sync(self._node_name),
                 node_ip=self._node_ip,
-                device=p2p.vpn.interface if self._uses_vpn else "",
+                device=p2p.vpn.interface if self.uses_vpn else "",
                 region=p2p.region or "",
                 zone=p2p.zone or "",
                 names=(self._hostname,),

@@ -30,6 +30,7 @@ class Runner(Generic[E, F]):
         machine: the core.
         execute: carries out one effect; must be durable on return if the effect persists.
         tick: makes the event that `wake_at` asks for.
+        after: called after every decision was carried out, ticks included.
         quiet: log reasons at debug level; for machines that decide all the time.
     """
 
@@ -40,6 +41,7 @@ class Runner(Generic[E, F]):
         execute: Callable[[F], Awaitable[None]],
         tick: Callable[[], E],
         *,
+        after: Callable[[], Awaitable[None]] | None = None,
         quiet: bool = False,
     ) -> None:
         self._level = logging.DEBUG if quiet else logging.INFO
@@ -47,6 +49,7 @@ class Runner(Generic[E, F]):
         self._machine = machine
         self._execute = execute
         self._tick = tick
+        self._after = after
         self._lock = trio.Lock()
         self._changed = trio.Event()
         self.reason = ""
@@ -64,6 +67,8 @@ class Runner(Generic[E, F]):
                 for effect in decision.effects:
                     await self._execute(effect)
         self._changed.set()
+        if self._after is not None:
+            await self._after()
         return decision
 
     async def run(self) -> None:

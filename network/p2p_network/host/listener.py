@@ -63,11 +63,15 @@ class Doorway:
                 del self._by_address[address]
 
 
-def machine_addresses(*, ipv6: bool) -> tuple[str, ...]:
-    """The machine's own IP addresses, IPv4 first, without loopback, link-local and overlay ones."""
+def machine_addresses(*, ipv6: bool, without: Sequence[str] = ()) -> tuple[str, ...]:
+    """The machine's own IP addresses, IPv4 first, without loopback, link-local and overlay ones.
+
+    Args:
+        without: more devices to leave out.
+    """
     found: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = []
     for adapter in ifaddr.get_adapters():
-        if str(adapter.name).startswith(_OVERLAY_PREFIXES):
+        if adapter.name in without or str(adapter.name).startswith(_OVERLAY_PREFIXES):
             continue
         for ip in adapter.ips:
             text = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
@@ -82,20 +86,22 @@ def machine_addresses(*, ipv6: bool) -> tuple[str, ...]:
 class Listener:
     """The bound sockets of one host."""
 
-    def __init__(self, sockets: Sequence[trio.SocketListener]) -> None:
+    def __init__(self, sockets: Sequence[trio.SocketListener], without: Sequence[str] = ()) -> None:
         self.turned_away = 0
         self._sockets = tuple(sockets)
+        self._without = tuple(without)
         self._bound = tuple(
             Endpoint(ipaddress.ip_address(name[0].partition("%")[0]).compressed, name[1])
             for name in (listener.socket.getsockname() for listener in sockets)
         )
 
     @classmethod
-    async def bind(cls, listen: Sequence[str]) -> Listener:
+    async def bind(cls, listen: Sequence[str], *, without: Sequence[str] = ()) -> Listener:
         """Bind ``HOST:PORT`` and ``[HOST]:PORT`` texts; port 0 picks a free one.
 
         Raises MeshError if an address is taken, foreign or malformed, NotPermitted for a port below 1024.
         An IPv6 wildcard on a machine without IPv6 is passed over as long as another address could be bound.
+        `without`: devices whose addresses are never announced.
         """
         listeners: list[trio.SocketListener] = []
         skipped: P2PError | None = None
@@ -116,7 +122,7 @@ class Listener:
             for listener in listeners:
                 listener.socket.close()
             raise
-        return cls(listeners)
+        return cls(listeners, without)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Where others can dial this machine: wildcards become real addresses; loopback only if all is."""
@@ -126,7 +132,7 @@ class Listener:
                 found.setdefault(bound)
                 continue
             ipv6 = ipaddress.ip_address(bound.host).version == 6
-            for address in machine_addresses(ipv6=ipv6):
+            for address in machine_addresses(ipv6=ipv6, without=self._without):
                 if (ipaddress.ip_address(address).version == 6) == ipv6:
                     found.setdefault(Endpoint(address, bound.port))
             if not ipv6 and not found:

@@ -47,6 +47,7 @@ class MeshHost:
         bootstrap: addresses to dial first (see `addresses`); raises MeshError on a malformed one.
         mdns, dht: whether to look for members that way.
         remembered: what `known` said before the last restart.
+        without_devices: network devices whose addresses are never announced: the VPN's own.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class MeshHost:
         mdns: bool = True,
         dht: bool = True,
         remembered: Mapping[PeerId, Sequence[str]] | None = None,
+        without_devices: Sequence[str] = (),
     ) -> None:
         assert len(psk) == 32, "a pre-shared key has 32 bytes"
         self.peer_id: PeerId = identity.peer_id
@@ -69,6 +71,7 @@ class MeshHost:
         self._protocol = f"/kairos-p2p/{mesh_id}/1"
         self._rendezvous = rendezvous
         self._listen = tuple(listen)
+        self._without_devices = tuple(without_devices)
         self._mdns = mdns
         self._use_dht = dht
         self._listener: Listener | None = None
@@ -174,7 +177,7 @@ class MeshHost:
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, dial and serve until cancelled; "started" once listening. Raises MeshError."""
         assert self._nursery is None, "run() is called once"
-        self._listener = await Listener.bind(self._listen)
+        self._listener = await Listener.bind(self._listen, without=self._without_devices)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -216,7 +219,9 @@ class MeshHost:
         try:
             while True:
                 try:
-                    await local.announce(self.addresses(), machine_addresses(ipv6=True))
+                    await local.announce(
+                        self.addresses(), machine_addresses(ipv6=True, without=self._without_devices)
+                    )
                     failing = False
                 except OSError as exc:
                     if not failing:

@@ -56,7 +56,13 @@ class SimCluster:
             rules=self._world.rules_of(agent.machine),
         )
         self.runner = SimRunner(
-            self._tasks, agent.machine.monotonic, self.machine, self._carry_out, events.Tick, self._noted
+            self._tasks,
+            agent.machine.monotonic,
+            self.machine,
+            self._carry_out,
+            events.Tick,
+            self._noted,
+            after=self._publish,
         )
         agent.host.serve(messages.METHOD, self._answer_vote)
         agent.host.serve(JOIN_METHOD, self._answer_join)
@@ -89,7 +95,6 @@ class SimCluster:
 
     async def _feed(self, event: events.Event) -> None:
         await self.runner.feed(event)
-        await self._publish()
 
     async def _publish(self) -> None:
         status = self.machine.status
@@ -271,7 +276,6 @@ class SimCluster:
 
     async def _vote(self, peer: PeerId, request: messages.Request) -> messages.Answer:
         decision = await self.runner.feed(Asked(peer, request))
-        await self._publish()
         (reply,) = (effect for effect in decision.effects if isinstance(effect, Reply))
         return reply.message
 

@@ -32,6 +32,7 @@ class SimRunner(Generic[E, F]):
         execute: carries out one effect.
         tick: makes the event that `wake_at` asks for.
         note: takes a decision's reason when it changes.
+        after: called after every decision was carried out, ticks included.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class SimRunner(Generic[E, F]):
         execute: Callable[[F], Awaitable[None]],
         tick: Callable[[], E],
         note: Callable[[str], None] | None = None,
+        after: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._tasks, self._clock, self._machine = tasks, clock, machine
-        self._execute, self._tick, self._note = execute, tick, note
+        self._execute, self._tick, self._note, self._after = execute, tick, note, after
         self._lock = Lock()
         self._timer: Timer | None = None
         self._reason = ""
@@ -66,6 +68,8 @@ class SimRunner(Generic[E, F]):
             for effect in decision.effects:
                 await self._execute(effect)
         self._rearm()
+        if self._after is not None:
+            await self._after()
         return decision
 
     def run(self) -> None:
