@@ -231,3 +231,13 @@ def kairos_token() -> str:
         ]
     )
     return base64.b64encode(document.encode()).decode()
+
+
+def test_k3s_without_the_vpn(lab: LabFactory) -> None:
+    """`p2p.vpn.create: false`: no device, no data plane; k3s goes by the machines' own addresses."""
+    topology = make_topology({"here": ("n1", "n2")}, servers=1, config={"p2p": {"vpn": {"create": False}}})
+    mine = lab(topology, agents=True)
+    formed = wait_ready(mine)
+    assert len(cluster_ids(formed)) == 1
+    assert {s["vpn"]["state"] for s in formed.values()} == {"off"}
+    assert not [p for n in formed for p in mine.node(n).processes() if p.kind == "dataplane"]

@@ -277,8 +277,8 @@ def run_world(plan: Plan, seed: int, *, keep_trace: bool = False, world_type: ty
     violation, took_s = "", 0.0
     try:
         took_s = world.run()
-    except AssertionError as exc:  # of a checker or of a core
-        violation = f"{'' if isinstance(exc, Violation) else 'assertion: '}{exc}"
+    except Exception as exc:  # of a checker, or of a core: whatever it is, the seed must be told
+        violation = str(exc) if isinstance(exc, Violation) else f"{type(exc).__name__}: {exc}"
         world.note("(world)", f"VIOLATION: {violation}")
     finally:
         world.close()
