@@ -222,9 +222,10 @@ class Vpn:
                         await self._bring_up(*self._held)
                     await self._look()
             except P2PError as exc:
+                # a data plane that died is started again at once; what can't even start is tried in a while
+                wait_s = 0.0 if self.status.state == "up" else RETRY_S
                 self._fail(exc)
                 self._capability = None
-                wait_s = RETRY_S
             await self._changed.wait(wait_s)
 
     async def _bring_up(self, ipv4: str, ipv6: str) -> None:

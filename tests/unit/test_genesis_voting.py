@@ -249,3 +249,23 @@ def test_an_entry_is_verified_under_its_own_key_only() -> None:
     assert certificates.verify_entry("genesis/kairos/1/1", raw, MESH)
     assert not certificates.verify_entry("genesis/kairos/2/1", raw, MESH)
     assert not certificates.verify_entry("genesis/kairos/1/1", raw, "other-mesh")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_a_proposer_adopts_the_value_of_the_highest_ballot(order: tuple[int, ...]) -> None:
+    """The heart of Paxos: of the values accepted before, only the highest ballot's may have been decided."""
+    voters = tuple(i.peer_id for i in IDS[:5])
+    own, low, high = (encode_value(genesis(peer)) for peer in (A, B, C))
+    proposer = prop.Proposer(
+        mesh_id=MESH, instance=D1, self_id=A, voters=voters, value=own, nodes=5, round=9, grounds=None
+    )
+    (first, *_) = proposer.step(0.0, prop.Begun()).effects
+    assert isinstance(first, prop.Ask)
+    accepted = [None, (Ballot(3, B), low), (Ballot(7, C), high)]
+    effects: tuple[object, ...] = ()
+    for voter, which in zip(voters, order, strict=False):
+        promise = Promise(D1, proposer.ballot, 5, accepted[which])
+        effects = proposer.step(0.0, prop.Answered(voter, first.message, promise)).effects
+    asked = [effect.message for effect in effects if isinstance(effect, prop.Ask)]
+    assert len(asked) == 5
+    assert all(isinstance(message, Accept) and message.value == high for message in asked)
