@@ -8,6 +8,7 @@ effects are carried out here: votes and requests over the mesh, words into the l
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import assert_never
@@ -47,6 +48,7 @@ logger = log.get(__name__)
 JOIN_METHOD = "cluster.join"
 VOTE_TIMEOUT_S = 2.0
 JOIN_TIMEOUT_S = 5.0
+OFF = "p2p.auto.enable is false: mesh and VPN only"
 
 
 def scope_of(config: Config) -> str:
@@ -119,7 +121,8 @@ class Cluster:
     @property
     def status(self) -> Status:
         """Where this node stands."""
-        return self._machine.status
+        status = self._machine.status
+        return status if self._config.p2p.auto.enable else dataclasses.replace(status, reason=OFF)
 
     @property
     def genesis_known(self) -> bool:
@@ -162,7 +165,7 @@ class Cluster:
     async def run(self) -> None:
         """Form, join and keep the cluster until cancelled."""
         if not self._config.p2p.auto.enable:
-            await self._say("OFF: p2p.auto.enable is false: mesh and VPN only")
+            log.event(logger, "roles.off", reason=OFF)
             return
         raw = await trio.to_thread.run_sync(self._durable.get, self._durable_key)
         async with trio.open_nursery() as nursery:
@@ -181,9 +184,6 @@ class Cluster:
 
     async def _feed(self, event: events.Event) -> None:
         await self._runner.feed(event)
-
-    async def _say(self, reason: str) -> None:
-        log.event(logger, "roles.off", reason=reason)
 
     async def _publish(self) -> None:
         """Tell everyone where this node stands, whenever that changed."""
