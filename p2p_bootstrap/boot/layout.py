@@ -166,6 +166,8 @@ def read(
     custom = [*merged.get("CUSTOM_BIND_MOUNTS", "").split(), *wishes.bind_mounts]
     ephemeral = [*merged.get("CUSTOM_EPHEMERAL_MOUNTS", "").split(), *wishes.ephemeral_mounts]
     lasting = paths.clean([*persistent, *custom, *ALWAYS])
+    for path in (p for p in paths.clean(ephemeral) if p in lasting):
+        remarks.append(f"{path} is to be ephemeral and to last: it lasts")
     (target,) = paths.clean([merged.get("PERSISTENT_STATE_TARGET") or DEFAULT_TARGET]) or (DEFAULT_TARGET,)
     merge = _truth(merged.get("MERGE", "true"))
     volumes = [v for text in merged.get("VOLUMES", "").split() if (v := _volume(text, remarks))]

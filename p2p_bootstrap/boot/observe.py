@@ -7,6 +7,7 @@ layout files and the cloud-config.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Collection
@@ -177,13 +178,23 @@ def _images(mounted_on: str) -> tuple[SlotImage, ...] | None:
     found = []
     for path in sorted(Path(mounted_on, "cOS").glob("*.img")):
         block = probe_file(path)
-        size = path.stat().st_size
+        status = path.stat()
+        name, size = f"/cOS/{path.name}", status.st_size
         found.append(
-            SlotImage(
-                f"/cOS/{path.name}", block.fstype if block else "", block.identity if block else "", size
-            )
+            SlotImage(name, block.fstype, _identity(block, status), size)
+            if block
+            else SlotImage(name, "", "", size)
         )
     return tuple(found)
+
+
+def _identity(block: superblock.Superblock, status: os.stat_result) -> str:
+    """Tells images apart. A superblock alone does not: reproducible builds can differ in content only.
+
+    The file's inode and time follow it when a slot is renamed; a false alarm costs no more than a merge.
+    """
+    parts = (block.identity, status.st_ino, status.st_mtime_ns, status.st_size)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def _number(path: Path) -> int:

@@ -133,6 +133,7 @@ class Runner:
             if final:
                 return self._finish(current, horizon[-1])
             looked = horizon[-1]
+            self._before(looked.name)
             layout_ready = layout_ready or looked.name == "look-layout"
             done.add(looked.name)
             again = self._plan(layout_ready=layout_ready)

@@ -1,8 +1,8 @@
 """Which file system is this, and what are its label and UUID? What `blkid` answers, in pure Python.
 
 `probe` gets a function that reads bytes at an offset, so it works on a partition, an image file or a bytes
-object. The layouts are those of the kernel's own headers. `identity` tells two images apart even if their
-builder gave both the same UUID: it is a hash over the superblock, which counts what is inside.
+object. The layouts are those of the kernel's own headers. `identity` tells most images apart even if their
+builder gave all the same UUID: it is a hash over the superblock, which counts what is inside.
 """
 
 from __future__ import annotations
