@@ -57,7 +57,11 @@ class Merge:
 
 
 def merge(base: Tree, new: Tree, local: Tree, policy: Policy) -> Merge:
-    """Decide on every path. `local` needs to hold only paths of `base` and `new`."""
+    """Decide on every path.
+
+    `local` needs to hold only paths of `base` and `new`, and everything below what is a folder there and
+    something else in `new`.
+    """
     takes: list[Change] = []
     removals: list[Change] = []
     conflicts: list[Conflict] = []
@@ -66,12 +70,11 @@ def merge(base: Tree, new: Tree, local: Tree, policy: Policy) -> Merge:
         old, theirs, ours = base.get(path), new.get(path), local.get(path)
         if theirs in (old, ours):
             continue  # the image did not change it, or we have the same
-        blocked = not _reachable(path, result)
-        if ours == old and not blocked:
+        blocked = theirs is not None and not _reachable(path, result)
+        if ours == old and not blocked and not _buries_edits(path, base, new, local):
             _apply(path, theirs, takes, removals, result)
         elif blocked or policy != "image":
-            if theirs is not None or not blocked:
-                conflicts.append(Conflict(path, "local"))
+            conflicts.append(Conflict(path, "local"))
         else:
             conflicts.append(Conflict(path, "image"))
             _apply(path, theirs, takes, removals, result)
@@ -101,6 +104,14 @@ def _apply(
     else:
         takes.append(Change(path, "take"))
         result[path] = theirs
+
+
+def _buries_edits(path: str, base: Tree, new: Tree, local: Tree) -> bool:
+    """Whether the image puts something else in place of a folder in which the node has work of its own."""
+    ours, theirs = local.get(path), new.get(path)
+    if ours is None or theirs is None or ours.kind != "folder" or theirs.kind == "folder":
+        return False
+    return any(p.startswith(f"{path}/") and item != base.get(p) for p, item in local.items())
 
 
 def _reachable(path: str, result: Mapping[str, Item]) -> bool:

@@ -217,7 +217,11 @@ def _adopt(state: Path, request: BindRequest) -> bool:
 
 def _merge(request: BindRequest, base: dict[str, Item], new: dict[str, Item]) -> tuple[str, ...]:
     folder, image = Path(request.state, request.name), Path(request.image_path)
-    outcome = merge3.merge(base, new, scan(folder, base.keys() | new.keys()), request.policy)
+    local = scan(folder, base.keys() | new.keys())
+    for path, item in new.items():
+        if item.kind != "folder" and path in local and local[path].kind == "folder":
+            local |= {f"{path}/{below}": one for below, one in scan(folder / path).items()}
+    outcome = merge3.merge(base, new, local, request.policy)
     aside = Path(request.state, OURS, "conflicts", request.name.removesuffix(".bind"))
     for conflict in outcome.conflicts:
         loser = image if conflict.kept == "local" else folder
@@ -247,7 +251,7 @@ def _keep_aside(source: Path, target: Path) -> None:
         return
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if source.is_dir() and not source.is_symlink():
-        target.mkdir(exist_ok=True)
+        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
         return
     copy_item(source, target)
 

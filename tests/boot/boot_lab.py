@@ -1,4 +1,4 @@
-"""A disk of files and a machine of one namespace: boots for tests, real down to mount(2), harmless to the host.
+"""A disk of files and a machine of one namespace: boots for tests, real down to mount(2), without harm.
 
 A `Disk` is three or four files (state, OEM, persistent, recovery) attached to loop devices. `boot` starts a
 child in fresh mount and PID namespaces, with a ``/run`` of its own, whose process 1 is this file as a
@@ -137,7 +137,8 @@ class Disk:
         self.loops.clear()
 
     def boot(
-        self, probe: str = "", *, cmdline: str = CMDLINE, kill_at: str = "", kill_call: int = 0, layout: str | None = None,
+        self, probe: str = "", *, cmdline: str = CMDLINE, kill_at: str = "", kill_call: int = 0,
+        layout: str | None = None,
     ) -> Boot:  # fmt: skip
         """Boot this disk. `probe`: shell lines that the new root's init runs.
 
@@ -158,7 +159,8 @@ class Disk:
         child = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child",
              sys.executable, __file__, str(orders), str(mouth)],
-            pass_fds=(mouth,), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            pass_fds=(mouth,), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True,
         )  # fmt: skip
         os.close(mouth)
         with open(ear, "rb") as listening:

@@ -46,8 +46,8 @@ def value(boot: Boot, name: str) -> str:
 
 def test_a_node_boots_into_its_image_and_keeps_what_must_last(make_disk: MakeDisk) -> None:
     disk = make_disk()
-    write = "echo kept >/var/lib/rancher/state; echo gone >/var/ephemeral; echo id $(busybox cat /etc/machine-id)\n"
-    first = booted(disk.boot(PROOF + write))
+    write = "echo kept >/var/lib/rancher/state; echo gone >/var/ephemeral\n"
+    first = booted(disk.boot(PROOF + write + "echo id $(busybox cat /etc/machine-id)\n"))
     assert value(first, "version") == "v1"
     assert value(first, "host") == "0"
     ask = (
