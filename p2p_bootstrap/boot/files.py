@@ -80,7 +80,7 @@ def resolve(root: str, path: str) -> str:
         if part == ".":
             continue
         if part == "..":
-            done = os.path.dirname(done)
+            done = os.path.dirname(done).rstrip("/")
             continue
         here = f"{root.rstrip('/')}{done}/{part}"
         if os.path.islink(here):

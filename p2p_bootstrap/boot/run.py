@@ -81,6 +81,7 @@ class Runner:
         self._planning_s = 0.0
         self._waited: set[str] = set()
         self._facts = Facts()
+        self._pointer: str | None = None
 
     def run(self) -> Record:
         """Boot. Returns only if there was no way (or `last` is False)."""
@@ -102,6 +103,10 @@ class Runner:
         while True:
             begun_s = self._clock()
             self._facts = self._source.facts(layout_ready=layout_ready, failures=self._failures)
+            if self._facts.images is not None:
+                # what counts is the pointer as this boot found it: our own try must not look like a spent one
+                self._pointer = self._facts.pointer if self._pointer is None else self._pointer
+                self._facts = replace(self._facts, pointer=self._pointer)
             made = plan(self._facts)
             self._planning_s += self._clock() - begun_s
             fresh = set(made.awaits) - self._waited

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from boot_lab import CMDLINE, Boot, MakeDisk, make_image, root_tree, run
 
+from p2p_bootstrap.boot import slots
 from p2p_bootstrap.boot.facts import BlockDevice, Facts, SlotImage, TextFile
 from p2p_bootstrap.boot.plan import plan
 
@@ -187,6 +188,36 @@ def test_a_full_disk_stops_an_image_change_but_not_the_old_image(make_disk: Make
     assert "No space left" in boot.record["failures"][0]["reason"]
     assert value(boot, "version") == "v1"
     assert value(boot, "kept") == "kept"
+
+
+def test_a_slot_on_trial_that_nobody_blesses_is_left(
+    make_disk: MakeDisk, images: Path, tmp_path: Path
+) -> None:
+    """The new image boots once; nobody blesses it, so the next boot is the old one; no loader helps."""
+    disk = make_disk(passive=images / "v2.squashfs")
+    on_trial = slots.SlotTable("/cOS/passive.img", "/cOS/active.img", True, 1, 1)
+    (tmp_path / "slots.env").write_bytes(slots.render(on_trial))
+    run("debugfs", "-w", "-R", f"write {tmp_path}/slots.env /cOS/slots.env", disk.parts["state"])
+    assert value(booted(disk.boot(PROOF)), "version") == "v2"
+    fallen = booted(disk.boot(PROOF), "passive")
+    assert value(fallen, "version") == "v1"
+    assert "never blessed" in fallen.record["reason"]
+
+
+def test_a_slot_that_is_blessed_stays(make_disk: MakeDisk, images: Path, tmp_path: Path) -> None:
+    disk = make_disk(passive=images / "v2.squashfs")
+    on_trial = slots.SlotTable("/cOS/passive.img", "/cOS/active.img", True, 1, 1)
+    (tmp_path / "slots.env").write_bytes(slots.render(on_trial))
+    run("debugfs", "-w", "-R", f"write {tmp_path}/slots.env /cOS/slots.env", disk.parts["state"])
+    boot = booted(disk.boot(PROOF))
+    assert any("on trial" in remark for remark in boot.record["remarks"])
+    disk.unplug()
+    blessed, _ = slots.bless(slots.parse(disk.files("state", "/cOS/slots.env")), "active")
+    (tmp_path / "blessed.env").write_bytes(slots.render(blessed))
+    run("debugfs", "-w", "-R", "rm /cOS/slots.env", disk.parts["state"])
+    run("debugfs", "-w", "-R", f"write {tmp_path}/blessed.env /cOS/slots.env", disk.parts["state"])
+    for _ in range(2):
+        assert value(booted(disk.boot(PROOF)), "version") == "v2"
 
 
 def test_kill_9_before_every_step_then_boot_again(make_disk: MakeDisk) -> None:
