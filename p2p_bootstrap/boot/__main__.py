@@ -12,14 +12,15 @@ import ctypes
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Final
 
-from p2p_bootstrap.boot import cmdline, plan, record, syscalls
+from p2p_bootstrap.boot import cmdline, modules, plan, record, syscalls
 from p2p_bootstrap.boot.facts import Places
 from p2p_bootstrap.boot.kernel import LinuxKernel
 from p2p_bootstrap.boot.observe import Observer
-from p2p_bootstrap.boot.run import Runner, StepFailed
+from p2p_bootstrap.boot.run import Runner
 
 REBOOT_AFTER_S: Final = 10
 _RB_AUTOBOOT: Final = 0x1234567
@@ -64,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not options.plan and not options.no_base_mounts:
         base_mounts()
+        for remark in modules.load(Path("/", modules.FOLDER)):
+            print(remark, file=sys.stderr)  # noqa: T201
     observer = Observer(Places(sysroot=options.sysroot), cmdline=options.cmdline, only=options.only)
     if options.plan:
         made = plan.plan(observer.facts())
@@ -73,8 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     runner = Runner(LinuxKernel(), observer, clock=time.monotonic, sleep=time.sleep)
     try:
         stopped = runner.run()
-    except StepFailed as exc:  # the switch itself: there is no way back from it
-        stopped = record.Record(time.time(), "stopped", "stop", "none", exc.reason, exc.hint)
+    except Exception as exc:
+        # a bug, or a kernel that does what it never should: the screen, not a panic without a word
+        traceback.print_exc()
+        stopped = record.Record(time.time(), "stopped", "stop", "none", repr(exc), "please report this")
     fail(stopped, command)
     return 1
 

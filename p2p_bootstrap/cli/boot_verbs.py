@@ -184,6 +184,34 @@ def bless(running: str | None, state: Path, root: Path) -> None:
     out.emit(store.bless(slot))
 
 
+@group.group()
+def build() -> None:
+    """Make what a machine boots from."""
+
+
+@build.command()
+@click.option("--file", "target", type=PATH, required=True, help="The file to write.")
+@click.option(
+    "--modules",
+    "folder",
+    type=PATH,
+    help="The kernel's modules: /lib/modules/VERSION. Without: none are packed.",
+)
+@click.option("--module", "names", multiple=True, metavar="NAME", help="One more module; may be repeated.")
+def initramfs(target: Path, folder: Path | None, names: tuple[str, ...]) -> None:
+    """Make an initramfs: this Python, the boot module, and kernel modules.
+
+    It works for any kernel of this machine's architecture whose modules it holds.
+    """
+    from p2p_bootstrap.boot import initramfs as maker
+    from p2p_bootstrap.boot.files import replace
+    from p2p_bootstrap.boot.modules import DEFAULT
+
+    data, method = maker.compress(maker.build(folder, (*DEFAULT, *names)))
+    replace(target, data, 0o644)
+    out.emit(f"{target}: {out.bytes_text(len(data))} ({method})")
+
+
 def _observe() -> Facts:
     from p2p_bootstrap.boot.facts import Places
     from p2p_bootstrap.boot.observe import Observer
