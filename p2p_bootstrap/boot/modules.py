@@ -21,10 +21,11 @@ from p2p_network.core.errors import BootError
 
 FOLDER: Final = "usr/lib/kairos-p2p/modules"
 ORDER: Final = "order"
-# what a pivot boot needs: disks, file systems, loop devices, overlays
+# what a pivot boot needs: disks, file systems (ext4 asks for a checksum by alias), loop devices, overlays
 DEFAULT: Final = (
-    "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ahci", "nvme", "usb_storage", "xhci_pci", "loop",
-    "overlay", "squashfs", "erofs", "ext4", "vfat", "nls_cp437", "nls_ascii", "isofs", "efivarfs",
+    "crc32c_generic", "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ahci", "nvme", "usb_storage",
+    "xhci_pci", "loop", "overlay", "squashfs", "erofs", "ext4", "vfat", "nls_cp437", "nls_ascii", "isofs",
+    "efivarfs",
 )  # fmt: skip
 _SUFFIXES: Final = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
 _FINIT_MODULE: Final = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "armv7l": 379}

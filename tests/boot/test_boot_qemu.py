@@ -19,7 +19,7 @@ from boot_lab import Disk, make_image, root_tree, run, why_not
 from p2p_bootstrap.cli.main import main
 
 QEMU = "qemu-system-x86_64"
-TIMEOUT_S = 150
+TIMEOUT_S = 60
 INIT = """#!/bin/sh
 export PATH=/bin
 busybox echo "MARK version $(busybox cat /etc/version)"
@@ -71,7 +71,7 @@ class Computer:
                 line = machine.stdout.readline()
                 if line:
                     lines.append(line)
-                    if until in line or "Kernel panic" in line:
+                    if any(word in line for word in (until, "Kernel panic", "it waits here")):
                         break
                 elif machine.poll() is not None:
                     break
