@@ -28,7 +28,7 @@ _FSCK_CLEAN_UNTIL: Final = 1  # exit codes of fsck: 0 clean, 1 repaired, from 4 
 
 
 class LinuxKernel:
-    """The machine we run on. `stages` runs a stage of the cloud-config; without one there are none."""
+    """The machine we run on. `stages` runs a stage of the cloud-config; without one each is remarked on."""
 
     def __init__(self, stages: StageRunner | None = None) -> None:
         self._stages = stages
@@ -176,7 +176,9 @@ class LinuxKernel:
             persistence.copy_item(root / path, Path(target) / path)
 
     def run_stage(self, name: str, root: str) -> tuple[str, ...]:
-        return self._stages(name, root) if self._stages else ()
+        if self._stages is None:
+            return (f"the stage {name} was not run: no engine of stages was packed",)
+        return self._stages(name, root)
 
     def switch_root(self, sysroot: str, init: str) -> None:
         program = files.resolve(sysroot, init)
