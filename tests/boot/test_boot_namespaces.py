@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
 from boot_lab import CMDLINE, Boot, MakeDisk, make_image, root_tree, run
 
 from p2p_bootstrap.boot import slots
@@ -261,3 +262,35 @@ EXAMPLE = Facts(
     images=(SlotImage("/cOS/active.img", "squashfs", "x"),),
     layout=(TextFile("cos-layout.env", LAYOUT),),
 )
+
+
+@pytest.mark.parametrize("kind", ["erofs", "ext4"])
+def test_other_kinds_of_images_boot_too(make_disk: MakeDisk, tmp_path: Path, kind: str) -> None:
+    if kind == "erofs" and not shutil.which("mkfs.erofs"):
+        pytest.skip("missing: mkfs.erofs (erofs-utils)")
+    image = make_image(root_tree(tmp_path / "tree", kind), tmp_path / "image", kind)
+    assert value(booted(make_disk(image).boot(PROOF)), "version") == kind
+
+
+def test_from_memory_nothing_lasts_but_what_is_named(make_disk: MakeDisk) -> None:
+    disk = make_disk()
+    probe = "echo x >/etc/new && echo root writable; echo modes $(busybox ls /run/cos)\n"
+    boot = booted(disk.boot(PROOF + probe, cmdline=f"{CMDLINE} kairos.ram"))
+    assert boot.record["mode"] == "ram"
+    assert value(boot, "root") == "writable"
+    assert value(boot, "modes") == "active_mode boot.json in_ram_mode"
+    assert disk.files("persistent", "/.kairos-p2p/canary") == ""
+
+
+def test_live_changes_are_in_memory(make_disk: MakeDisk, images: Path, tmp_path: Path) -> None:
+    medium = tmp_path / "medium"
+    medium.mkdir()
+    shutil.copy(images / "v2.squashfs", medium / "rootfs.squashfs")
+    disk = make_disk()
+    disk.add("live", "COS_LIVE", "16M", medium)
+    boot = booted(
+        disk.boot(PROOF + "echo x >/bin/new && echo root writable\n", cmdline="root=live:LABEL=COS_LIVE"),
+        "live",
+    )
+    assert value(boot, "version") == "v2"
+    assert value(boot, "root") == "writable"
