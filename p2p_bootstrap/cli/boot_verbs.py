@@ -175,7 +175,7 @@ def slots(state: Path, output: out.Output) -> None:
 def bless(running: str | None, state: Path, root: Path) -> None:
     """Say that the running slot is healthy: it ends its trial.
 
-    A node's agent does this by itself once the mesh is joined and its role reached.
+    A health check calls it: a slot that nobody blesses is left when its tries are spent.
     """
     store = _store(state)
     slot = running or _running(root)
