@@ -183,7 +183,7 @@ def _closing(text: str, begin: int, line: int) -> int:
         if text.startswith("}}", position):
             return position
         quote = text[position]
-        if quote in "\"`":
+        if quote in '"`':
             found = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`]*`').match(text, position)
             if found is None:
                 raise _Wrong(line, "this text is never closed", f"add the missing {quote}")
@@ -330,7 +330,9 @@ class _Tokens:
                 self._at += 1
                 return inner
             case _:
-                raise _Wrong(self.line, "the dot alone is not supported", f"name a value: .{', .'.join(ROOTS)}")
+                raise _Wrong(
+                    self.line, "the dot alone is not supported", f"name a value: .{', .'.join(ROOTS)}"
+                )
 
 
 def _checked(names: tuple[str, ...], line: int) -> tuple[str, ...]:
