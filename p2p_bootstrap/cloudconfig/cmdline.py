@@ -20,8 +20,8 @@ MAX_CHARS: Final = 64 * 1024
 MAX_INDEX: Final = 255
 MAX_PARTS: Final = 32
 BARE: Final = frozenset(
-    ("bundles", "grub_options", "growpart", "install", "k3s", "k3s-agent", "kcrypt", "kubevip", "p2p")
-    + ("reset", "runcmd", "ssh_authorized_keys", "stages", "upgrade", "users", "write_files")
+    "bundles grub_options growpart install k3s k3s-agent kcrypt kubevip p2p reset runcmd "
+    "ssh_authorized_keys stages upgrade users write_files".split()
 )
 _URL_KEYS: Final = ("kairos.config_url", "config_url")
 _WORD: Final = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
@@ -66,10 +66,10 @@ def parse(text: str) -> Commandline:
         if key == "kairos.config":
             key, equals, value = _unquote_word(value).partition("=")
             if not equals or not key:
-                _complain(problems, mark, "kairos.config", "write kairos.config=KEY=VALUE, for an address "
-                          "kairos.config_url=")  # fmt: skip
+                hint = "write kairos.config=KEY=VALUE; for an address there is kairos.config_url="
+                _complain(problems, mark, "kairos.config", hint)
                 continue
-        elif not equals or "." not in key or re.split(r"[.\[]", key, maxsplit=1)[0] not in BARE:
+        elif not equals or "." not in key or re.split(r"[.\[]", key)[0] not in BARE:
             continue
         path = split_path(key)
         if path is None or isinstance(path[0], int):

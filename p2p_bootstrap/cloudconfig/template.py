@@ -2,7 +2,7 @@
 
 Understood: fields (``.MachineID``, ``.Values.node.hostname``), texts, numbers, ``true``, ``false``, ``nil``,
 functions (`functions.FUNCTIONS`, those that Kairos's documents use), parentheses, pipes, ``if``/``else
-if``/``else``/``end``, comments, and ``{{-``/``-}}``, which eat the spaces beside them. Everything else of Go's is
+if``/``else``/``end``, comments, and ``{{-``/``-}}``, which eat the spaces beside them. All else of Go's is
 an error that says so, with its line. Nothing runs and nothing is read: only `data` goes in, and the output is
 bounded. Where Go would print ``<no value>``, or Kairos would keep the text unrendered, this is an error too.
 """
@@ -113,7 +113,7 @@ def parse(text: str, *, file: str = "", line: int = 1, column: int = 1, key: str
 
 
 def render(template: Template, data: Mapping[str, Value]) -> str:
-    """The text with every value put in. Raises ConfigError: a value is missing, a function refuses, too long."""
+    """The text with every value put in. Raises ConfigError: a value is missing, or a function refuses."""
     out: list[str] = []
     try:
         _write(template.parts, data, out, [0])
