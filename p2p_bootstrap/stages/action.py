@@ -15,6 +15,7 @@ from p2p_bootstrap.cloudconfig.template import render_text
 from p2p_bootstrap.stages.facts import Facts
 from p2p_bootstrap.stages.root import Root
 from p2p_bootstrap.stages.system import System
+from p2p_network.core.errors import BootError, ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,13 @@ class Context:
     metadata_base: str = ""
 
     def render(self, text: str, place: str) -> str:
-        """A text with its templates rendered. `place` is FILE:LINE, for errors. Raises ConfigError."""
-        file, _, line = place.rpartition(":")
-        return render_text(text, self.data, file=file, line=int(line or 1))
+        """A text with its templates rendered. `place` is the step's FILE:LINE. Raises BootError."""
+        try:
+            return render_text(text, self.data)
+        except ConfigError as exc:
+            problem = exc.problems[0]
+            line = f", line {problem.line} of the text" if "\n" in text else ""
+            raise BootError(f"{place}{line}: {problem.message}", hint=problem.hint) from exc
 
 
 class Action(Protocol):
