@@ -20,9 +20,9 @@ MAX_CHARS: Final = 64 * 1024
 MAX_INDEX: Final = 255
 MAX_PARTS: Final = 32
 BARE: Final = frozenset(
-    "bundles grub_options growpart install k3s k3s-agent kcrypt kubevip p2p reset runcmd "
-    "ssh_authorized_keys stages upgrade users write_files".split()
-)
+    ("bundles", "grub_options", "growpart", "install", "k3s", "k3s-agent", "kcrypt", "kubevip", "p2p",
+     "reset", "runcmd", "ssh_authorized_keys", "stages", "upgrade", "users", "write_files")
+)  # fmt: skip
 _URL_KEYS: Final = ("kairos.config_url", "config_url")
 _WORD: Final = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
 _PART: Final = re.compile(r'(?:^|\.)(?:"(?P<quoted>[^"]+)"|(?P<name>[^.\[\]"]+))|\[(?P<index>[0-9]{1,4})\]')
@@ -82,7 +82,7 @@ def parse(text: str) -> Commandline:
 
 
 def split_path(key: str) -> Path | None:
-    """``stages.boot[0].name``, ``users.0.name`` or ``stages."boot.after"[0]`` in parts; None if it is none."""
+    """``stages.boot[0].name``, ``users.0.name``, ``stages."boot.after"[0]`` in parts; None if it is none."""
     parts: list[str | int] = []
     position = 0
     while position < len(key):

@@ -1,7 +1,8 @@
 """Is this signature of this text by this key? Ed25519 verification (RFC 8032), standard library only.
 
 The initramfs has no `cryptography`; verifying handles nothing secret, so plain Python is safe for it (it
-takes milliseconds). Signing is done elsewhere. Follows the RFC's section 5.1.7; points are in extended coordinates.
+takes milliseconds). Signing is done elsewhere. Follows the RFC's section 5.1.7; points are in extended
+coordinates.
 """
 
 from __future__ import annotations

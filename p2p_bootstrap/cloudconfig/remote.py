@@ -1,9 +1,10 @@
 """What does the configuration behind an address say, and is it the one that was meant?
 
-``config_url`` names a file, an ``https`` address, or an ``http`` address that is pinned. A pin stands behind
-a ``#``, which never leaves this machine: ``#sha256=HEX`` (the content) or ``#ed25519=BASE64`` (a public key;
-the signature, raw or base64, is fetched from the same address with ``.sig`` behind its path). A fetched file may
-name a further one; its keys lie below it. Everything that goes wrong is a problem: never an empty config.
+``config_url`` names a file, an ``https`` address, or an ``http`` address that is pinned. A pin stands
+behind a ``#``, which never leaves this machine: ``#sha256=HEX`` (the content) or ``#ed25519=BASE64`` (a
+public key; the signature, raw or base64, is fetched from the same address with ``.sig`` behind its path).
+A fetched file may name a further one; its keys lie below it. Everything that goes wrong is a problem:
+never an empty config.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ LITERAL_HINT: Final = 'to write the braces themselves: {{ "{{" }}'
 _KEYWORDS: Final = ("if", "else", "end")
 _GO_ONLY: Final = ("range", "with", "define", "template", "block", "break", "continue")
 _TOKEN: Final = re.compile(
-    r"""\s+|(?P<text>"(?:[^"\\\n]|\\.)*"|`[^`]*`)|(?P<number>[-+]?[0-9]+(?:\.[0-9]+)?)(?![\w.])"""
+    r"""\s+|(?P<text>"(?:[^"\\\n]|\\.)*"|`[^`]*`)|(?P<number>[-+]?[0-9]{1,18}(?:\.[0-9]{1,18})?)(?![\w.])"""
     r"""|(?P<field>(?:\.[A-Za-z_]\w*)+)|(?P<dot>\.)|(?P<name>[A-Za-z_]\w*)|(?P<sign>[()|])""",
     re.ASCII,
 )
@@ -286,8 +286,12 @@ class _Tokens:
         if depth > MAX_DEPTH:
             raise _Wrong(self.line, f"parentheses are nested more than {MAX_DEPTH} deep")
         value = self._command(depth, None)
+        pipes = 0
         while self.peek() == "|":
             self._at += 1
+            pipes += 1
+            if pipes > MAX_DEPTH:
+                raise _Wrong(self.line, f"more than {MAX_DEPTH} pipes in a row")
             value = self._command(depth, value)
         return value
 

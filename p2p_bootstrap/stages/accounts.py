@@ -1,8 +1,8 @@
 """Which users and groups does a root have, and how is one added, changed or removed? Pure, on texts.
 
-/etc/passwd, /etc/group and /etc/shadow are edited line by line: what is not asked for stays as it is, comments
-and unknown lines too. Ids: people from 1000, system accounts from 999 downwards; a free home folder's owner is
-taken again, so that a user who comes back on an immutable system owns their files.
+/etc/passwd, /etc/group and /etc/shadow are edited line by line: what is not asked for stays as it is,
+comments and unknown lines too. Ids: people from 1000, system accounts from 999 downwards; a free home
+folder's owner is taken again, so that a user who comes back on an immutable system owns their files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 from p2p_network.core.errors import BootError
 
-PASSWD: Final = "/etc/passwd"
+PASSWD: Final = "/etc/passwd"  # noqa: S105 - a path
 GROUP: Final = "/etc/group"
 SHADOW: Final = "/etc/shadow"
 GSHADOW: Final = "/etc/gshadow"
@@ -69,7 +69,7 @@ def group_id(group: str, name: str) -> int | None:
 
 
 def put(text: str, fields: Sequence[str]) -> str:
-    """Replace the line of that name, or append one. Raises BootError for fields that can't stand in a line."""
+    """Replace the line of that name, or append one. Raises BootError for fields that fit in no line."""
     if any(":" in field or "\n" in field or "\0" in field for field in fields):
         raise BootError(f"{fields[0]}: a field contains a colon or a line break", hint="remove it")
     line = ":".join(fields)
@@ -111,7 +111,7 @@ def free_id(text: str, *, system: bool, wanted: int | None = None) -> int:
 
 
 def ids_of(passwd: str, group: str, text: str) -> tuple[int | None, int | None]:
-    """``user``, ``user:group``, ``:group`` or numbers, as ids. Raises BootError for a name that isn't there."""
+    """``user``, ``user:group``, ``:group`` or numbers, as ids. Raises BootError if there is no such name."""
     name, colon, group_name = text.partition(":")
     uid = gid = None
     if name:

@@ -1,4 +1,5 @@
-"""What does a disk's partition table (GPT) say, and how does it look with one more or a larger partition? Pure.
+"""What does a disk's partition table (GPT) say, and how does it look with one more or a larger partition?
+Pure.
 
 Works on sectors, so that neither sgdisk nor sfdisk is needed in the initramfs. A table is written as (offset,
 bytes) pairs: the backup first, then the primary, so that at each moment one of them is whole.
@@ -69,7 +70,7 @@ class Table:
         return max(self.slices, key=lambda one: one.last, default=None)
 
     def expanded(self, size_mib: int) -> Table:
-        """With the last partition grown to a size (0: all that is free). It never shrinks. Raises BootError."""
+        """With the last partition grown to a size (0: all that is free), never shrunk. Raises BootError."""
         last = self.last()
         if last is None:
             raise BootError("the disk has no partition that could grow", hint="add one")

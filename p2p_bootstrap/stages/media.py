@@ -1,8 +1,8 @@
 """Which disc, stick or folder holds user data for this machine?
 
-NoCloud (label ``cidata``) and config drive (``config-2``) are file systems; labels are read from the superblock
-(ISO 9660, FAT, ext), so nothing needs udev. The file system is mounted read-only for the reading. A folder
-that cloud-init calls a seed is read first.
+NoCloud (label ``cidata``) and config drive (``config-2``) are file systems; labels are read from the
+superblock (ISO 9660, FAT, ext), so nothing needs udev. The file system is mounted read-only for the
+reading. A folder that cloud-init calls a seed is read first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What kind of machine is this root on? Reads /etc, /proc and /sys below the root; nothing else.
 
-What is drawn once (`Facts.random`, `Facts.uuid`) comes from a seed in /var/lib/kairos-p2p, readable by root only;
-`keep` makes it where there is none. On a root whose /var is not persistent yet it lasts as long as that /var.
+What is drawn once (`Facts.random`, `Facts.uuid`) comes from a seed in /var/lib/kairos-p2p, readable by
+root only; `keep` makes it where there is none. On a root whose /var is not persistent yet it lasts as long
+as that /var.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What do the plain keys of cloud-init mean as steps?
 
 As Kairos maps them: ``users``, ``write_files`` (``milpa_files``), ``runcmd``, ``growpart`` and
-``ssh_authorized_keys`` run in ``boot``; ``hostname`` in ``initramfs``; keys of a forge account (``github:NAME``)
-in ``network``. Keys of the whole file go to each of its users, to root if it has none.
+``ssh_authorized_keys`` run in ``boot``; ``hostname`` in ``initramfs``; keys of a forge account
+(``github:NAME``) in ``network``. Keys of the whole file go to each of its users, to root if it has none.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Which steps of a stage run, in which order, and why that order? Pure.
 
 Kairos's rules: the steps of a file follow each other, the files follow each other; a step with ``after``
-waits for the steps it names instead of the one before it, and for the files before its own. Kairos runs what is
-ready at the same time; here the earlier one in the files runs first, so that two boots do the same.
-A step in a ring never runs, and says so; a name that isn't there is a remark, as Kairos goes on without it.
+waits for the steps it names instead of the one before it, and for the files before its own. Kairos runs
+what is ready at the same time; here the earlier one in the files runs first, so that two boots do the
+same. A step in a ring never runs, and says so; a name that isn't there is a remark, as Kairos goes on
+without it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How does a stage run, and what became of each step?
 
-Steps run one after the other. An error is never dropped: it is kept with its step, logged, and written to the
-record ``/run/kairos-p2p/stages/STAGE.json``. The next step runs all the same, as in Kairos, unless the failing one
-is marked ``fatal`` or the configuration ``strict``. A step with a mistake in the configuration doesn't run.
+Steps run one after the other. An error is never dropped: it is kept with its step, logged, and written to
+the record ``/run/kairos-p2p/stages/STAGE.json``. The next step runs all the same, as in Kairos, unless the
+failing one is marked ``fatal`` or the configuration ``strict``. A step with a mistake in the configuration
+doesn't run.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Runner:
     _outcomes: list[Outcome] = field(default_factory=list)
 
     def run(self, stage: str) -> Report:
-        """Run a stage with its ``.before`` and ``.after``, and write the record. Raises nothing of the steps."""
+        """Run a stage with its ``.before`` and ``.after``; keep the record. Errors of steps are in it."""
         planned = plan(stage, self.configured.steps)
         problems = [str(problem) for problem in (*problems_of(self.configured, stage), *planned.problems)]
         self._outcomes = []

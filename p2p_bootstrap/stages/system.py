@@ -1,7 +1,7 @@
 """How do steps act on what is no file: programs, the kernel's host name, the network?
 
-`System` is what steps are given; tests give them a recorder. `LinuxSystem` runs programs, in a chroot when the
-root is not the machine's own; they are killed with all their children when they take too long.
+`System` is what steps are given; tests give them a recorder. `LinuxSystem` runs programs, in a chroot when
+the root is not the machine's own; they are killed with all their children when they take too long.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class LinuxSystem:
                 env={**os.environ, "PATH": PATH, **(env or {})},
                 cwd="/",
                 start_new_session=True,
-                preexec_fn=enter,
+                preexec_fn=enter,  # noqa: PLW1509 - only without threads: the stage engine has none
                 text=True,
                 errors="replace",
             )

@@ -1,8 +1,8 @@
 """``layout``: which partitions does a disk get in its free space?
 
-The table is changed by `gpt`, the kernel is told partition by partition (so a mounted disk may grow), then file
-systems are made or grown by their own programs. A partition that is there already, by its label, is left alone:
-so one without any label is refused, since each boot would add it again.
+The table is changed by `gpt`, the kernel is told partition by partition (so a mounted disk may grow), then
+file systems are made or grown by their own programs. A partition that is there already, by its label, is
+left alone: so one without any label is refused, since each boot would add it again.
 """
 
 from __future__ import annotations

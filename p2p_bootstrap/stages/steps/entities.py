@@ -22,13 +22,14 @@ from p2p_network.core.errors import BootError, nearest
 _KINDS: Final[Mapping[str, tuple[str, Mapping[str, str | None]]]] = {
     "user": (
         accounts.PASSWD,
-        {"username": "", "password": "x", "uid": None, "gid": "", "info": "", "homedir": "", "shell": "/bin/sh"},
+        {"username": "", "password": "x", "uid": None, "gid": "", "info": "", "homedir": "",
+         "shell": "/bin/sh"},
     ),
     "group": (accounts.GROUP, {"group_name": "", "password": "x", "gid": None, "users": ""}),
     "shadow": (
         accounts.SHADOW,
-        {"username": "", "password": "!", "last_changed": "", "minimum_changed": "0", "maximum_changed": "99999",
-         "warn": "7", "inactive": "", "expire": "", "reserved": ""},
+        {"username": "", "password": "!", "last_changed": "", "minimum_changed": "0",
+         "maximum_changed": "99999", "warn": "7", "inactive": "", "expire": "", "reserved": ""},
     ),
     "gshadow": (accounts.GSHADOW, {"name": "", "password": "!", "administrators": "", "members": ""}),
 }  # fmt: skip

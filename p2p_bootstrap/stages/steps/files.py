@@ -1,13 +1,14 @@
 """``directories``, ``files``, ``downloads``: what must be on the disk?
 
-Files are 0600 unless they say otherwise. Content is decoded, then its templates are rendered. A download with a
-checksum that is there already is not fetched again.
+Files are 0600 unless they say otherwise. Content is decoded, then its templates are rendered. A download
+with a checksum that is there already is not fetched again.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import gzip
 import hashlib
 import io
@@ -57,10 +58,8 @@ class WriteFile:
         """See `Action`."""
         data = decoded(self.spec.content, self.spec.encoding, self.spec.path)
         if b"{{" in data:
-            try:
+            with contextlib.suppress(UnicodeDecodeError):  # braces in binary data are no template
                 data = context.render(data.decode(), self.place).encode()
-            except UnicodeDecodeError:
-                pass  # braces in binary data are no template
         owner = owner_of(context.root, self.spec.owner, self.spec.group, self.spec.owner_string)
         context.root.write(self.spec.path, data, self.spec.permissions, owner)
 

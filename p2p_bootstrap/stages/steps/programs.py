@@ -1,7 +1,7 @@
 """``commands``, ``packages``, ``package_pins``, ``git``: which programs run?
 
-Commands get a shell (``sh -c``) and stop at nothing: each one's error is kept, the next one runs, as in Kairos.
-Packages go through the system's own program, never through a shell.
+Commands get a shell (``sh -c``) and stop at nothing: each one's error is kept, the next one runs, as in
+Kairos. Packages go through the system's own program, never through a shell.
 """
 
 from __future__ import annotations

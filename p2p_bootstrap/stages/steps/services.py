@@ -66,12 +66,9 @@ class OverrideUnit:
 
     def path(self) -> str:
         """Where it goes."""
-        service, name = self.spec.service, self.spec.name
-        service = (
-            service
-            if re.search(r"\.(service|socket|timer|mount|target|path|slice)$", service)
-            else service + ".service"
-        )
+        service, name = str(self.spec.service), self.spec.name
+        if not re.search(r"\.(service|socket|timer|mount|target|path|slice)$", service):
+            service += ".service"
         return f"/etc/systemd/system/{service}.d/{name if name.endswith('.conf') else name + '.conf'}"
 
     def execute(self, context: Context) -> None:

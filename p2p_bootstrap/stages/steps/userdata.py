@@ -1,8 +1,9 @@
 """``datasource``: what does the place where this machine runs want it to be?
 
-Providers are asked in the order written, discs first, as in Kairos; the first that is there wins. The raw user
-data goes to ``userdata``, 0600; a cloud-config also to ``userdata_name``, where the next collection finds it; a
-script is run. Facts of the machine go to ``/run/config``, keys to root, and the host name is set.
+Providers are asked in the order written, discs first, as in Kairos; the first that is there wins. The raw
+user data goes to ``userdata``, 0600; a cloud-config also to ``userdata_name``, where the next collection
+finds it; a script is run. Facts of the machine go to ``/run/config``, keys to root, and the host name is
+set.
 """
 
 from __future__ import annotations
