@@ -1,7 +1,8 @@
 """Which steps of a stage run, in which order, and why that order? Pure.
 
 Kairos's rules: the steps of a file follow each other, the files follow each other; a step with ``after``
-waits for the steps it names instead of the one before it, and for the files before its own. Kairos runs
+waits for the steps it names instead of the one before it, and for the files before its own. Where the
+order of files contradicts an ``after``, the ``after`` counts. Kairos runs
 what is ready at the same time; here the earlier one in the files runs first, so that two boots do the
 same. A step in a ring never runs, and says so; a name that isn't there is a remark, as Kairos goes on
 without it.
@@ -65,18 +66,22 @@ def plan(stage: str, steps: Sequence[ConfiguredStep]) -> Plan:
 
 
 def _edges(steps: Sequence[ConfiguredStep], remarks: list[Problem]) -> list[set[int]]:
+    """What each step waits for. What is written counts; the order of the files gives way to it."""
     waits: list[set[int]] = [set() for _ in steps]
+    for number, configured in enumerate(steps):
+        for after in configured.step.after:
+            waits[number] |= _named(after.name, number, steps, remarks)
     before: list[int] = []  # steps of the file before
     current: list[int] = []
     for number, configured in enumerate(steps):
         if current and steps[current[-1]].file != configured.file:
             before, current = current, []
-        waits[number] |= {other for other in before if not steps[other].step.after}
-        if configured.step.after:
-            for after in configured.step.after:
-                waits[number] |= _named(after.name, number, steps, remarks)
-        elif current:
-            waits[number].add(current[-1])
+        implied = [other for other in before if not steps[other].step.after]
+        if current and not configured.step.after:
+            implied.append(current[-1])
+        for other in implied:
+            if not _reaches(other, number, waits):
+                waits[number].add(other)
         current.append(number)
     return waits
 

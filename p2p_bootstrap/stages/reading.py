@@ -26,7 +26,7 @@ _TRUE: Final = ("true", "yes", "on", "y")
 _FALSE: Final = ("false", "no", "off", "n")
 _OCTAL: Final = re.compile(r"0[0-7]{1,4}")
 _NAME: Final = re.compile(r"(?!-)[^\s/\x00-\x1f\x7f'\"\\$`;&|<>()]+")
-_USUAL_MODE: Final = re.compile(r"[4-7][0-7]{2}")
+_USUAL_MODE: Final = re.compile(r"[4-7][04-7]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ class Reader:
         if isinstance(node, ScalarNode) and not node.plain and re.fullmatch(r"[0-7]{3,4}", text):
             return Mode(int(text, 8))
         if re.fullmatch(r"[1-9][0-9]{0,3}", text) and int(text) <= 0o7777:
-            if _USUAL_MODE.fullmatch(text) and text == "".join(sorted(text, reverse=True)) and text != "420":
+            if _USUAL_MODE.fullmatch(text) and text == "".join(sorted(text, reverse=True)):
                 what = (
                     f"without a zero in front this is the decimal number {text}: mode {int(text):o} to Kairos"
                 )

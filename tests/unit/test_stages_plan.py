@@ -42,7 +42,7 @@ def order(*written: str) -> str:
     ("written", "result"),
     [
         (["f/a", "f/b", "f/c"], "abc"),
-        (["f/a<c", "f/b", "f/c"], "bca"),  # b and c need nothing: only a waits
+        (["f/a<c", "f/b", "f/c"], "cab"),  # what is written counts, then the order of the file
         (["f/a", "f/b<c", "f/c<a", "f/d"], "acbd"),
         (["f/a<g.x", "f/b", "g/x", "g/y"], "xaby"),
         (["f/a", "g/b", "h/c"], "abc"),

@@ -61,7 +61,7 @@ WRONG = [
     ("stages: {boot: [{packages: {install: [--help]}}]}", 2, 39, "stages.boot[0].packages.install[0]",
      "plain name", ""),
     ("stages: {boot: [{fatal: 'yes'}]}", 2, 25, "stages.boot[0].fatal", "true or false", "quotes"),
-    ("stages: {boot: [{users: {a: {no_create_home: 1, no-create-home: 1}}}]}", 2, 49,
+    ("stages: {boot: [{users: {a: {no_create_home: true, no-create-home: true}}}]}", 2, 52,
      "stages.boot[0].users.a.no-create-home", "says the same", "keep one"),
     ("users: [{passwd: a}]", 2, 9, "users[0]", "'name' is missing", ""),
     ("users: [{name: a, sudo: x}]", 2, 19, "users[0].sudo", "unknown key", "valid keys here"),
