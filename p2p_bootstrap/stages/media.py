@@ -75,6 +75,17 @@ def label_of(start: bytes) -> str:
     return ""
 
 
+_MAGICS: Final = (  # file systems and containers: where each writes its name
+    (510, b"\x55\xaa"), (1080, b"\x53\xef"), (0, b"XFSB"), (0x10040, b"_BHRfS_M"), (0, b"LUKS\xba\xbe"),
+    (4086, b"SWAPSPACE2"), (32769, b"CD001"), (536, b"LVM2 001"), (1024, b"\xe2\xe1\xf5\xe0"), (0, b"hsqs"),
+)  # fmt: skip
+
+
+def holds_something(start: bytes) -> bool:
+    """Whether a disk that begins with these bytes (72 KiB) has an old partition table or a file system."""
+    return any(start[place : place + len(magic)] == magic for place, magic in _MAGICS)
+
+
 def _devices(root: Root, label: str, *, discs: bool) -> Iterator[str]:
     try:
         names = sorted(os.listdir(root.path("/sys/class/block")))
@@ -102,7 +113,7 @@ def _read(name: str, root: Root, folder: str, medium: Medium) -> UserData | None
         if data:
             meta = root.text(f"{folder}/{medium.metadata}")
             hostname = re.search(
-                r"^\s*\"?(?:local-)?hostname\"?\s*:\s*\"?([A-Za-z0-9.-]+)", meta, re.MULTILINE
+                r"(?:^|[{,])\s*\"?(?:local-)?hostname\"?\s*:\s*\"?([A-Za-z0-9.-]+)", meta, re.MULTILINE
             )
             return UserData(name, data, hostname[1] if hostname else "")
     return None

@@ -111,7 +111,9 @@ CONDITIONS = [
 
 @pytest.mark.parametrize(("conditions", "runs", "reason"), CONDITIONS)
 def test_conditions(conditions: dict[str, str], runs: bool, reason: str) -> None:
-    typed = {key: value if key == "only_service_manager" else Pattern(value) for key, value in conditions.items()}
+    typed = {
+        key: value if key == "only_service_manager" else Pattern(value) for key, value in conditions.items()
+    }
     verdict = judge(replace(Step(Mark("f", 1, 1)), **typed), FACTS)
     assert verdict.runs == runs
     assert reason in verdict.reason

@@ -72,7 +72,9 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "line", "column", "key", "message", "hint"), WRONG, ids=[w[3] for w in WRONG])
+@pytest.mark.parametrize(
+    ("text", "line", "column", "key", "message", "hint"), WRONG, ids=[w[3] for w in WRONG]
+)
 def test_each_mistake_has_its_place_and_its_cure(
     text: str, line: int, column: int, key: str, message: str, hint: str
 ) -> None:
@@ -122,7 +124,9 @@ def test_every_key_of_kairos_s_reference_is_known() -> None:
         "only_service_manager if_files after name"
     )
     assert set(reference.split()) == {one.key for one in keys_of(Step).values()} - {"fatal"}
-    providers = "aws azure gcp hetzner openstack packet scaleway vultr digitalocean vmware cdrom config-drive file"
+    providers = (
+        "aws azure gcp hetzner openstack packet scaleway vultr digitalocean vmware cdrom config-drive file"
+    )
     from p2p_bootstrap.stages.model import Provider
 
     assert set(providers.split()) <= set(get_args(Provider))

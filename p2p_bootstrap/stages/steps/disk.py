@@ -21,7 +21,7 @@ from typing import Final
 from p2p_bootstrap.stages import gpt
 from p2p_bootstrap.stages.action import Context
 from p2p_bootstrap.stages.gpt import Slice, Table
-from p2p_bootstrap.stages.media import label_of
+from p2p_bootstrap.stages.media import holds_something
 from p2p_bootstrap.stages.model import Layout, Partition
 from p2p_bootstrap.stages.system import check
 from p2p_network.core.errors import BootError
@@ -71,12 +71,12 @@ class ApplyLayout:
     def _table(self, path: Path, device: str) -> Table:
         size, sector = _size(path)
         with path.open("rb") as file:
-            start = file.read(sector * 64)
+            start = file.read(max(sector * 64, 72 * 1024))
         table = gpt.parse(start, size // sector, sector)
         if table is None:
             if not self.spec.device.init_disk:
                 raise BootError(f"{device} has no GPT", hint="init_disk: true makes one, and erases the disk")
-            if start[510:512] == b"\x55\xaa" or label_of(path.open("rb").read(36 * 1024)):
+            if holds_something(start):
                 raise BootError(f"{device} is not empty", hint="erase it first: wipefs -a")
             table = Table(uuid.uuid5(_DNS, self.spec.device.disk_name), size // sector, sector)
             _write(path, table)
