@@ -77,8 +77,8 @@ def test_an_error_is_kept_and_the_next_step_runs(tmp_path: Path) -> None:
     assert len(shell.ran) == 6
     (bad,) = report.failed
     assert [failure.message for failure in bad.failures] == [
-        "the command at stdin:6 ended with 3",
-        "the command at stdin:6 ended with 4",
+        "the command at stdin:7 ended with 3",
+        "the command at stdin:7 ended with 4",
     ]
     record = json.loads((tmp_path / "run/kairos-p2p/stages/boot.json").read_text())
     assert record["ok"] is False
