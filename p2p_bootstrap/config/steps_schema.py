@@ -1,4 +1,4 @@
-"""What may an editor offer inside ``stages`` and the plain keys? JSON Schema, made from the steps' own types."""
+"""What may an editor offer inside ``stages`` and the plain keys? JSON Schema, from the steps' own types."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PLAIN: Final[Mapping[str, Any]] = {
 
 
 def properties() -> dict[str, Any]:
-    """The forms of ``stages``, ``users``, ``write_files``, ``runcmd``, ``ssh_authorized_keys``, ``growpart``."""
+    """The forms of ``stages`` and of the plain keys that stand for steps, by key."""
     steps = {"type": ["array", "null"], "items": _form(Step)}
     forms: dict[str, Any] = {key: _form(annotation) for key, annotation in _PLAIN.items()}
     # cloud-init's own words, which are taken too
@@ -32,7 +32,7 @@ def properties() -> dict[str, Any]:
     forms["stages"] = {
         "type": "object",
         "description": "Steps to run in the stages of the boot.",
-        "properties": {name: steps for name in sorted(names.NAMES)},
+        "properties": dict.fromkeys(sorted(names.NAMES), steps),
         "patternProperties": {f"^{names.PROVIDER.pattern}$": steps},
         "additionalProperties": False,
     }

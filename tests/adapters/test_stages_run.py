@@ -97,7 +97,10 @@ def test_where_marked_an_error_ends_the_stage(tmp_path: Path, how: str) -> None:
 
 
 def test_a_step_with_a_mistake_does_not_run_and_is_reported(tmp_path: Path) -> None:
-    text = "stages:\n  boot:\n  - {comands: [exit 0]}\n  - {name: good, commands: [exit 0]}\n  network: [{x: 1}]\n"
+    text = (
+        "stages:\n  boot:\n  - {comands: [exit 0]}\n  - {name: good, commands: [exit 0]}\n"
+        "  network: [{x: 1}]\n"
+    )
     report, _ = run(tmp_path, text)
     assert states(report) == [("good", "done")]
     (problem,) = report.problems
@@ -112,7 +115,8 @@ def test_if_is_asked_in_a_shell_with_templates(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/hostname").write_text("n1\n")
     text = (
-        "stages:\n  boot:\n  - {name: yes, if: 'exit 0', commands: [a]}\n  - {name: no, if: 'exit 1', commands: [b]}\n"
+        "stages:\n  boot:\n  - {name: yes, if: 'exit 0', commands: [a]}\n"
+        "  - {name: no, if: 'exit 1', commands: [b]}\n"
         "  - {name: named, if: 'test {{ .Values.node.hostname }}', commands: [c]}\n"
         "  - {name: broken, if: missing, commands: [d]}\n"
     )
@@ -164,7 +168,8 @@ def machine(tmp_path: Path) -> Path:
     (tmp_path / "oem/90_custom.yaml").write_text(
         "#cloud-config\nhostname: node-{{ trunc 4 .MachineID }}\n"
         "p2p: {network_token: hush-hush}\n"
-        "stages:\n  boot:\n  - name: Write it\n    files: [{path: /made, content: secret, permissions: 0640}]\n"
+        "stages:\n  boot:\n  - name: Write it\n"
+        "    files: [{path: /made, content: secret, permissions: 0640}]\n"
         "  - {name: Not here, only_os: Plan9}\n"
     )
     (tmp_path / "proc/cmdline").write_text("quiet kairos.config=stages.boot.0.name=from-kernel\n")

@@ -10,7 +10,7 @@ import shutil
 import stat
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,9 +31,13 @@ from p2p_bootstrap.stages.system import Ended, LinuxSystem
 from p2p_network.core.errors import BootError, P2PError
 
 FACTS = Facts(
-    hostname="old", service_manager="systemd", service_managers=frozenset({"systemd"}), arch="amd64",
-    machine_id="abcdef0123456789abcdef0123456789", values={"node": {"hostname": "old"}},
-)  # fmt: skip
+    hostname="old",
+    service_manager="systemd",
+    service_managers=frozenset({"systemd"}),
+    arch="amd64",
+    machine_id="abcdef0123456789abcdef0123456789",
+    values={"node": {"hostname": "old"}},
+)
 PASSWD = "root:x:0:0:root:/root:/bin/bash\nbin:x:1:1:bin:/bin:/bin/false\n"
 GROUP = "root:x:0:\nadmin:x:110:ann\nusers:x:100:\n"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB me@home"
@@ -220,7 +224,8 @@ def test_files(world: World) -> None:
     world.step(
         "files:\n"
         "- {path: /etc/secret, content: 'p=1'}\n"
-        "- {path: /etc/open, content: 'id={{ trunc 4 .MachineID }} {{ .Values.node.hostname }}', permissions: 0644}\n"
+        "- {path: /etc/open, permissions: 0644,\n"
+        "   content: 'id={{ trunc 4 .MachineID }} {{ .Values.node.hostname }}'}\n"
         f"- {{path: /etc/packed, content: {packed}, encoding: gz+b64, permissions: 0600}}\n"
         "- {path: /usr/local/bin/x, content: '', permissions: 04755}"
     )
@@ -237,7 +242,10 @@ def test_files(world: World) -> None:
 
 @needs_root
 def test_files_have_owners_of_the_root_s_own_accounts(world: World) -> None:
-    world.step("files: [{path: /a, owner: 5, group: 6}, {path: /b, owner_string: 'bin:admin'}, {path: /c, owner_string: bin}]")  # fmt: skip
+    world.step(
+        "files: [{path: /a, owner: 5, group: 6}, {path: /b, owner_string: 'bin:admin'},\n"
+        "  {path: /c, owner_string: bin}]"
+    )
     ids = [(os.stat(world.folder / name).st_uid, os.stat(world.folder / name).st_gid) for name in "abc"]
     assert ids == [(5, 6), (1, 110), (1, 1)]
 
@@ -269,7 +277,7 @@ def test_commands_run_inside_the_root(world: World) -> None:
     assert world.text("made") == "hi\n"
     with pytest.raises(BootError, match="still ran"):
         system.run(["/bin/sh", "-c", "sleep 60"])
-    with pytest.raises(BootError, match="no such program|can't be started"):
+    with pytest.raises(BootError, match="nothing"):
         system.run(["/bin/nothing"])
 
 
@@ -392,10 +400,17 @@ def test_systemctl(world: World, manager: str) -> None:
     else:
         world.step(text)
         wanted = {
-            "systemd": [["systemctl", verb, unit] for verb, unit in zip(("enable", "disable", "mask", "start"), "abcd", strict=True)],
-            "openrc": [["rc-update", "add", "a"], ["rc-update", "-a", "del", "b"], ["rc-update", "-a", "del", "c"],
-                       ["rc-service", "d", "start"]],
-        }  # fmt: skip
+            "systemd": [
+                ["systemctl", verb, unit]
+                for verb, unit in zip(("enable", "disable", "mask", "start"), "abcd", strict=True)
+            ],
+            "openrc": [
+                ["rc-update", "add", "a"],
+                ["rc-update", "-a", "del", "b"],
+                ["rc-update", "-a", "del", "c"],
+                ["rc-service", "d", "start"],
+            ],
+        }
         assert world.system.ran[:4] == wanted[manager]
     assert world.text("etc/systemd/system/k3s.service.d/override-yip.conf") == "[Service]"
     assert world.text("etc/systemd/system/x.timer.d/y.conf") == "z"
@@ -581,6 +596,16 @@ def test_what_is_drawn_once_stays(tmp_path: Path) -> None:
 
 def test_every_key_has_a_test() -> None:
     others = {"datasource", "unpack_images"}  # test_stages_sources.py
-    conditions = {"name", "after", "fatal", "node", "if_", "only_os", "only_os_version", "only_arch",
-                  "only_service_manager", "if_files"}  # fmt: skip
+    conditions = {
+        "name",
+        "after",
+        "fatal",
+        "node",
+        "if_",
+        "only_os",
+        "only_os_version",
+        "only_arch",
+        "only_service_manager",
+        "if_files",
+    }
     assert TESTED | others | conditions == set(keys_of(Step))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,5 +79,5 @@ def test_a_partition_table_reads_as_it_was_written(sizes: list[int], disk_mib: i
     assert gpt.parse(bytes(image[: 64 * sector]), table.sectors, sector) == table
     spans = sorted((one.first, one.last) for one in table.slices)
     assert all(first <= last for first, last in spans)
-    assert all(one[1] < other[0] for one, other in zip(spans, spans[1:], strict=False)), "no overlap"
+    assert all(one[1] < other[0] for one, other in pairwise(spans)), "no overlap"
     assert all(table.first_usable <= first and last <= table.last_usable for first, last in spans)

@@ -8,16 +8,58 @@ from hypothesis import strategies as st
 from p2p_bootstrap.cloudconfig import cmdline
 from p2p_bootstrap.cloudconfig.functions import FUNCTIONS
 from p2p_bootstrap.cloudconfig.template import MAX_OUTPUT_CHARS, render_text
-from p2p_network.core.errors import ConfigError
+from p2p_network.core.errors import ConfigError, Problem
 
 DATA = {"MachineID": "abc", "Random": None, "Values": {"a": {"b": "c"}, "list": ["x", "y"], "n": 3}}
-WORDS = ("{{", "}}", "{{-", "-}}", "if", "else", "end", ".MachineID", ".Values.a.b", ".Values.list", ".Random",
-         "(", ")", "|", '"x"', "`y`", "7", "-1", "0", "1.5", "true", "nil", "/*", "*/", "\n", "$x", ".")  # fmt: skip
+WORDS = (
+    "{{",
+    "}}",
+    "{{-",
+    "-}}",
+    "if",
+    "else",
+    "end",
+    ".MachineID",
+    ".Values.a.b",
+    ".Values.list",
+    ".Random",
+    "(",
+    ")",
+    "|",
+    '"x"',
+    "`y`",
+    "7",
+    "-1",
+    "0",
+    "1.5",
+    "true",
+    "nil",
+    "/*",
+    "*/",
+    "\n",
+    "$x",
+    ".",
+)
 SOUP = st.lists(st.sampled_from((*WORDS, *FUNCTIONS)), max_size=24).map(" ".join)
 VALUES = st.sampled_from(
-    (".MachineID", ".Values.list", ".Values.n", ".Values.a", ".Values.a.b", '"t"', "3", "0", "-2", "1.5", "true",
-     "nil", '"99999999999999999999"', '"%"', '""')
-)  # fmt: skip
+    (
+        ".MachineID",
+        ".Values.list",
+        ".Values.n",
+        ".Values.a",
+        ".Values.a.b",
+        '"t"',
+        "3",
+        "0",
+        "-2",
+        "1.5",
+        "true",
+        "nil",
+        '"99999999999999999999"',
+        '"%"',
+        '""',
+    )
+)
 CALLS = st.builds(
     lambda name, values: f"{{{{ {name} {' '.join(values)} }}}}",
     st.sampled_from(tuple(FUNCTIONS)),
@@ -35,13 +77,15 @@ CALLS = st.builds(
 @example("{{ 1" + " | print" * 3000 + " }}")
 @example("{{ lt nil 1 }}")
 def test_a_text_is_rendered_or_a_config_error(text: str) -> None:
+    problems: tuple[Problem, ...] = ()
     try:
         rendered = render_text(text, DATA, file="f", line=3)
     except ConfigError as exc:
-        assert all(problem.message and problem.line >= 3 for problem in exc.problems)
+        problems = exc.problems
     else:
         assert len(rendered) <= MAX_OUTPUT_CHARS
         assert rendered == render_text(text, DATA), "twice is the same"
+    assert all(problem.message and problem.line >= 3 for problem in problems)
 
 
 @given(st.text(max_size=100).filter(lambda text: "{{" not in text))
@@ -56,13 +100,29 @@ def test_a_quoted_text_comes_out_as_it_went_in(text: str) -> None:
 
 KERNEL = st.lists(
     st.sampled_from(
-        ("quiet", "stages.boot[0].name=x", 'kairos.config="a.b=c d"', "kairos.config=users.0.name=k", "a.b=c",
-         "stages.boot[1]=y", "stages.boot=z", "config_url=https://x", "cos.setup=/y", "p2p.", "p2p..a=1",
-         "kairos.config=", "users[0].name=k", 'install."a.b"=1', '"', "p2p[0]=1", "k3s.args[999999]=1")
+        (
+            "quiet",
+            "stages.boot[0].name=x",
+            'kairos.config="a.b=c d"',
+            "kairos.config=users.0.name=k",
+            "a.b=c",
+            "stages.boot[1]=y",
+            "stages.boot=z",
+            "config_url=https://x",
+            "cos.setup=/y",
+            "p2p.",
+            "p2p..a=1",
+            "kairos.config=",
+            "users[0].name=k",
+            'install."a.b"=1',
+            '"',
+            "p2p[0]=1",
+            "k3s.args[999999]=1",
+        )
     )
     | st.text(max_size=12),
     max_size=8,
-).map(" ".join)  # fmt: skip
+).map(" ".join)
 
 
 @given(KERNEL)

@@ -15,9 +15,15 @@ from p2p_bootstrap.stages.names import is_known, sequence
 from p2p_bootstrap.stages.plan import plan
 
 FACTS = Facts(
-    hostname="edge-7", os_name="Ubuntu 24.04.1 LTS", os_id="ubuntu", os_version="24.04", arch="amd64",
-    machine="x86_64", service_managers=frozenset({"systemd"}), service_manager="systemd",
-)  # fmt: skip
+    hostname="edge-7",
+    os_name="Ubuntu 24.04.1 LTS",
+    os_id="ubuntu",
+    os_version="24.04",
+    arch="amd64",
+    machine="x86_64",
+    service_managers=frozenset({"systemd"}),
+    service_manager="systemd",
+)
 
 
 def steps(*written: str, stage: str = "boot") -> list[ConfiguredStep]:
@@ -82,11 +88,26 @@ def test_before_and_after_of_a_stage() -> None:
 
 
 def test_stage_names_of_the_reference() -> None:
-    for name in (
-        "rootfs initramfs fs boot network reconcile boot.before network.after before-install after-upgrade "
-        "after-install-chroot after-reset-chroot kairos-install.pre kairos-install.after kairos-uki-install.pre "
-        "kairos-uki-upgrade.after provider-kairos.bootstrap.before.worker provider-kairos.bootstrap.after.master"
-    ).split():
+    for name in [
+        "rootfs",
+        "initramfs",
+        "fs",
+        "boot",
+        "network",
+        "reconcile",
+        "boot.before",
+        "network.after",
+        "before-install",
+        "after-upgrade",
+        "after-install-chroot",
+        "after-reset-chroot",
+        "kairos-install.pre",
+        "kairos-install.after",
+        "kairos-uki-install.pre",
+        "kairos-uki-upgrade.after",
+        "provider-kairos.bootstrap.before.worker",
+        "provider-kairos.bootstrap.after.master",
+    ]:
         assert is_known(name), name
     assert not is_known("boots")
 
@@ -122,10 +143,14 @@ def test_conditions(conditions: dict[str, str], runs: bool, reason: str) -> None
 @pytest.mark.parametrize(
     ("kind", "present", "runs"),
     [
-        ("any", ["/a"], True), ("any", [], False), ("all", ["/a", "/b"], True), ("all", ["/a"], False),
-        ("none", [], True), ("none", ["/b"], False),
+        ("any", ["/a"], True),
+        ("any", [], False),
+        ("all", ["/a", "/b"], True),
+        ("all", ["/a"], False),
+        ("none", [], True),
+        ("none", ["/b"], False),
     ],
-)  # fmt: skip
+)
 def test_if_files(kind: str, present: list[str], runs: bool) -> None:
     asked = IfFiles(**{kind: (AbsolutePath("/a"), AbsolutePath("/b"))})
     step = Step(Mark("f", 1, 1), if_files=asked)

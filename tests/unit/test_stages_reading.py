@@ -40,36 +40,104 @@ WRONG = [
     ("stages: {boot: [{commands: [{a: b}]}]}", 2, 29, "stages.boot[0].commands[0]", "found a map", "quotes"),
     ("stages: {boot: [{commands: [~]}]}", 2, 29, "stages.boot[0].commands[0]", "found nothing", "remove"),
     ("stages: {boot: [{only_os: '('}]}", 2, 27, "stages.boot[0].only_os", "no regular expression", ""),
-    ("stages: {boot: [{only_service_manager: runit}]}", 2, 40, "stages.boot[0].only_service_manager",
-     "one of systemd, openrc", ""),
+    (
+        "stages: {boot: [{only_service_manager: runit}]}",
+        2,
+        40,
+        "stages.boot[0].only_service_manager",
+        "one of systemd, openrc",
+        "",
+    ),
     ("stages: {boot: [{if_files: {some: [/a]}}]}", 2, 29, "stages.boot[0].if_files.some", "unknown key", ""),
-    ("stages: {boot: [{if_files: {any: [a]}}]}", 2, 35, "stages.boot[0].if_files.any[0]", "absolute path", "/"),
+    (
+        "stages: {boot: [{if_files: {any: [a]}}]}",
+        2,
+        35,
+        "stages.boot[0].if_files.any[0]",
+        "absolute path",
+        "/",
+    ),
     ("stages: {boot: [{after: [x]}]}", 2, 26, "stages.boot[0].after[0]", "map of keys", "name"),
     ("stages: {boot: [{files: [{content: a}]}]}", 2, 26, "stages.boot[0].files[0]", "'path' is missing", ""),
-    ("stages: {boot: [{files: [{path: /a, permissions: 644}]}]}", 2, 50, "stages.boot[0].files[0].permissions",
-     "mode 1204", "write 0644"),
-    ("stages: {boot: [{files: [{path: /a, encoding: zip}]}]}", 2, 47, "stages.boot[0].files[0].encoding",
-     "one of b64", ""),
-    ("stages: {boot: [{files: [{path: /a, owner: me}]}]}", 2, 44, "stages.boot[0].files[0].owner",
-     "whole number", ""),
-    ("stages: {boot: [{commands: ['{{ trunk 1 }}']}]}", 2, 29, "stages.boot[0].commands[0]", "'trunk'", "trunc"),
-    ("stages: {boot: [{datasource: {providers: [ec2]}}]}", 2, 43, "stages.boot[0].datasource.providers[0]",
-     "one of aws", ""),
+    (
+        "stages: {boot: [{files: [{path: /a, permissions: 644}]}]}",
+        2,
+        50,
+        "stages.boot[0].files[0].permissions",
+        "mode 1204",
+        "write 0644",
+    ),
+    (
+        "stages: {boot: [{files: [{path: /a, encoding: zip}]}]}",
+        2,
+        47,
+        "stages.boot[0].files[0].encoding",
+        "one of b64",
+        "",
+    ),
+    (
+        "stages: {boot: [{files: [{path: /a, owner: me}]}]}",
+        2,
+        44,
+        "stages.boot[0].files[0].owner",
+        "whole number",
+        "",
+    ),
+    (
+        "stages: {boot: [{commands: ['{{ trunk 1 }}']}]}",
+        2,
+        29,
+        "stages.boot[0].commands[0]",
+        "'trunk'",
+        "trunc",
+    ),
+    (
+        "stages: {boot: [{datasource: {providers: [ec2]}}]}",
+        2,
+        43,
+        "stages.boot[0].datasource.providers[0]",
+        "one of aws",
+        "",
+    ),
     ("stages: {boot: [{layout: {}}]}", 2, 26, "stages.boot[0].layout", "'device' is missing", ""),
-    ("stages: {boot: [{systemctl: {enable: ['a b']}}]}", 2, 39, "stages.boot[0].systemctl.enable[0]",
-     "plain name", "spaces"),
-    ("stages: {boot: [{packages: {install: [--help]}}]}", 2, 39, "stages.boot[0].packages.install[0]",
-     "plain name", ""),
+    (
+        "stages: {boot: [{systemctl: {enable: ['a b']}}]}",
+        2,
+        39,
+        "stages.boot[0].systemctl.enable[0]",
+        "plain name",
+        "spaces",
+    ),
+    (
+        "stages: {boot: [{packages: {install: [--help]}}]}",
+        2,
+        39,
+        "stages.boot[0].packages.install[0]",
+        "plain name",
+        "",
+    ),
     ("stages: {boot: [{fatal: 'yes'}]}", 2, 25, "stages.boot[0].fatal", "true or false", "quotes"),
-    ("stages: {boot: [{users: {a: {no_create_home: true, no-create-home: true}}}]}", 2, 52,
-     "stages.boot[0].users.a.no-create-home", "says the same", "keep one"),
+    (
+        "stages: {boot: [{users: {a: {no_create_home: true, no-create-home: true}}}]}",
+        2,
+        52,
+        "stages.boot[0].users.a.no-create-home",
+        "says the same",
+        "keep one",
+    ),
     ("users: [{passwd: a}]", 2, 9, "users[0]", "'name' is missing", ""),
     ("users: [{name: a, sudo: x}]", 2, 19, "users[0].sudo", "unknown key", "valid keys here"),
-    ("write_files: [{path: /a, permission: '0644'}]", 2, 26, "write_files[0].permission", "unknown key",
-     "'permissions'"),
+    (
+        "write_files: [{path: /a, permission: '0644'}]",
+        2,
+        26,
+        "write_files[0].permission",
+        "unknown key",
+        "'permissions'",
+    ),
     ("runcmd: ls", 2, 9, "runcmd", "expected a list", "dash"),
     ("growpart: {device: [/]}", 2, 12, "growpart.device", "unknown key", "'devices'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -109,9 +177,18 @@ def test_a_template_in_a_block_is_found_on_its_line() -> None:
 
 @pytest.mark.parametrize(
     ("written", "mode"),
-    [("0644", 0o644), ('"0644"', 0o644), ('"644"', 0o644), ("0o600", 0o600), ("420", 0o644), ("511", 0o777),
-     ("493", 0o755), ("0", 0), ("04755", 0o4755)],
-)  # fmt: skip
+    [
+        ("0644", 0o644),
+        ('"0644"', 0o644),
+        ('"644"', 0o644),
+        ("0o600", 0o600),
+        ("420", 0o644),
+        ("511", 0o777),
+        ("493", 0o755),
+        ("0", 0),
+        ("04755", 0o4755),
+    ],
+)
 def test_permissions_mean_what_they_mean_to_kairos(written: str, mode: int) -> None:
     assert step(f"- files: [{{path: /a, permissions: {written}}}]").files[0].permissions == mode
 
@@ -119,8 +196,8 @@ def test_permissions_mean_what_they_mean_to_kairos(written: str, mode: int) -> N
 def test_every_key_of_kairos_s_reference_is_known() -> None:
     reference = (
         "dns downloads git ensure_entities directories files commands delete_entities hostname sysctl users "
-        "authorized_keys modules timesyncd systemctl environment environment_file systemd_firstboot datasource "
-        "layout package_pins packages unpack_images node if only_os only_os_version only_arch "
+        "authorized_keys modules timesyncd systemctl environment environment_file systemd_firstboot "
+        "datasource layout package_pins packages unpack_images node if only_os only_os_version only_arch "
         "only_service_manager if_files after name"
     )
     assert set(reference.split()) == {one.key for one in keys_of(Step).values()} - {"fatal"}
@@ -135,7 +212,8 @@ def test_every_key_of_kairos_s_reference_is_known() -> None:
 def test_plain_keys_are_steps_of_their_stages() -> None:
     configured = read(
         "hostname: n-{{ .UUID }}\n"
-        "users:\n- {name: kairos, passwd: x, ssh_authorized_keys: [ssh-ed25519 AAAA, 'github:me']}\n- default\n"
+        "users:\n- {name: kairos, passwd: x, ssh_authorized_keys: [ssh-ed25519 AAAA, 'github:me']}\n"
+        "- default\n"
         "ssh_authorized_keys: [ssh-rsa BBBB, 'gitlab:you']\n"
         "write_files: [{path: /a, content: hi, owner: 'kairos:kairos', permissions: '0640'}]\n"
         "runcmd:\n- echo a\n- [echo, it's]\n"
