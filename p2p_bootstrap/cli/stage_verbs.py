@@ -58,6 +58,7 @@ def run(
     is printed and kept in /run/kairos-p2p/stages. Exit code 1 if anything failed.
     """
     from p2p_bootstrap.cloudconfig.collect import collect, collect_system
+    from p2p_bootstrap.cloudconfig.remote import fetch_http
     from p2p_bootstrap.stages import names
     from p2p_bootstrap.stages.configured import read_steps
     from p2p_network.core.errors import UsageError, nearest
@@ -66,13 +67,16 @@ def run(
         near = nearest(name, names.NAMES)
         hint = f"did you mean {near!r}?" if near else f"the stages of a boot are {', '.join(names.BOOT)}"
         raise UsageError(f"there is no stage {name!r}", hint=hint)
-    collected = collect(paths) if paths else collect_system(folder.resolve())
+    fetch = fetch_http if names.has_network(name) else None
+    collected = collect(paths, fetch=fetch) if paths else collect_system(folder.resolve(), fetch=fetch)
     configured = read_steps(collected.root, collected.files, collected.names)
     context = _context(folder, keep=not (dry_run or analyze))
     if dry_run or analyze:
         _foresee(name, collected, configured, context, analyze=analyze, output=output)
         return
     report = _run(name, collected, configured, context)
+    for remark in collected.remarks:
+        out.note(out.printable(f"note: {remark}"))
     if output == "json":
         from dataclasses import asdict
 
@@ -127,7 +131,7 @@ def _foresee(
         row |= {"waits_for": list(waits[configured_step.id])} if analyze else {"actions": list(does)}
         rows.append(row)
     problems = [str(problem) for problem in (*collected.problems, *configured.problems, *planned.problems)]
-    remarks = [str(remark) for remark in planned.remarks]
+    remarks = [str(remark) for remark in (*collected.remarks, *planned.remarks)]
     if output == "json":
         out.print_document({"stage": name, "steps": rows, "problems": problems, "remarks": remarks}, "json")
         return

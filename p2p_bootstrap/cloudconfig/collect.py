@@ -19,7 +19,7 @@ from p2p_bootstrap.cloudconfig import cmdline, remote
 from p2p_bootstrap.cloudconfig.document import MAX_BYTES, Document, has_header, parse, too_big
 from p2p_bootstrap.cloudconfig.merge import merge
 from p2p_bootstrap.cloudconfig.nodes import MapNode, Mark, ScalarNode
-from p2p_network.core.errors import ConfigError, Problem
+from p2p_network.core.errors import ConfigError, P2PError, Problem
 
 STDIN: Final = "-"
 MAX_FILES: Final = 256
@@ -71,13 +71,18 @@ def collect(
     if stdin is not None and Path(STDIN) not in wanted:
         wanted.append(Path(STDIN))
     documents = [parse(data, name) for name, data in _sources(wanted, stdin, problems, remarks)]
-    return _merged(documents, (), fetch, problems, remarks)
+    named = remote.url_of(merge(document.root for document in documents)[0])
+    return _merged(documents, [named] if named else [], fetch, problems, remarks)
 
 
 def collect_system(root: Path = Path("/"), *, fetch: remote.Fetcher | None = remote.fetch_http) -> Collected:
     """Read what a machine has: `SYSTEM_PATHS` below `root`, its command line, then what these name.
 
     Folders that aren't there are left out; that none is there is no problem. Never raises for contents.
+
+    Args:
+        fetch: gets addresses; None while there is no network: each address is then left out with a remark,
+            files that the command line names are read all the same.
     """
     problems: list[Problem] = []
     remarks: list[Problem] = []
@@ -97,7 +102,22 @@ def collect_system(root: Path = Path("/"), *, fetch: remote.Fetcher | None = rem
     problems += line.problems
     if line.root.entries:
         documents.append(Document(cmdline.FILE, line.root))
-    return _merged(documents, line.sources, fetch, problems, remarks, root=root)
+    merged, _ = merge(document.root for document in documents)
+    named = remote.url_of(merged)
+    sources = [*([named] if named else []), *line.sources]
+    if fetch is None:
+        for address, mark in sources:
+            if not address.startswith("/"):
+                hint = "it is read from the stage network on"
+                what = "left out: there is no network yet"
+                remarks.append(Problem(mark.file, mark.line, mark.column, remote.KEY, what, hint))
+        sources = [source for source in sources if source[0].startswith("/")]
+    return _merged(documents, sources, fetch or _no_network, problems, remarks, root=root)
+
+
+def _no_network(address: str, limit: int) -> bytes:
+    """The fetcher of a machine without a network: a file that was read names an address."""
+    raise P2PError("there is no network yet", hint="it is read from the stage network on")
 
 
 def _merged(
@@ -111,8 +131,7 @@ def _merged(
 ) -> Collected:
     merged, clashes = merge(document.root for document in documents)
     if fetch is not None:
-        named = remote.url_of(merged)
-        more, failures = remote.collect_remote([*([named] if named else []), *sources], fetch, root=root)
+        more, failures = remote.collect_remote(sources, fetch, root=root)
         documents = [*documents, *more]
         problems += failures
         merged, clashes = merge(document.root for document in documents)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from p2p_bootstrap.cloudconfig.nodes import MapNode, Path, dotted, find, locate, locate_key
+from p2p_bootstrap.cloudconfig.remote import parse_source, url_of
 from p2p_bootstrap.config.fields import Hostname, found, validator_input
 from p2p_bootstrap.config.model import MODELS, P2P
 from p2p_bootstrap.config.names import (
@@ -27,7 +28,7 @@ from p2p_bootstrap.config.names import (
 from p2p_bootstrap.stages.configured import Configured, read_steps
 from p2p_bootstrap.stages.names import sequence
 from p2p_bootstrap.stages.plan import plan
-from p2p_network.core.errors import Problem, TokenError, nearest
+from p2p_network.core.errors import P2PError, Problem, TokenError, nearest
 from p2p_network.token import NetworkToken, parse_token
 
 TOP_LEVEL = frozenset((*SECTIONS, *PASSED_THROUGH, *BUNDLES, *CLOUD_INIT_ONLY))
@@ -68,10 +69,15 @@ def validate_hostname(root: MapNode) -> tuple[str | None, list[Problem]]:
 def validate_stages(
     root: MapNode, files: Sequence[str], names: Mapping[str, str]
 ) -> tuple[Configured, list[Problem], list[Problem]]:
-    """Every step of every stage, also those that plain keys stand for; then problems, and remarks."""
+    """Every step of every stage, also those of plain keys, and ``config_url``; problems; remarks."""
     configured = read_steps(root, files, names)
     problems = [problem for problem in configured.problems if problem.key != "hostname"]
     remarks: list[Problem] = []
+    if (named := url_of(root)) is not None:
+        try:
+            parse_source(named[0])
+        except P2PError as exc:
+            problems.append(problem_at(root, ("config_url",), exc.message, exc.hint))
     for stage in dict.fromkeys(step.stage for step in configured.steps):
         planned = plan(stage, [step for step in configured.steps if step.stage == stage])
         if stage in sequence(stage):

@@ -30,6 +30,11 @@ NAMES: Final = frozenset(
 )
 
 
+def has_network(name: str) -> bool:
+    """Whether the network may be up when a stage runs: not in the early ones of a boot."""
+    return name.split(".")[0] not in ("rootfs", "initramfs", "fs", "boot")
+
+
 def is_known(name: str) -> bool:
     """Whether something runs this stage."""
     return name in NAMES or PROVIDER.fullmatch(name) is not None

@@ -151,6 +151,21 @@ def test_a_whole_machine(tmp_path: Path) -> None:
     assert list(collected.names.values()) == ["shipped"]
 
 
+def test_before_the_network_addresses_are_left_out_with_a_remark(tmp_path: Path) -> None:
+    (tmp_path / "oem").mkdir()
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "oem/a.yaml").write_text("#cloud-config\nconfig_url: https://h/x\n")
+    (tmp_path / "proc/cmdline").write_text("cos.setup=/extra.yaml config_url=https://h/y")
+    (tmp_path / "extra.yaml").write_text("#cloud-config\nextra: 1\n")
+    collected = collect_system(tmp_path, fetch=None)
+    assert not collected.problems
+    assert [(remark.line, "no network yet" in remark.message) for remark in collected.remarks] == [
+        (2, True),
+        (1, True),
+    ]
+    assert "extra" in collected.root.entries
+
+
 def test_a_bare_machine_is_no_problem(tmp_path: Path) -> None:
     collected = collect_system(tmp_path)
     assert (collected.files, collected.problems) == ((), ())

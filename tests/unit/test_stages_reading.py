@@ -136,6 +136,7 @@ WRONG = [
         "'permissions'",
     ),
     ("runcmd: ls", 2, 9, "runcmd", "expected a list", "dash"),
+    ("config_url: http://h/x", 2, 13, "config_url", "plain http", "pin the content"),
     ("growpart: {device: [/]}", 2, 12, "growpart.device", "unknown key", "'devices'"),
 ]
 
