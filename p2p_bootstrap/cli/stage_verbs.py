@@ -99,12 +99,14 @@ def _context(folder: Path, *, keep: bool) -> Context:
 
 
 def _run(name: str, collected: Collected, configured: Configured, context: Context) -> Report:
+    import logging
     import time
     from dataclasses import replace
 
     from p2p_bootstrap.stages.observe import observe
     from p2p_bootstrap.stages.run import Runner
 
+    logging.getLogger("p2p_bootstrap").addHandler(logging.NullHandler())  # the report is printed instead
     everything = replace(configured, problems=(*collected.problems, *configured.problems))
     runner = Runner(everything, context, lambda: observe(context.root), time.time, time.monotonic)
     return runner.run(name)

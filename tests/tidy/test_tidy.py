@@ -89,6 +89,7 @@ PURE = (
     "p2p_bootstrap/cloudconfig/functions.py",
     "p2p_bootstrap/cloudconfig/merge.py",
     "p2p_bootstrap/cloudconfig/template.py",
+    "p2p_bootstrap/cloudconfig/template_parser.py",
     "p2p_bootstrap/stages/accounts.py",
     "p2p_bootstrap/stages/conditions.py",
     "p2p_bootstrap/stages/configured.py",
