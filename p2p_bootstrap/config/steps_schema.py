@@ -70,6 +70,8 @@ def _record(cls: type) -> dict[str, Any]:
     for one in keys_of(cls).values():
         for key in (one.key, *one.also):
             fields[key] = _form(one.annotation)
+            if key == "groups":  # cloud-init's documents write them in one line
+                fields[key] = {"anyOf": [fields[key], {"type": "string"}]}
         if one.required:
             required.append(one.key)
     form: dict[str, Any] = {"type": "object", "properties": fields, "additionalProperties": False}

@@ -133,6 +133,9 @@ class Reader:
         return cls(**values)
 
     def _list(self, node: Node, annotation: Any, path: Path) -> Any:
+        if isinstance(node, ScalarNode) and path[-1:] == ("groups",) and not node.is_null:
+            # cloud-init's documents write them in one line: "users, admin"
+            return tuple(word.strip() for word in node.text.split(",") if word.strip())
         if not isinstance(node, ListNode):
             hint = "write one value a line, each after a dash"
             return self.complain(node.mark, path, f"expected a list, found {kind(node)}", hint)

@@ -237,6 +237,11 @@ def test_plain_keys_are_steps_of_their_stages() -> None:
     assert found["network"][0].step.authorized_keys == {"kairos": ("github:me", "gitlab:you")}
 
 
+def test_groups_may_stand_in_one_line() -> None:
+    (one,) = read('users: [{name: a, groups: "users, admin"}]').steps
+    assert one.step.users["a"].groups == ("users", "admin")
+
+
 def test_keys_without_users_are_root_s() -> None:
     (one,) = read("ssh_authorized_keys: [ssh-rsa A]").steps
     assert one.step.authorized_keys == {"root": ("ssh-rsa A",)}
