@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,7 @@ import click
 from p2p_bootstrap.cli import output as out
 
 if TYPE_CHECKING:
-    from p2p_bootstrap.cloudconfig.collect import Collected
-    from p2p_bootstrap.stages.action import Context
-    from p2p_bootstrap.stages.configured import Configured
+    from p2p_bootstrap.stages.engine import Engine
     from p2p_bootstrap.stages.run import Outcome, Report
 
 
@@ -57,25 +56,22 @@ def run(
     A failing step doesn't stop the others unless it is marked fatal, or the configuration strict. Every error
     is printed and kept in /run/kairos-p2p/stages. Exit code 1 if anything failed.
     """
-    from p2p_bootstrap.cloudconfig.collect import collect, collect_system
-    from p2p_bootstrap.cloudconfig.remote import fetch_http
     from p2p_bootstrap.stages import names
-    from p2p_bootstrap.stages.configured import read_steps
+    from p2p_bootstrap.stages.engine import Engine
     from p2p_network.core.errors import UsageError, nearest
 
     if not names.is_known(name):
         near = nearest(name, names.NAMES)
         hint = f"did you mean {near!r}?" if near else f"the stages of a boot are {', '.join(names.BOOT)}"
         raise UsageError(f"there is no stage {name!r}", hint=hint)
-    fetch = fetch_http if names.has_network(name) else None
-    collected = collect(paths, fetch=fetch) if paths else collect_system(folder.resolve(), fetch=fetch)
-    configured = read_steps(collected.root, collected.files, collected.names)
-    context = _context(folder, keep=not (dry_run or analyze))
-    if dry_run or analyze:
-        _foresee(name, collected, configured, context, analyze=analyze, output=output)
+    only_look = dry_run or analyze
+    engine = Engine.of(folder, paths, network=names.has_network(name), keep=not only_look, say=out.note)
+    if only_look:
+        _foresee(name, engine, analyze=analyze, output=output)
         return
-    report = _run(name, collected, configured, context)
-    for remark in collected.remarks:
+    logging.getLogger("p2p_bootstrap").addHandler(logging.NullHandler())  # the report is printed instead
+    report = engine.run(name)
+    for remark in engine.collected.remarks:
         out.note(out.printable(f"note: {remark}"))
     if output == "json":
         from dataclasses import asdict
@@ -87,41 +83,13 @@ def run(
         ctx.exit(1)
 
 
-def _context(folder: Path, *, keep: bool) -> Context:
-    from p2p_bootstrap.stages.action import Context
-    from p2p_bootstrap.stages.observe import observe
-    from p2p_bootstrap.stages.root import Root
-    from p2p_bootstrap.stages.system import LinuxSystem
-
-    root = Root(folder)
-    facts = observe(root, keep=keep)
-    return Context(root, LinuxSystem(root), facts, facts.template_data(), out.note)
-
-
-def _run(name: str, collected: Collected, configured: Configured, context: Context) -> Report:
-    import logging
-    import time
-    from dataclasses import replace
-
-    from p2p_bootstrap.stages.observe import observe
-    from p2p_bootstrap.stages.run import Runner
-
-    logging.getLogger("p2p_bootstrap").addHandler(logging.NullHandler())  # the report is printed instead
-    everything = replace(configured, problems=(*collected.problems, *configured.problems))
-    runner = Runner(everything, context, lambda: observe(context.root), time.time, time.monotonic)
-    return runner.run(name)
-
-
-def _foresee(
-    name: str, collected: Collected, configured: Configured, context: Context, *, analyze: bool, output: str
-) -> None:
-    from p2p_bootstrap.stages.plan import plan
+def _foresee(name: str, engine: Engine, *, analyze: bool, output: str) -> None:
     from p2p_bootstrap.stages.run import describe
 
-    planned = plan(name, configured.steps)
+    planned = engine.plan(name)
     rows = []
     waits = {step.configured.id: step.waits_for for step in planned.steps}
-    for configured_step, verdict, does in describe(planned, context):
+    for configured_step, verdict, does in describe(planned, engine.context):
         row: dict[str, object] = {
             "stage": configured_step.stage,
             "step": configured_step.label,
@@ -132,8 +100,8 @@ def _foresee(
         }
         row |= {"waits_for": list(waits[configured_step.id])} if analyze else {"actions": list(does)}
         rows.append(row)
-    problems = [str(problem) for problem in (*collected.problems, *configured.problems, *planned.problems)]
-    remarks = [str(remark) for remark in (*collected.remarks, *planned.remarks)]
+    problems = [str(problem) for problem in (*engine.configured.problems, *planned.problems)]
+    remarks = [str(remark) for remark in (*engine.collected.remarks, *planned.remarks)]
     if output == "json":
         out.print_document({"stage": name, "steps": rows, "problems": problems, "remarks": remarks}, "json")
         return
