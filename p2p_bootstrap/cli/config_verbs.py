@@ -1,7 +1,9 @@
-"""``kairos-p2p config``: is this cloud-config right, and what may stand in one?"""
+"""``kairos-p2p config``: is this cloud-config right, what does it say, which line says it, and what may stand
+in one?"""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +13,7 @@ import click
 from p2p_bootstrap.cli import output as out
 
 if TYPE_CHECKING:
+    from p2p_bootstrap.cloudconfig.collect import Collected
     from p2p_bootstrap.config.loading import Config
     from p2p_network.core.errors import Problem
 
@@ -19,7 +22,7 @@ STDIN = Path("-")
 
 @click.group()
 def group() -> None:
-    """Check cloud-config files."""
+    """Check cloud-config files, and see which line set what."""
 
 
 @group.command()
@@ -65,6 +68,78 @@ def validate(ctx: click.Context, files: tuple[Path, ...], output: Literal["table
             out.note(f"not valid: {_count(len(problems), 'problem')} in {_count(places, 'place')}")
     if config is None:
         ctx.exit(1)
+
+
+_FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
+_SECRETS = click.option("--secrets", is_flag=True, help="Show tokens, passwords and contents of files too.")
+
+
+@group.command()
+@click.argument("key")
+@_FILES
+@_SECRETS
+@click.option("--origin", is_flag=True, help="Print the file and line that set it instead.")
+def get(key: str, files: tuple[Path, ...], secrets: bool, origin: bool) -> None:
+    """Print what KEY is set to.
+
+    KEY is written with dots: p2p.vpn.mtu, users[0].name, stages.boot[0].commands. Without FILE this machine's
+    own configuration is read. Exit code 1 if nothing sets it.
+    """
+    from p2p_bootstrap.cloudconfig.nodes import ScalarNode, locate, to_value
+    from p2p_bootstrap.cloudconfig.provenance import hidden, look_up
+    from p2p_network.core.errors import P2PError
+
+    collected = _collect(files)
+    found = look_up(collected.root, key)
+    if found is None:
+        near = "see what is set with: kairos-p2p config show"
+        raise P2PError(f"nothing sets {key!r}", hint=near)
+    path, node = found
+    if origin:
+        out.emit(out.printable(str(locate(collected.root, path))))
+        return
+    shown = node if secrets else hidden(node, path)
+    if isinstance(shown, ScalarNode):
+        out.emit(shown.text)
+    else:
+        out.emit(json.dumps(to_value(shown), indent=2, ensure_ascii=False))
+
+
+@group.command()
+@_FILES
+@_SECRETS
+@click.option("--origin", is_flag=True, help="One line a key, with the file and line that set it.")
+def show(files: tuple[Path, ...], secrets: bool, origin: bool) -> None:
+    """Print the whole configuration as it is after merging.
+
+    Without FILE this machine's own: its folders from low to high, the kernel command line, config_url.
+    """
+    from p2p_bootstrap.cloudconfig.nodes import MapNode, ScalarNode
+    from p2p_bootstrap.cloudconfig.provenance import HIDDEN, hidden, settings
+    from p2p_bootstrap.cloudconfig.render import render
+
+    collected = _collect(files)
+    if not origin:
+        root = collected.root if secrets else hidden(collected.root)
+        assert isinstance(root, MapNode), "a document is a map"
+        out.emit(render(root).rstrip("\n"))
+        return
+    for one in settings(collected.root):
+        text = one.node.text if isinstance(one.node, ScalarNode) else "(empty)"
+        value = HIDDEN if one.secret and not secrets and text else text
+        first, more, _ = value.partition("\n")
+        out.emit(out.printable(f"{one.mark}: {one.key} = {first}{' ...' if more else ''}"))
+
+
+def _collect(files: tuple[Path, ...]) -> Collected:
+    """What the files say, or this machine. What is wrong with them goes to stderr."""
+    from p2p_bootstrap.cloudconfig.collect import collect, collect_system
+
+    stdin = read_stdin() if STDIN in files else None
+    collected = collect(files, stdin=stdin) if files else collect_system()
+    for problem in collected.problems:
+        out.note(out.printable(f"error: {problem}"))
+    return collected
 
 
 @group.command()

@@ -36,7 +36,11 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "kubeconfig": ("p2p_bootstrap.cli.kubeconfig_verb:kubeconfig", "Print the cluster's kubeconfig."),
     "leave": ("p2p_bootstrap.cli.leave_verb:leave", "Take this machine out of its mesh."),
     "token": ("p2p_bootstrap.cli.token_verbs:group", "Make and look at network tokens."),
-    "config": ("p2p_bootstrap.cli.config_verbs:group", "Check cloud-config files."),
+    "config": ("p2p_bootstrap.cli.config_verbs:group", "Check cloud-config files, see which line set what."),
+    "stage": (
+        "p2p_bootstrap.cli.stage_verbs:group",
+        "Run the cloud-config's stages, or see what they would do.",
+    ),
     "boot": ("p2p_bootstrap.cli.boot_verbs:group", "How does this machine boot, and why that way?"),
     "agent": ("p2p_bootstrap.cli.agent_verb:agent", "Run the agent in the foreground (for service units)."),
     "lab": ("p2p_simulations.lab.cli:group", "Run whole clusters on this machine, and break them."),

@@ -3,25 +3,31 @@
 Paths are read in the order given, lowest first. A directory stands for its ``.yaml`` and ``.yml`` files,
 those of its folders too, in the order of their names (as Kairos reads ``/oem``); a file in there without a
 header is left out with a remark, since such folders also hold other YAML. ``-`` is standard input.
+`collect_system` reads what a running machine has: its folders, its kernel command line, and ``config_url``.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from p2p_bootstrap.cloudconfig.document import MAX_BYTES, has_header, parse, too_big
+from p2p_bootstrap.cloudconfig import cmdline, remote
+from p2p_bootstrap.cloudconfig.document import MAX_BYTES, Document, has_header, parse, too_big
 from p2p_bootstrap.cloudconfig.merge import merge
-from p2p_bootstrap.cloudconfig.nodes import MapNode
-from p2p_network.core.errors import ConfigError, Problem
+from p2p_bootstrap.cloudconfig.nodes import MapNode, Mark, ScalarNode
+from p2p_network.core.errors import ConfigError, P2PError, Problem
 
 STDIN: Final = "-"
 MAX_FILES: Final = 256
 _SUFFIXES: Final = (".yaml", ".yml")
+
+SHIPPED: Final = "/system/oem"  # the image's own stages; these files need no header
+SYSTEM_PATHS: Final = (SHIPPED, "/run/initramfs/live", "/etc/kairos", "/usr/local/cloud-config", "/oem")
+PROC_CMDLINE: Final = "/proc/cmdline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +39,14 @@ class Collected:
         files: names of the files that it came from, lowest first.
         problems: everything wrong.
         remarks: what a person should know although it is not wrong.
+        names: the ``name`` that a file gives itself, by file; steps of others may refer to it.
     """
 
     root: MapNode
     files: tuple[str, ...]
     problems: tuple[Problem, ...] = ()
     remarks: tuple[Problem, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def checked(self) -> MapNode:
         """The root. Raises ConfigError with every problem if there is one."""
@@ -47,27 +55,95 @@ class Collected:
         return self.root
 
 
-def collect(paths: Sequence[Path], *, stdin: str | None = None) -> Collected:
+def collect(
+    paths: Sequence[Path], *, stdin: str | None = None, fetch: remote.Fetcher | None = None
+) -> Collected:
     """Read and merge. Never raises for what is in the files, or for files that can't be read.
 
     Args:
         paths: files, directories, or ``Path("-")`` for `stdin`.
         stdin: the text of standard input; read where ``-`` stands, or last if no path is ``-``.
+        fetch: how to follow ``config_url``; None: don't (checking a file needs no network).
     """
     problems: list[Problem] = []
     remarks: list[Problem] = []
-    roots: list[MapNode] = []
-    files: list[str] = []
     wanted = list(paths)
     if stdin is not None and Path(STDIN) not in wanted:
         wanted.append(Path(STDIN))
-    for name, data in _sources(wanted, stdin, problems, remarks):
-        document = parse(data, name)
+    documents = [parse(data, name) for name, data in _sources(wanted, stdin, problems, remarks)]
+    named = remote.url_of(merge(document.root for document in documents)[0])
+    return _merged(documents, [named] if named else [], fetch, problems, remarks)
+
+
+def collect_system(root: Path = Path("/"), *, fetch: remote.Fetcher | None = remote.fetch_http) -> Collected:
+    """Read what a machine has: `SYSTEM_PATHS` below `root`, its command line, then what these name.
+
+    Folders that aren't there are left out; that none is there is no problem. Never raises for contents.
+
+    Args:
+        fetch: gets addresses; None while there is no network: each address is then left out with a remark,
+            files that the command line names are read all the same.
+    """
+    problems: list[Problem] = []
+    remarks: list[Problem] = []
+    documents: list[Document] = []
+    for name in SYSTEM_PATHS:
+        folder = root / name.lstrip("/")
+        if not folder.is_dir() or not _holds_files(folder):
+            continue
+        bare = name == SHIPPED
+        for file, data in _directory(folder, problems, remarks, bare=bare):
+            documents.append(parse(data, file, header=not bare))
+    try:
+        text = (root / PROC_CMDLINE.lstrip("/")).read_bytes()[: cmdline.MAX_CHARS].decode("utf-8", "replace")
+    except OSError:
+        text = ""
+    line = cmdline.parse(text)
+    problems += line.problems
+    if line.root.entries:
+        documents.append(Document(cmdline.FILE, line.root))
+    merged, _ = merge(document.root for document in documents)
+    named = remote.url_of(merged)
+    sources = [*([named] if named else []), *line.sources]
+    if fetch is None:
+        for address, mark in sources:
+            if not address.startswith("/"):
+                hint = "it is read from the stage network on"
+                what = "left out: there is no network yet"
+                remarks.append(Problem(mark.file, mark.line, mark.column, remote.KEY, what, hint))
+        sources = [source for source in sources if source[0].startswith("/")]
+    return _merged(documents, sources, fetch or _no_network, problems, remarks, root=root)
+
+
+def _no_network(address: str, limit: int) -> bytes:
+    """The fetcher of a machine without a network: a file that was read names an address."""
+    raise P2PError("there is no network yet", hint="it is read from the stage network on")
+
+
+def _merged(
+    documents: list[Document],
+    sources: Sequence[tuple[str, Mark]],
+    fetch: remote.Fetcher | None,
+    problems: list[Problem],
+    remarks: list[Problem],
+    *,
+    root: Path = Path("/"),
+) -> Collected:
+    merged, clashes = merge(document.root for document in documents)
+    if fetch is not None:
+        more, failures = remote.collect_remote(sources, fetch, root=root)
+        documents = [*documents, *more]
+        problems += failures
+        merged, clashes = merge(document.root for document in documents)
+    for document in documents:
         problems.extend(document.problems)
-        roots.append(document.root)
-        files.append(name)
-    root, clashes = merge(roots)
-    return Collected(root, tuple(files), (*problems, *clashes), tuple(remarks))
+    names = {
+        document.file: node.text
+        for document in documents
+        if isinstance(node := document.root.get("name"), ScalarNode) and node.text
+    }
+    files = tuple(document.file for document in documents)
+    return Collected(merged, files, (*problems, *clashes), tuple(remarks), names)
 
 
 def _sources(
@@ -82,7 +158,13 @@ def _sources(
             yield str(path), data
 
 
-def _directory(folder: Path, problems: list[Problem], remarks: list[Problem]) -> Iterator[tuple[str, bytes]]:
+def _holds_files(folder: Path) -> bool:
+    return any(name.endswith(_SUFFIXES) for _, _, names in os.walk(folder) for name in names)
+
+
+def _directory(
+    folder: Path, problems: list[Problem], remarks: list[Problem], *, bare: bool = False
+) -> Iterator[tuple[str, bytes]]:
     unreadable: list[OSError] = []
     found: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=unreadable.append):
@@ -101,7 +183,7 @@ def _directory(folder: Path, problems: list[Problem], remarks: list[Problem]) ->
     for path in sorted(found):
         if (data := _read(path, problems)) is None:
             continue
-        if has_header(data[:200].decode("utf-8", "replace").removeprefix("\ufeff")):
+        if bare or has_header(data[:200].decode("utf-8", "replace").removeprefix("\ufeff")):
             yield str(path), data
         else:
             what = "left out: its first line is no cloud-config header"

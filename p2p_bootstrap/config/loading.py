@@ -6,15 +6,19 @@ other (`checks`). Either everything is right, or one ConfigError carries every p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from p2p_bootstrap.cloudconfig import template
 from p2p_bootstrap.cloudconfig.collect import Collected, collect
 from p2p_bootstrap.cloudconfig.nodes import Entry, MapNode, ScalarNode, Value, find, to_value
 from p2p_bootstrap.config import checks, validation
 from p2p_bootstrap.config.model import P2P, K0s, K3s, K3sAgent, KubeVip
+from p2p_bootstrap.stages.facts import Facts
+from p2p_bootstrap.stages.observe import observe
+from p2p_bootstrap.stages.root import Root
 from p2p_network.core.errors import ConfigError, Problem
 from p2p_network.records import Wish
 from p2p_network.token import NetworkToken
@@ -26,8 +30,8 @@ class Config:
 
     Attributes:
         p2p, k3s, k3s_agent, kubevip: the sections; of one that isn't there, the defaults.
-        hostname: as written; None if there is none, or if it is a template (``{{ … }}``): the boot stages
-            render that, and the machine's own name is then the right one.
+        hostname: with its template (``{{ … }}``) rendered for this machine; None if there is none, or if the
+            template needs what this machine doesn't have (a note says so): its own name then counts.
         notes: what the operator should know although it is no error (key without effect, and the like).
         files: where it was read from, lowest precedence first.
         document: everything that was read, merged, with marks; also the keys that others act on.
@@ -119,18 +123,31 @@ def load(paths: Sequence[Path], *, stdin: str | None = None) -> Config:
         ConfigError: with every problem of every file.
     """
     collected = collect(paths, stdin=stdin)
-    config, problems = check(collected)
+    config, problems = check(collected, stages=False)
     if config is None or problems:
         raise ConfigError(problems)
     return config
 
 
-def check(collected: Collected) -> tuple[Config | None, tuple[Problem, ...]]:
-    """Check what was collected. Returns the configuration, if there is one, and all problems."""
+def check(
+    collected: Collected, *, stages: bool = True, facts: Callable[[], Facts] | None = None
+) -> tuple[Config | None, tuple[Problem, ...]]:
+    """Check what was collected. Returns the configuration, if there is one, and all problems.
+
+    Args:
+        stages: whether a mistake in a step is a problem. For the agent it is a note: a node whose user's
+            file has a typo still joins its mesh, and ``stage run`` reports the step that did not run.
+        facts: of this machine, for the host name's template; None: look at it.
+    """
     root = collected.root
     problems = [*collected.problems, *validation.unknown_top_level(root), *checks.moved(root)]
     models, found = validation.validate_sections(root)
-    hostname, bad_name = validation.validate_hostname(root)
+    _, wrong_steps, step_remarks = validation.validate_stages(root, collected.files, collected.names)
+    if stages:
+        problems += wrong_steps
+    else:
+        step_remarks += wrong_steps
+    hostname, bad_name, name_remarks = _hostname(root, facts)
     token, bad_token = validation.validate_token(root, _token_text(root))
     problems += [*found, *bad_name, *bad_token]
     if "p2p" in models and "k3s" in models:
@@ -141,19 +158,42 @@ def check(collected: Collected) -> tuple[Config | None, tuple[Problem, ...]]:
     if problems:
         return None, tuple(sorted(set(problems)))
     p2p, kubevip = cast(P2P, models["p2p"]), cast(KubeVip, models["kubevip"])
-    notes = (*collected.remarks, *checks.remarks(root, p2p, kubevip))
+    notes = (*collected.remarks, *checks.remarks(root, p2p, kubevip), *step_remarks, *name_remarks)
     config = Config(
         p2p=p2p,
         k3s=cast(K3s, models["k3s"]),
         k3s_agent=cast(K3sAgent, models["k3s-agent"]),
         kubevip=kubevip,
-        hostname=None if hostname and "{{" in hostname else hostname,
+        hostname=hostname,
         notes=tuple(sorted(notes)),
         files=collected.files,
         document=root,
         _token=token,
     )
     return config, ()
+
+
+def _hostname(
+    root: MapNode, facts: Callable[[], Facts] | None
+) -> tuple[str | None, list[Problem], list[Problem]]:
+    """The host name, rendered; problems; remarks."""
+    written, problems = validation.validate_hostname(root)
+    node = root.get("hostname")
+    if written is None or not isinstance(node, ScalarNode) or not template.has_template(written):
+        return written, problems, []
+    mark = node.mark
+    try:
+        parsed = template.parse(written, file=mark.file, line=mark.line, column=mark.column, key="hostname")
+    except ConfigError as exc:
+        return None, list(exc.problems), []
+    machine = facts() if facts else observe(Root(Path("/")))
+    try:
+        name = template.render(parsed, machine.template_data()).strip()
+    except ConfigError as exc:
+        return None, [], list(exc.problems)  # the machine lacks a value: its own name counts
+    rendered = MapNode({"hostname": Entry(mark, ScalarNode(name, mark))}, mark)
+    name_or_none, problems = validation.validate_hostname(rendered)
+    return name_or_none, problems, []
 
 
 def _token_text(root: MapNode) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pydantic import Field, create_model
 
+from p2p_bootstrap.config import steps_schema
 from p2p_bootstrap.config.fields import Hostname
 from p2p_bootstrap.config.model import MODELS
 from p2p_bootstrap.config.names import BUNDLES, CLOUD_INIT_ONLY, KUBE_VIP_FIELDS, PASSED_THROUGH
@@ -30,6 +31,8 @@ def schema() -> dict[str, Any]:
     properties = document["properties"]
     for key, description in PASSED_THROUGH.items():
         properties[key] = {"description": f"Kairos: {description}."}
+    for key, form in steps_schema.properties().items():
+        properties[key] = {"description": properties[key]["description"], **form}
     for key in sorted(BUNDLES):
         properties.setdefault(key, {"description": "Settings of a community bundle."})
     for key in sorted(CLOUD_INIT_ONLY):

@@ -7,13 +7,14 @@ is raised: all problems come back together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from p2p_bootstrap.cloudconfig.nodes import MapNode, Path, dotted, find, locate, locate_key
+from p2p_bootstrap.cloudconfig.remote import parse_source, url_of
 from p2p_bootstrap.config.fields import Hostname, found, validator_input
 from p2p_bootstrap.config.model import MODELS, P2P
 from p2p_bootstrap.config.names import (
@@ -24,7 +25,10 @@ from p2p_bootstrap.config.names import (
     PASSED_THROUGH,
     SECTIONS,
 )
-from p2p_network.core.errors import Problem, TokenError, nearest
+from p2p_bootstrap.stages.configured import Configured, read_steps
+from p2p_bootstrap.stages.names import sequence
+from p2p_bootstrap.stages.plan import plan
+from p2p_network.core.errors import P2PError, Problem, TokenError, nearest
 from p2p_network.token import NetworkToken, parse_token
 
 TOP_LEVEL = frozenset((*SECTIONS, *PASSED_THROUGH, *BUNDLES, *CLOUD_INIT_ONLY))
@@ -60,6 +64,26 @@ def validate_hostname(root: MapNode) -> tuple[str | None, list[Problem]]:
         return TypeAdapter(Hostname).validate_python(node), []
     except ValidationError as exc:
         return None, [_translate(root, "hostname", error) for error in exc.errors(include_url=False)]
+
+
+def validate_stages(
+    root: MapNode, files: Sequence[str], names: Mapping[str, str]
+) -> tuple[Configured, list[Problem], list[Problem]]:
+    """Every step of every stage, also those of plain keys, and ``config_url``; problems; remarks."""
+    configured = read_steps(root, files, names)
+    problems = [problem for problem in configured.problems if problem.key != "hostname"]
+    remarks: list[Problem] = []
+    if (named := url_of(root)) is not None:
+        try:
+            parse_source(named[0])
+        except P2PError as exc:
+            problems.append(problem_at(root, ("config_url",), exc.message, exc.hint))
+    for stage in dict.fromkeys(step.stage for step in configured.steps):
+        planned = plan(stage, [step for step in configured.steps if step.stage == stage])
+        if stage in sequence(stage):
+            problems += planned.problems
+            remarks += planned.remarks
+    return configured, problems, list(dict.fromkeys(remarks))
 
 
 def validate_token(root: MapNode, token: str | None) -> tuple[NetworkToken | None, list[Problem]]:

@@ -223,7 +223,7 @@ def test_validate_for_programs(run: Run) -> None:
     }  # fmt: skip
 
 
-BOMB = "#cloud-config\nstages:\n  a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+BOMB = "#cloud-config\nenv:\n  a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"  a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
 )
 

@@ -489,7 +489,7 @@ def test_bash_completes_verbs_options_and_nodes(
     def offered(words: str, socket: Path = agent.socket) -> list[str]:
         return complete(words, socket, program_on_path)
 
-    assert offered("kairos-p2p st") == ["status"]
+    assert offered("kairos-p2p st") == ["status", "stage"]
     assert {"join", "leave", "lab", "token"} <= set(offered("kairos-p2p "))
     assert offered("kairos-p2p roles e") == ["explain"]
     assert offered("kairos-p2p status --wa") == ["--watch"]

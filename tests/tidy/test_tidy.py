@@ -98,6 +98,20 @@ PURE = (
     "p2p_bootstrap/boot/steps.py",
     "p2p_bootstrap/boot/superblock.py",
     "p2p_bootstrap/boot/tail.py",
+    "p2p_bootstrap/cloudconfig/cmdline.py",
+    "p2p_bootstrap/cloudconfig/functions.py",
+    "p2p_bootstrap/cloudconfig/merge.py",
+    "p2p_bootstrap/cloudconfig/template.py",
+    "p2p_bootstrap/cloudconfig/template_parser.py",
+    "p2p_bootstrap/stages/accounts.py",
+    "p2p_bootstrap/stages/conditions.py",
+    "p2p_bootstrap/stages/configured.py",
+    "p2p_bootstrap/stages/facts.py",
+    "p2p_bootstrap/stages/gpt.py",
+    "p2p_bootstrap/stages/model.py",
+    "p2p_bootstrap/stages/plain.py",
+    "p2p_bootstrap/stages/plan.py",
+    "p2p_bootstrap/stages/reading.py",
     "roles/p2p_roles/view.py",
     "roles/p2p_roles/assign.py",
     "roles/p2p_roles/bootstrap.py",
@@ -135,6 +149,17 @@ def test_pure_modules_do_no_io(name: str) -> None:
 def test_the_ground_floor_needs_only_the_standard_library() -> None:
     for path in sorted((ROOT / "network/p2p_network/core").glob("*.py")):
         foreign = imports_of(path) - set(sys.stdlib_module_names) - {"p2p_network"}
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+@pytest.mark.parametrize("room", ["cloudconfig", "stages"])
+def test_what_runs_in_the_initramfs_needs_only_pyyaml(room: str) -> None:
+    for path in sorted((ROOT / "p2p_bootstrap" / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("p2p_"):
+                ours = ("p2p_network.core", "p2p_bootstrap.cloudconfig", "p2p_bootstrap.stages")
+                assert node.module.startswith(ours), f"{path.relative_to(ROOT)} imports {node.module}"
+        foreign = imports_of(path) - set(sys.stdlib_module_names) - {"p2p_network", "p2p_bootstrap", "yaml"}
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 

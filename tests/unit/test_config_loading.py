@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from p2p_bootstrap.config.loading import Config, load
+from p2p_bootstrap.cloudconfig.collect import collect
+from p2p_bootstrap.config.loading import Config, check, load
+from p2p_bootstrap.stages.facts import Facts
 from p2p_network.core.errors import ConfigError, Problem
 from p2p_network.token import NetworkToken, format_token
 
@@ -118,8 +120,47 @@ def test_null_means_unset() -> None:
     assert (c.wish, c.minimum_nodes, c.k3s.args, c.hostname) == ("auto", 2, (), None)
 
 
-def test_a_template_as_host_name_is_left_to_the_stages() -> None:
-    assert config(rest='hostname: "node-{{ trunc 4 .MachineID }}"').hostname is None
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ('"node-{{ trunc 4 .MachineID }}"', "node-abcd"),
+        ("node-{{ .Values.os.vendor | upper }}", "node-DEBIAN"),
+        ('"{{ .UUID }}"', None),  # this machine has none: a note says so
+    ],
+)
+def test_a_template_as_host_name_is_rendered_for_this_machine(written: str, name: str | None) -> None:
+    facts = Facts(machine_id="abcdef0123456789", values={"os": {"vendor": "debian"}})
+    collected = collect([], stdin=f"#cloud-config\nhostname: {written}\n")
+    config, problems = check(collected, facts=lambda: facts)
+    assert not problems
+    assert config is not None
+    assert config.hostname == name
+    notes = [note.message for note in config.notes if note.key == "hostname"]
+    assert bool(notes) == (name is None)
+
+
+@pytest.mark.parametrize(
+    ("written", "complaint"),
+    [
+        ('"node-{{ trunk 4 .MachineID }}"', "no function 'trunk'"),
+        ('"a b {{ .MachineID }}"', "is not a host name"),
+    ],
+)
+def test_a_wrong_template_as_host_name_is_a_problem(written: str, complaint: str) -> None:
+    collected = collect([], stdin=f"#cloud-config\nhostname: {written}\n")
+    config, problems = check(collected, facts=lambda: Facts(machine_id="abc"))
+    assert config is None
+    (problem,) = problems
+    assert complaint in problem.message
+    assert problem.line == 2
+
+
+def test_a_typo_in_a_step_keeps_no_node_from_its_mesh() -> None:
+    typo = "stages: {boot: [{comands: [a]}]}"
+    c = config(rest=typo)
+    assert any("unknown key" in note.message for note in c.notes)
+    _, problems = check(collect([], stdin=f"#cloud-config\n{typo}\n"))
+    assert [problem.key for problem in problems] == ["stages.boot[0].comands"]
 
 
 def test_edgevpn_dht_variable_is_honoured() -> None:

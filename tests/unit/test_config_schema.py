@@ -28,3 +28,17 @@ def test_types_ranges_and_words() -> None:
     assert p2p["dns"]["type"] == "boolean"
     assert p2p["bootstrap"]["items"]["type"] == "string"
     assert p2p["network_token"]["anyOf"][0]["writeOnly"] is True
+
+
+def test_stages_are_in_it_through_to_each_step() -> None:
+    properties: dict[str, Any] = schema()["properties"]
+    stages = properties["stages"]
+    assert stages["additionalProperties"] is False
+    step = stages["properties"]["boot"]["items"]
+    assert step["additionalProperties"] is False
+    assert {"if", "files", "datasource", "only_os", "after"} <= set(step["properties"])
+    file = step["properties"]["files"]["items"]
+    assert file["required"] == ["path"]
+    assert "gz+b64" in file["properties"]["encoding"]["enum"]
+    user = properties["users"]["items"]["anyOf"][0]
+    assert {"name", "ssh_authorized_keys", "lock-passwd"} <= set(user["properties"])
