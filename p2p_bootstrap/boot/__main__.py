@@ -1,0 +1,88 @@
+"""How does the initramfs start us? ``python -m p2p_bootstrap.boot``: argparse, no click, few imports.
+
+Without arguments it boots the machine it runs on, as process 1. ``--plan`` prints what it would do.
+When nothing can be booted a screen says why and what to do; then the machine reboots, if the command line
+says so (``rd.immucore.rebootonfailure``, ``panic=N``), or waits. There is no shell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Final
+
+from p2p_bootstrap.boot import cmdline, modules, plan, record, syscalls
+from p2p_bootstrap.boot.facts import Places
+from p2p_bootstrap.boot.kernel import LinuxKernel
+from p2p_bootstrap.boot.observe import Observer
+from p2p_bootstrap.boot.run import Runner
+
+REBOOT_AFTER_S: Final = 10
+_RB_AUTOBOOT: Final = 0x1234567
+_BASE_MOUNTS: Final = (
+    ("proc", "/proc", "proc"), ("sysfs", "/sys", "sysfs"), ("devtmpfs", "/dev", "devtmpfs"),
+    ("tmpfs", "/run", "tmpfs"), ("efivarfs", "/sys/firmware/efi/efivars", "efivarfs"),
+)  # fmt: skip
+
+
+def base_mounts() -> None:
+    """The kernel's own file systems, where they are missing. Without EFI there are no EFI variables."""
+    for source, target, fstype in _BASE_MOUNTS:
+        if fstype == "efivarfs" and not os.path.isdir(target):
+            continue
+        Path(target).mkdir(parents=True, exist_ok=True)
+        if not os.path.ismount(target):
+            syscalls.mount(source, target, fstype, 0)
+
+
+def fail(made: record.Record, command: cmdline.CommandLine) -> None:
+    """The screen, then a reboot or waiting for ever."""
+    wait_s = command.panic_s or (REBOOT_AFTER_S if command.reboot_on_failure else 0)
+    what_next = f"It starts anew in {wait_s} s." if wait_s else "Mend it and start it anew; it waits here."
+    print(record.screen(made, what_next), file=sys.stderr, flush=True)  # noqa: T201 - the console is all there is
+    if os.getpid() != 1:
+        return
+    while not wait_s:
+        time.sleep(3600)
+    time.sleep(wait_s)
+    os.sync()
+    ctypes.CDLL(None).reboot(_RB_AUTOBOOT)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Boot, or print the plan. Returns an exit code only if it did not boot."""
+    parser = argparse.ArgumentParser(prog="p2p_bootstrap.boot", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--plan", action="store_true", help="print what would be done, and do nothing")
+    parser.add_argument("--sysroot", default=Places().sysroot, help="where the new root is put together")
+    parser.add_argument("--cmdline", help="instead of the kernel's")
+    parser.add_argument("--only", action="append", metavar="NAME", help="look only at these block devices")
+    parser.add_argument("--no-base-mounts", action="store_true", help="/proc, /sys, /dev and /run are there")
+    options = parser.parse_args(argv)
+    if not options.plan and not options.no_base_mounts:
+        base_mounts()
+        for remark in modules.load(Path("/", modules.FOLDER)):
+            print(remark, file=sys.stderr)  # noqa: T201
+    observer = Observer(Places(sysroot=options.sysroot), cmdline=options.cmdline, only=options.only)
+    if options.plan:
+        made = plan.plan(observer.facts())
+        print("\n".join([f"{made.mode} {made.slot}: {made.reason}", *plan.describe(made.steps)]))  # noqa: T201
+        return 0
+    command = cmdline.parse(observer.facts().cmdline)
+    runner = Runner(LinuxKernel(), observer, clock=time.monotonic, sleep=time.sleep)
+    try:
+        stopped = runner.run()
+    except Exception as exc:
+        # a bug, or a kernel that does what it never should: the screen, not a panic without a word
+        traceback.print_exc()
+        stopped = record.Record(time.time(), "stopped", "stop", "none", repr(exc), "please report this")
+    fail(stopped, command)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

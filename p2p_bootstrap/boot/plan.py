@@ -1,0 +1,229 @@
+"""What has to be done, in which order, so that this machine boots? `plan(facts)` is the whole answer.
+
+Pure and total: whatever the facts, there is a plan; at worst one of mode ``stop``, which says why. Steps name
+the steps they need, so independent ones may run side by side. A `Look` step is a horizon: what is behind it
+is planned with assumptions, and the runner plans anew when it gets there. Everything before a horizon stays
+the same (the tests hold us to that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from p2p_bootstrap.boot import cmdline as cmd
+from p2p_bootstrap.boot import devices, dispatch, slots
+from p2p_bootstrap.boot import steps as do
+from p2p_bootstrap.boot.devices import Missing
+from p2p_bootstrap.boot.dispatch import Choice, Mode, Slot
+from p2p_bootstrap.boot.facts import Facts, SlotImage
+from p2p_bootstrap.boot.tail import Builder, tail
+from p2p_network.core.errors import BootError
+
+DEFAULT_INIT: Final = "/sbin/init"
+IMAGE_TYPES: Final = ("squashfs", "erofs", "ext4", "ext3", "ext2", "xfs", "btrfs")
+LIVE_IMAGES: Final = "rootfs.squashfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A boot.
+
+    Attributes:
+        steps: in an order that respects their needs.
+        reason: one sentence, why this mode and slot.
+        required: mounts without which the boot fails.
+        awaits: selectors of devices that were not there; worth waiting for before falling back.
+        remarks: what a person should know.
+        hint: what to do, if the mode is ``stop``.
+    """
+
+    mode: Mode
+    slot: Slot
+    reason: str
+    steps: tuple[do.Step, ...] = ()
+    required: tuple[do.Required, ...] = ()
+    awaits: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    hint: str = ""
+
+    def horizon(self) -> tuple[do.Step, ...]:
+        """The steps up to and with the first `Look`."""
+        for number, step in enumerate(self.steps):
+            if isinstance(step.action, do.Look):
+                return self.steps[: number + 1]
+        return self.steps
+
+
+def plan(facts: Facts) -> Plan:
+    """The plan for these facts. Never raises for anything that facts can say."""
+    command = cmd.parse(facts.cmdline)
+    ways, passed = dispatch.candidates(facts, command)
+    refusals: list[str] = list(passed)
+    hints: list[str] = [failure.hint for failure in facts.failures if failure.hint]
+    awaits: list[str] = []
+    for way in ways:
+        try:
+            made = _plan_way(facts, command, way)
+        except BootError as exc:
+            refusals.append(f"{way.slot} can't boot: {exc.message}")
+            hints.append(exc.hint)
+            if isinstance(exc, Missing):
+                awaits.append(exc.selector)
+            continue
+        refused = "; ".join(refusals[len(passed) :])
+        reason = f"{made.reason} ({refused})" if refused else made.reason
+        return replace(
+            made,
+            reason=reason,
+            awaits=tuple(awaits),
+            remarks=(*facts.remarks, *command.unknown, *made.remarks),
+        )
+    first = dispatch.wanted(facts, command)
+    reason = "; ".join(refusals) or f"there is no way left to boot {first.slot}"
+    return Plan(
+        "stop", "none", reason, awaits=tuple(awaits), remarks=command.unknown, hint=next(iter(hints), "")
+    )
+
+
+def _plan_way(facts: Facts, command: cmd.CommandLine, way: Choice) -> Plan:
+    build = Builder(facts, command)
+    build.add("sentinel", do.Sentinels(facts.places.cos, way.sentinels, _others(way)))
+    match way.mode:
+        case "normal":
+            _normal(build, way)
+        case "ram":
+            _ram(build, way)
+        case "uki":
+            _uki(build, way)
+        case _:
+            _live(build, way)
+    build.add(
+        "switch-root", do.SwitchRoot(facts.places.sysroot, command.init or DEFAULT_INIT), *build.names()
+    )
+    return Plan(way.mode, way.slot, way.reason, build.steps(), build.required(), remarks=tuple(build.remarks))
+
+
+def _others(way: Choice) -> tuple[str, ...]:
+    return tuple(name for name in dispatch.SENTINELS if name not in way.sentinels)
+
+
+def _normal(build: Builder, way: Choice) -> None:
+    image, file = _mount_slot_partition(build, way)
+    places = build.facts.places
+    option = "rw" if build.command.debug_rw and image.fstype.startswith("ext") else "ro"
+    build.add("root", do.MountImage(file, places.sysroot, image.fstype, option), build.last("look-slots"))
+    build.add("image-view", do.View(places.sysroot, build.image_view), "root")
+    tail(build, image.identity, lasting=way.slot in ("active", "passive"))
+
+
+def _mount_slot_partition(build: Builder, way: Choice) -> tuple[SlotImage, str]:
+    """Steps that make the slot's image a file at hand. Returns it, and where it will be."""
+    facts, command, places = build.facts, build.command, build.facts.places
+    repair = way.slot in ("recovery", "autoreset")
+    selector = _recovery_selector(facts, command) if repair else "LABEL=COS_STATE"
+    target = places.recovery if repair else places.state
+    device = devices.need(facts.devices, selector)
+    build.check(device, "fsck-state")
+    option = "rw" if command.debug_rw and not device.read_only else "ro"
+    mount = do.Mount(device.path, target, device.fstype, (option,))
+    build.add("state", mount, build.last("fsck-state"))
+    build.add("look-slots", do.Look("the slots"), "state")
+    images = facts.recovery_images if repair else facts.images
+    table = slots.SlotTable()
+    try:
+        table = slots.parse(facts.pointer)
+    except BootError as exc:
+        build.remarks.append(f"{exc.message}; Kairos's names of the images are taken instead")
+    path = table.image("recovery" if repair else way.slot)
+    if not facts.pointer and command.image and way == dispatch.wanted(facts, command):
+        path = command.image
+    if images is None:  # not looked yet: assume the best, plan anew at the horizon
+        return SlotImage(path, "ext4", ""), target + path
+    image = next((image for image in images if image.path == path), None)
+    if image is None or not path:
+        raise devices.Refused(
+            f"there is no image {path or 'for this slot'} on {device.path}",
+            hint="install or upgrade this slot anew from recovery",
+        )
+    if image.fstype not in IMAGE_TYPES:
+        raise devices.Refused(
+            f"the image {path} on {device.path} holds no file system: its superblock is damaged",
+            hint="this slot must be written anew: boot the other one and upgrade",
+        )
+    if way.slot == "active" and table.trial and way.mode == "normal":
+        build.add("count-try", do.CountTry(places.state), "look-slots")
+    return image, target + path
+
+
+def _recovery_selector(facts: Facts, command: cmd.CommandLine) -> str:
+    if command.root_label == "COS_SYSTEM" and devices.find(facts.devices, "LABEL=COS_SYSTEM"):
+        return "LABEL=COS_SYSTEM"
+    return "LABEL=COS_RECOVERY"
+
+
+def _live(build: Builder, way: Choice) -> None:
+    facts, command, places = build.facts, build.command, build.facts.places
+    if not command.live and not command.netboot and way.mode == "live":  # rd.*.disable
+        device = devices.need(facts.devices, command.root or "LABEL=COS_LIVE")
+        option = "ro" if device.read_only or device.fstype in ("squashfs", "erofs", "iso9660") else "rw"
+        build.add("root", do.Mount(device.path, places.sysroot, device.fstype, (option,)))
+        return
+    if not command.netboot:
+        device = devices.need(facts.devices, command.live or "LABEL=COS_LIVE")
+        build.add("live", do.Mount(device.path, places.live, device.fstype, ("ro",)))
+    _over_memory(build, f"{places.live}/{LIVE_IMAGES}", "squashfs", build.last("live"))
+    tail(build, "", lasting=False)
+
+
+def _over_memory(build: Builder, file: str, fstype: str, *needs: str) -> None:
+    """A root whose every change is in memory."""
+    places = build.facts.places
+    build.add("image-view", do.MountImage(file, build.image_view, fstype), *needs)
+    build.overlay_base()
+    base = f"{places.run}/overlay/root"
+    build.add("root", do.Overlay(places.sysroot, base, build.image_view), "image-view", "overlay-base")
+
+
+def _ram(build: Builder, way: Choice) -> None:
+    places, command = build.facts.places, build.command
+    assert command.ram is not None
+    for asked, name in ((command.ram.create_partitions, "create_partitions"), (command.ram.wipe, "wipe")):
+        if asked:
+            build.remarks.append(
+                f"kairos.ram.{name} is the installer's work; nothing is written to disks here"
+            )
+    if way.slot == "live":
+        device = devices.need(build.facts.devices, "LABEL=COS_LIVE")
+        build.add("live", do.Mount(device.path, places.live, device.fstype, ("ro",)))
+        file, fstype, identity, before = f"{places.live}/{LIVE_IMAGES}", "squashfs", "", "live"
+    else:
+        image, file = _mount_slot_partition(build, way)
+        fstype, identity, before = image.fstype, image.identity, "look-slots"
+    copy = f"{places.run}/initramfs/memory/root.img"
+    build.add(
+        "memory", do.Mount("tmpfs", f"{places.run}/initramfs/memory", "tmpfs", ("rw", "size=80%"), False)
+    )
+    build.add("copy", do.CopyToMemory(file, copy), before, "memory")
+    _over_memory(build, copy, fstype, "copy")
+    tail(build, identity, lasting=False, oem=command.ram.oem, persistent=command.ram.persistent)
+
+
+def _uki(build: Builder, way: Choice) -> None:
+    efi, places = build.facts.efi, build.facts.places
+    if (efi is None or not efi.secure_boot) and not build.command.secure_boot_disabled:
+        raise devices.Refused(
+            "this is a unified kernel image and Secure Boot is off",
+            hint="switch Secure Boot on in the firmware, or, for a test, add rd.immucore.securebootdisabled",
+        )
+    build.add("memory", do.Mount("tmpfs", places.sysroot, "tmpfs", ("rw", "size=80%", "mode=0755"), False))
+    build.add("root", do.CopyToMemory("/", places.sysroot), "memory")
+    build.add("image-view", do.View(places.sysroot, build.image_view), "root")
+    tail(build, "", lasting=way.slot in ("active", "passive"))
+    build.remount_root_read_only()
+
+
+def describe(steps: Sequence[do.Step]) -> list[str]:
+    """The steps as numbered lines."""
+    return [f"{n:2}  {step.name:<24} {step.action.describe()}" for n, step in enumerate(steps, start=1)]

@@ -1,0 +1,282 @@
+"""Which image is which slot, and how does that change without a moment in which nothing boots?
+
+One file on the state partition is the pointer: a GRUB environment block of exactly 1024 bytes, so the boot
+loader and we read the same file, and it is replaced by one atomic rename. It names the image of each slot,
+which slot is on trial and how many tries are left. Images are never renamed or changed in place:
+
+    intend -> write the new image -> check -> flip the pointer -> remove what nothing points to
+
+The intent is written ahead (`Intent`, the journal) so that whatever interrupts, `replay` says what is left
+to do: before the flip the old slots boot, after it the new one does, and rubbish is swept in both cases.
+A slot on trial is blessed by a health check; until then every boot costs it a try, and without tries left
+the other slot is taken. Pure; `slotstore` does the files.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from typing import Final, Literal, TypeAlias, assert_never
+
+from p2p_network.core.errors import BootError
+
+SlotName: TypeAlias = Literal["active", "passive", "recovery"]
+
+HEADER: Final = "# GRUB Environment Block\n"
+BLOCK_BYTES: Final = 1024
+POINTER: Final = "/cOS/slots.env"
+JOURNAL: Final = "/cOS/slots.journal"
+DEFAULT_TRIES: Final = 1
+# where Kairos keeps them; what a disk means that has no pointer yet
+KAIROS_IMAGES: Final[dict[SlotName, str]] = {
+    "active": "/cOS/active.img",
+    "passive": "/cOS/passive.img",
+    "recovery": "/cOS/recovery.img",
+}
+
+_PATH: Final = re.compile(r"/cOS/[A-Za-z0-9._+-]{1,100}")
+_COUNTER: Final = re.compile(r"(.+?)\+([0-9]{1,4})(?:-([0-9]{1,4}))?(\.(?:conf|efi))")
+
+
+@dataclass(frozen=True, slots=True)
+class SlotTable:
+    """The pointer's content.
+
+    Attributes:
+        active, passive: paths of images on the state partition; passive may be "" (none).
+        trial: whether the active slot still has to be blessed; `tries_left`: boots it may still take.
+        generation: counts the changes.
+    """
+
+    active: str = KAIROS_IMAGES["active"]
+    passive: str = KAIROS_IMAGES["passive"]
+    trial: bool = False
+    tries_left: int = 0
+    generation: int = 0
+
+    @property
+    def spent(self) -> bool:
+        """Whether the active slot was tried as often as it may be and never blessed."""
+        return self.trial and self.tries_left <= 0
+
+    def image(self, slot: str) -> str:
+        """The path of a slot's image on its partition; "" if there is none."""
+        match slot:
+            case "active":
+                return self.active
+            case "passive":
+                return self.passive
+            case _:
+                return KAIROS_IMAGES["recovery"]
+
+
+def render(table: SlotTable) -> bytes:
+    """The pointer file: a GRUB environment block."""
+    lines = [
+        f"active_image={table.active}",
+        f"passive_image={table.passive}",
+        f"slot_trial={int(table.trial)}",
+        f"slot_tries_left={table.tries_left}",
+        f"slot_generation={table.generation}",
+    ]
+    text = HEADER + "".join(f"{line}\n" for line in lines)
+    raw = text.encode("ascii")
+    assert len(raw) <= BLOCK_BYTES, "paths are bounded"
+    return raw + b"#" * (BLOCK_BYTES - len(raw))
+
+
+def parse(text: str) -> SlotTable:
+    """Read a pointer file; "" is a disk that Kairos made. Raises BootError if it is damaged."""
+    if not text:
+        return SlotTable()
+    damaged = BootError("the slot pointer is damaged", hint=f"boot recovery and write {POINTER} anew")
+    if not text.startswith(HEADER) or len(text) > BLOCK_BYTES:
+        raise damaged
+    values: dict[str, str] = {}
+    for line in text[len(HEADER) :].splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            values[key] = value
+    try:
+        table = SlotTable(
+            values["active_image"],
+            values.get("passive_image", ""),
+            _number(values.get("slot_trial", "0")) != 0,
+            _number(values.get("slot_tries_left", "0")),
+            _number(values.get("slot_generation", "0")),
+        )
+    except (KeyError, ValueError):
+        raise damaged from None
+    if not _PATH.fullmatch(table.active) or not (table.passive == "" or _PATH.fullmatch(table.passive)):
+        raise damaged
+    return table
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise ValueError(text)
+    return int(text)
+
+
+def count_try(table: SlotTable) -> SlotTable:
+    """The table after one more boot of a slot on trial."""
+    if not table.trial or table.tries_left <= 0:
+        return table
+    return replace(table, tries_left=table.tries_left - 1, generation=table.generation + 1)
+
+
+def bless(table: SlotTable, running: str) -> tuple[SlotTable, str]:
+    """The table after the running slot proved healthy, and one sentence what that means."""
+    if running == "active":
+        if not table.trial:
+            return table, "the active slot is blessed already"
+        changed = replace(table, trial=False, tries_left=0, generation=table.generation + 1)
+        return changed, "the active slot is blessed: it boots from now on without a trial"
+    if running == "passive":
+        if table.spent:
+            return table, "passive is healthy; active failed its trial and is tried no more until an upgrade"
+        return table, "passive is healthy; active is tried again at the next boot"
+    return table, f"{running} is never blessed: it is for repairs"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """An upgrade, written ahead. `before` and `after` are whole tables: the flip is one write."""
+
+    image: str  # path of the new image
+    sha256: str  # of the new image, "" if the writer checks otherwise
+    before: SlotTable
+    after: SlotTable
+
+
+def new_image_path(table: SlotTable, sha256: str) -> str:
+    """A name that no slot uses."""
+    return f"/cOS/slot-{table.generation + 1}-{(sha256 or 'unnamed')[:12]}.img"
+
+
+def intend_upgrade(table: SlotTable, running: str, sha256: str, *, tries: int = DEFAULT_TRIES) -> Intent:
+    """Plan an upgrade. From active: the old active becomes passive. From passive: only active changes."""
+    image = new_image_path(table, sha256)
+    passive = table.passive if running == "passive" else table.active
+    after = SlotTable(image, passive, True, tries, table.generation + 1)
+    return Intent(image, sha256, table, after)
+
+
+def render_intent(intent: Intent) -> bytes:
+    """The journal file."""
+    return json.dumps(asdict(intent)).encode()
+
+
+def parse_intent(text: str) -> Intent | None:
+    """Read the journal; None if there is none, or a torn one (then the pointer was never touched)."""
+    try:
+        raw = json.loads(text)
+        return Intent(raw["image"], raw["sha256"], SlotTable(**raw["before"]), SlotTable(**raw["after"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteJournal:
+    """Make the intent durable."""
+
+    intent: Intent
+
+
+@dataclass(frozen=True, slots=True)
+class WriteImage:
+    """Write the new image under its final name, durable and checked."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlipPointer:
+    """Replace the pointer, atomically and durable: the one moment at which the slots change."""
+
+    table: SlotTable
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveImage:
+    """Remove an image that no slot uses."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveJournal:
+    """The intent is done."""
+
+
+Action: TypeAlias = WriteJournal | WriteImage | FlipPointer | RemoveImage | RemoveJournal
+
+
+def upgrade_actions(intent: Intent) -> tuple[Action, ...]:
+    """Everything an upgrade does, in order; interruptible between and inside any two."""
+    return (
+        WriteJournal(intent),
+        WriteImage(intent.image, intent.sha256),
+        FlipPointer(intent.after),
+        *_sweep(intent.before, intent.after),
+        RemoveJournal(),
+    )
+
+
+def replay(journal: str, table: SlotTable, files: Collection[str]) -> tuple[Action, ...]:
+    """What to do about an interrupted upgrade: finish it after the flip, undo it before.
+
+    Args:
+        journal: text of the journal, "" if there is none.
+        table: the pointer as it is now.
+        files: paths of the images that are there.
+    """
+    if not journal:
+        return ()
+    intent = parse_intent(journal)
+    if intent is None:
+        return (RemoveJournal(),)
+    if table.generation >= intent.after.generation:  # flipped, perhaps counted or blessed since
+        return (*_sweep(intent.before, table), RemoveJournal())
+    used = {table.active, table.passive}
+    rubbish = [intent.image] if intent.image in files and intent.image not in used else []
+    return (*(RemoveImage(path) for path in rubbish), RemoveJournal())
+
+
+def _sweep(before: SlotTable, after: SlotTable) -> tuple[Action, ...]:
+    used = {after.active, after.passive, KAIROS_IMAGES["recovery"], ""}
+    return tuple(RemoveImage(p) for p in dict.fromkeys((before.active, before.passive)) if p not in used)
+
+
+def describe(action: Action) -> str:
+    """One line for people."""
+    match action:
+        case WriteJournal(intent):
+            return f"write down that {intent.image} shall become active"
+        case WriteImage(path, _):
+            return f"write {path} and check it"
+        case FlipPointer(table):
+            return f"point active to {table.active} and passive to {table.passive or 'nothing'}"
+        case RemoveImage(path):
+            return f"remove {path}, which no slot uses"
+        case RemoveJournal():
+            return "forget the intent"
+        case _:
+            assert_never(action)
+
+
+def blessed_entry(name: str) -> str:
+    """systemd-boot counts in file names: ``active+2-1.conf`` becomes ``active.conf``."""
+    folder, base = posixpath.split(name)
+    match = _COUNTER.fullmatch(base)
+    return posixpath.join(folder, match[1] + match[4]) if match else name
+
+
+def entry_tries(name: str) -> tuple[int, int] | None:
+    """(tries left, tries done) of a systemd-boot entry, or None if it isn't counted."""
+    match = _COUNTER.fullmatch(posixpath.basename(name))
+    return (int(match[2]), int(match[3] or 0)) if match else None
