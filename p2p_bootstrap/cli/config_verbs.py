@@ -134,9 +134,10 @@ def show(files: tuple[Path, ...], secrets: bool, origin: bool) -> None:
 def _collect(files: tuple[Path, ...]) -> Collected:
     """What the files say, or this machine. What is wrong with them goes to stderr."""
     from p2p_bootstrap.cloudconfig.collect import collect, collect_system
+    from p2p_bootstrap.cloudconfig.fetching import fetch_http
 
     stdin = read_stdin() if STDIN in files else None
-    collected = collect(files, stdin=stdin) if files else collect_system()
+    collected = collect(files, stdin=stdin) if files else collect_system(fetch=fetch_http)
     for problem in collected.problems:
         out.note(out.printable(f"error: {problem}"))
     return collected

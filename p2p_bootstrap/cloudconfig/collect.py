@@ -75,7 +75,7 @@ def collect(
     return _merged(documents, [named] if named else [], fetch, problems, remarks)
 
 
-def collect_system(root: Path = Path("/"), *, fetch: remote.Fetcher | None = remote.fetch_http) -> Collected:
+def collect_system(root: Path = Path("/"), *, fetch: remote.Fetcher | None) -> Collected:
     """Read what a machine has: `SYSTEM_PATHS` below `root`, its command line, then what these name.
 
     Folders that aren't there are left out; that none is there is no problem. Never raises for contents.

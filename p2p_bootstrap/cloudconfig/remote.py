@@ -13,13 +13,10 @@ import base64
 import binascii
 import hashlib
 import re
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from p2p_bootstrap.cloudconfig import ed25519
@@ -31,7 +28,6 @@ Fetcher = Callable[[str, int], bytes]
 """Address and the most bytes to read (one more means too much) -> content. Raises P2PError."""
 
 MAX_CHAIN: Final = 5
-TIMEOUT_S: Final = 30.0
 KEY: Final = "config_url"
 _PIN_HINT: Final = "use https, or pin the content: append #sha256=… (or #ed25519=… and a .sig beside it)"
 
@@ -166,37 +162,3 @@ def _get(source: Source, address: str, fetch: Fetcher, root: Path, limit: int) -
     if len(data) > limit:
         raise P2PError(f"{source.public()} is larger than {limit} bytes", hint="is it the right file?")
     return data
-
-
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from https down to http."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        if req.full_url.startswith("https://") and not newurl.startswith("https://"):
-            raise urllib.error.URLError("redirects from https to plain http")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def fetch_http(address: str, limit: int, *, timeout_s: float = TIMEOUT_S) -> bytes:
-    """Get an http(s) address; certificates are verified against the system's authorities. Raises P2PError."""
-    public = Source(address).public()
-    opener = urllib.request.build_opener(
-        _SafeRedirects(), urllib.request.HTTPSHandler(context=ssl.create_default_context())
-    )
-    try:
-        with opener.open(address, timeout=timeout_s) as answer:
-            data = answer.read(limit + 1)
-            assert isinstance(data, bytes), "a binary body"
-            return data
-    except urllib.error.HTTPError as exc:
-        raise P2PError(f"{public} answers {exc.code} {exc.reason}", hint="check the address") from exc
-    except urllib.error.URLError as exc:
-        reason = exc.reason
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            why = f"its certificate is not trusted: {reason.verify_message}"
-            raise P2PError(f"{public}: {why}", hint="add the authority to the image's trust store") from exc
-        raise P2PError(f"{public} can't be reached: {reason}", hint="check the network and the name") from exc
-    except (OSError, ValueError) as exc:
-        raise P2PError(f"{public} can't be reached: {exc}", hint="check the network and the name") from exc

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from p2p_bootstrap.cloudconfig.collect import Collected, collect, collect_system
-from p2p_bootstrap.cloudconfig.remote import fetch_http
+from p2p_bootstrap.cloudconfig.remote import Fetcher
 from p2p_bootstrap.stages.action import Context
 from p2p_bootstrap.stages.configured import Configured, read_steps
 from p2p_bootstrap.stages.observe import observe
@@ -57,7 +57,7 @@ class Engine:
             say: takes what programs say.
         """
         root = Root(folder)
-        fetch = fetch_http if network else None
+        fetch = _fetcher() if network else None
         collected = collect(paths, fetch=fetch) if paths else collect_system(root.folder, fetch=fetch)
         configured = read_steps(collected.root, collected.files, collected.names)
         everything = replace(configured, problems=(*collected.problems, *configured.problems))
@@ -74,3 +74,9 @@ class Engine:
         root = self.context.root
         runner = Runner(self.configured, self.context, lambda: observe(root), time.time, time.monotonic)
         return runner.run(stage)
+
+
+def _fetcher() -> Fetcher:
+    from p2p_bootstrap.cloudconfig.fetching import fetch_http  # late: an initramfs does not carry it
+
+    return fetch_http

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from p2p_bootstrap.cloudconfig.remote import fetch_http
 from p2p_bootstrap.stages.root import Root
 from p2p_network.core.errors import BootError
 
@@ -115,6 +114,8 @@ class LinuxSystem:
 
     def fetch(self, address: str, limit_bytes: int, timeout_s: float) -> bytes:
         """See `System.fetch`."""
+        from p2p_bootstrap.cloudconfig.fetching import fetch_http  # late: an initramfs does not carry it
+
         return fetch_http(address, limit_bytes, timeout_s=timeout_s)
 
 

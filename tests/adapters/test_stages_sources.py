@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from p2p_bootstrap.cloudconfig.remote import fetch_http
+from p2p_bootstrap.cloudconfig.fetching import fetch_http
 from p2p_bootstrap.stages import oci
 from p2p_bootstrap.stages.action import Context
 from p2p_bootstrap.stages.facts import Facts
