@@ -9,7 +9,8 @@ setup:            ## install apt packages that are missing and .venv from the lo
 demo: setup       ## five nodes in three regions become a cluster, on this machine
 	@$(SUDO) .venv/bin/kairos-p2p lab run
 
-test: setup       ## every lane this machine can run; the others are skipped with the reason
+test:             ## every lane this machine can run; the others are skipped with the reason
+	@bash .ci/setup test
 	@$(SUDO) .venv/bin/python -m pytest
 
 test-k3s: setup   ## the contract suite of k3s, against the stand-in and a real binary (K3S_BIN) if there is one
