@@ -26,7 +26,9 @@ from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.policy import ledger_policy
 from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.scope import options_of
 from p2p_bootstrap.node.signal import Signal
+from p2p_bootstrap.node.trio_runtime import TrioRuntime
 from p2p_bootstrap.node.vpn import Vpn
 from p2p_bootstrap.service import notify
 from p2p_network import wire
@@ -113,7 +115,9 @@ class _Agent:
                 without_devices=(self._config.p2p.vpn.interface,),
             )
             store = LedgerStore(state.store_path, keys.mesh_id)
+            runtime = TrioRuntime()
             replication = Replication(
+                runtime=runtime,
                 identity=identity,
                 mesh_id=keys.mesh_id,
                 host=host,
@@ -123,6 +127,7 @@ class _Agent:
             )
             vpn_changed, roles_changed = Signal(), Signal()
             vpn = Vpn(
+                runtime=runtime,
                 self_id=identity.peer_id,
                 mesh_id=keys.mesh_id,
                 options=self._config.p2p.vpn,
@@ -142,9 +147,10 @@ class _Agent:
             )
             await k3s.look()
             cluster = Cluster(
+                runtime=runtime,
                 identity=identity,
                 mesh_id=keys.mesh_id,
-                config=self._config,
+                options=options_of(self._config),
                 host=host,
                 replication=replication,
                 vpn=vpn,
@@ -163,6 +169,7 @@ class _Agent:
                 replication=replication,
                 vpn=vpn,
                 cluster=cluster,
+                k3s=k3s,
                 events=self._events,
                 changed=roles_changed,
                 leave=lambda: self._leave(columns, identity.peer_id),

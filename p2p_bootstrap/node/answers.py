@@ -32,11 +32,12 @@ from p2p_bootstrap.api.service import (
 )
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.metrics import render
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.vpn import Vpn
-from p2p_network.core.errors import TimedOut
+from p2p_network.core.errors import RoleError, TimedOut
 from p2p_network.core.ids import PeerId
 from p2p_network.host.mesh import MeshHost
 from p2p_network.ledger.reading import read_by_peer
@@ -65,6 +66,7 @@ class Answers:
         replication: Replication,
         vpn: Vpn,
         cluster: Cluster,
+        k3s: K3sUnit,
         events: EventLog,
         changed: Signal,
         leave: Callable[[], Awaitable[None]],
@@ -78,6 +80,7 @@ class Answers:
         self._replication = replication
         self._vpn = vpn
         self._cluster = cluster
+        self._k3s = k3s
         self._events = events
         self._leave = leave
         self._stop = stop
@@ -114,7 +117,7 @@ class Answers:
         self._note_phases()
         members = [m for m in self._replication.view.members if m.state is not MemberState.LEFT]
         connected = len(self._host.connected())
-        vpn, role, k3s = self._vpn.status, self._cluster.status, self._cluster.k3s.observed
+        vpn, role, k3s = self._vpn.status, self._cluster.status, self._k3s.observed
         p2p = self._config.p2p
         phases = sorted(self._phases.items(), key=lambda item: item[1])
         return StatusDoc(
@@ -151,7 +154,7 @@ class Answers:
             ),
             k3s=K3sDoc(
                 state="running" if k3s.state == "ready" else k3s.state,
-                version=k3s.version or self._cluster.k3s.version,
+                version=k3s.version or self._k3s.version,
                 pid=k3s.pid,
                 error=f"{k3s.error} ({k3s.hint})" if k3s.hint else k3s.error,
             ),
@@ -227,8 +230,19 @@ class Answers:
 
     async def kubeconfig(self) -> str:
         """The cluster-admin kubeconfig. Raises RoleError on an agent node, naming the servers."""
-        servers = [row["hostname"] for row in self.roles() if row["role"] == "server" and not row["self"]]
-        return await self._cluster.kubeconfig(servers)
+        status = self._cluster.status
+        if status.role == "agent":
+            servers = [row["hostname"] for row in self.roles() if row["role"] == "server" and not row["self"]]
+            raise RoleError(
+                "this node is an agent: it has no cluster-admin kubeconfig, on purpose",
+                hint=f"run the same command on a server: {', '.join(servers) or 'none is known yet'}",
+            )
+        if status.role != "server" or not status.cluster_id:
+            raise RoleError(
+                f"there is no kubeconfig yet: {status.reason}",
+                hint="wait with: kairos-p2p wait ready --timeout 5m",
+            )
+        return await self._k3s.kubeconfig()
 
     async def wait_for(self, goal: Goal, timeout_s: float) -> StatusDoc:
         """The status once `goal` is reached. Raises TimedOut with the reason it was not."""
@@ -256,9 +270,7 @@ class Answers:
             return "no other node has been reached yet"
         if self._vpn.status.state == "failed":
             return self._vpn.status.error
-        return (
-            self._cluster.k3s.observed.error or self._cluster.status.reason or "nothing has been decided yet"
-        )
+        return self._k3s.observed.error or self._cluster.status.reason or "nothing has been decided yet"
 
     async def leave(self) -> None:
         """Stop k3s and the data plane and tell the mesh that this node left."""

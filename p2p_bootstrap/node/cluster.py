@@ -10,27 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import assert_never
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVarTuple, assert_never
 
-import trio
 from msgspec.structs import replace
 
-from p2p_bootstrap.config.loading import Config
-from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.runner import Runner
-from p2p_bootstrap.node.signal import Signal
-from p2p_bootstrap.node.vpn import Vpn
+from p2p_bootstrap.node.runtime import Runtime, Signal, TaskGroup
+from p2p_bootstrap.node.scope import ClusterOptions, cluster_nodes, first_ipv4
 from p2p_network import wire
 from p2p_network.core import log
-from p2p_network.core.errors import MeshError, P2PError, RemoteViolation, RoleError
+from p2p_network.core.errors import MeshError, P2PError, RemoteViolation
 from p2p_network.core.ids import PeerId
-from p2p_network.host.mesh import MeshHost
 from p2p_network.identity import Identity
-from p2p_network.ledger.durable import DurableFiles
 from p2p_network.ledger.reading import read_by_peer
-from p2p_network.membership import MemberState
 from p2p_network.records import RoleRecord
 from p2p_roles import assign, events
 from p2p_roles.assign import Role
@@ -43,7 +37,12 @@ from p2p_roles.k3s import pki
 from p2p_roles.rules import Rules
 from p2p_roles.view import View, ViewNode
 
+if TYPE_CHECKING:
+    from p2p_bootstrap.node.ports import Durable, K3s, Mesh, Vpn
+
 logger = log.get(__name__)
+
+Ts = TypeVarTuple("Ts")
 
 JOIN_METHOD = "cluster.join"
 VOTE_TIMEOUT_S = 2.0
@@ -51,43 +50,37 @@ JOIN_TIMEOUT_S = 5.0
 OFF = "p2p.auto.enable is false: mesh and VPN only"
 
 
-def scope_of(config: Config) -> str:
-    """The cluster's name: the network id, or network id and region where each region is a cluster."""
-    p2p = config.p2p
-    return f"{p2p.network_id}/{p2p.region}" if p2p.cluster == "region" else p2p.network_id
-
-
-def _first_ipv4(addresses: Sequence[str]) -> str:
-    """Where k3s does not use the VPN: a machine's first own address; "" if it has none."""
-    return next((a.split("/")[2] for a in addresses if a.startswith("/ip4/")), "")
-
-
 class Cluster:
     """This node's part in forming and keeping its cluster.
 
     Args:
+        runtime: time, tasks and chance.
         vpn_changed: raised by the VPN column.
         changed: to be raised when the role, its reason or k3s changed.
+        machine: makes the bootstrap machine; the simulator also tries broken ones.
     """
 
     def __init__(
         self,
         *,
+        runtime: Runtime,
         identity: Identity,
         mesh_id: str,
-        config: Config,
-        host: MeshHost,
+        options: ClusterOptions,
+        host: Mesh,
         replication: Replication,
         vpn: Vpn,
         vpn_changed: Signal,
-        k3s: K3sUnit,
-        durable: DurableFiles,
+        k3s: K3s,
+        durable: Durable,
         changed: Signal,
+        machine: Callable[..., Bootstrap] = Bootstrap,
     ) -> None:
-        self.scope = scope_of(config)
+        self.scope = options.scope
         self.k3s = k3s
+        self._runtime = runtime
         self._self_id = identity.peer_id
-        self._config = config
+        self._options = options
         self._host = host
         self._replication = replication
         self._vpn = vpn
@@ -95,23 +88,23 @@ class Cluster:
         self._durable = durable
         self._durable_key = f"bootstrap/{self.scope}"
         self._changed = changed
-        self._nursery: trio.Nursery | None = None
+        self._tasks: TaskGroup | None = None
         self._started = False
         self._last_view: tuple[ViewNode, ...] = ()
-        self._machine = Bootstrap(
+        self._machine = machine(
             self_id=self._self_id,
             scope=self.scope,
             mesh_id=mesh_id,
             sign=lambda message: identity.sign(messages.VOTE_PURPOSE, message),
             rules=Rules(
-                servers=config.declared_servers,
-                minimum_nodes=config.minimum_nodes,
+                servers=options.servers,
+                minimum_nodes=options.minimum_nodes,
                 k3s_version=k3s.version,
                 args_hash=k3s.args_hash,
             ),
         )
         self._runner = Runner(
-            "roles.bootstrap", self._machine, self._carry_out, events.Tick, after=self._publish
+            runtime, "roles.bootstrap", self._machine, self._carry_out, events.Tick, after=self._publish
         )
         host.serve(messages.METHOD, self._answer_vote)
         host.serve(JOIN_METHOD, self._answer_join)
@@ -122,7 +115,7 @@ class Cluster:
     def status(self) -> Status:
         """Where this node stands."""
         status = self._machine.status
-        return status if self._config.p2p.auto.enable else dataclasses.replace(status, reason=OFF)
+        return status if self._options.auto else dataclasses.replace(status, reason=OFF)
 
     @property
     def genesis_known(self) -> bool:
@@ -134,21 +127,6 @@ class Cluster:
         """Whether this node is a member and its k3s is ready."""
         return self.status.ready
 
-    async def kubeconfig(self, servers: Sequence[str]) -> str:
-        """The cluster-admin kubeconfig. Raises RoleError where there is none, naming `servers`."""
-        status = self.status
-        if status.role == "agent":
-            raise RoleError(
-                "this node is an agent: it has no cluster-admin kubeconfig, on purpose",
-                hint=f"run the same command on a server: {', '.join(servers) or 'none is known yet'}",
-            )
-        if status.role != "server" or not status.cluster_id:
-            raise RoleError(
-                f"there is no kubeconfig yet: {status.reason}",
-                hint="wait with: kairos-p2p wait ready --timeout 5m",
-            )
-        return await self.k3s.kubeconfig()
-
     async def stop_k3s(self) -> None:
         """Stop k3s on this machine; its data stays."""
         await self.k3s.stop()
@@ -156,31 +134,31 @@ class Cluster:
     async def leave(self) -> None:
         """Stop k3s, set its data aside and forget the role. Votes are never forgotten."""
         await self.k3s.set_aside("left")
-        raw = await trio.to_thread.run_sync(self._durable.get, self._durable_key)
+        raw = await self._runtime.in_thread(self._durable.get, self._durable_key)
         kept = replace(restore(raw, self.scope), member=None)
-        await trio.to_thread.run_sync(self._durable.set, self._durable_key, wire.encode(kept))
+        await self._runtime.in_thread(self._durable.set, self._durable_key, wire.encode(kept))
 
     # ------------------------------------------------------------ running
 
     async def run(self) -> None:
         """Form, join and keep the cluster until cancelled."""
-        if not self._config.p2p.auto.enable:
-            log.event(logger, "roles.off", reason=OFF)
+        if not self._options.auto:
+            self._runtime.log(logger, "roles.off", reason=OFF)
             return
-        raw = await trio.to_thread.run_sync(self._durable.get, self._durable_key)
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+        raw = await self._runtime.in_thread(self._durable.get, self._durable_key)
+        async with self._runtime.task_group() as tasks:
+            self._tasks = tasks
             prefix = f"genesis/{self.scope}/"
             known = tuple(e.value for e in self._replication.ledger.items(prefix) if e.value is not None)
             await self._runner.feed(events.Started(raw, known))
             self._started = True
-            nursery.start_soon(self._runner.run)
-            nursery.start_soon(self._watch_view)
-            nursery.start_soon(self._watch_certificates, prefix)
-            nursery.start_soon(self._watch_assignments)
-            nursery.start_soon(self._watch_vpn)
-            nursery.start_soon(self._watch_k3s)
-            nursery.start_soon(self.k3s.run)
+            tasks.start_soon(self._runner.run)
+            tasks.start_soon(self._watch_view)
+            tasks.start_soon(self._watch_certificates, prefix)
+            tasks.start_soon(self._watch_assignments)
+            tasks.start_soon(self._watch_vpn)
+            tasks.start_soon(self._watch_k3s)
+            tasks.start_soon(self.k3s.run)
 
     async def _feed(self, event: events.Event) -> None:
         await self._runner.feed(event)
@@ -202,52 +180,23 @@ class Cluster:
     # ------------------------------------------------------------ what the machine gets to know
 
     async def _watch_view(self) -> None:
-        changed = Signal()
+        changed = self._runtime.signal()
         changed.raise_()
         self._replication.subscribe_view(changed)
         self._replication.subscribe("role/", changed)
         while True:
             await changed.wait()
-            view = self._view()
-            if view is not None and view.nodes != self._last_view:
-                self._last_view = view.nodes
+            nodes = cluster_nodes(
+                self._replication.view, self._replication.ledger, self._options, uses_vpn=self.k3s.uses_vpn
+            )
+            known = any(node.peer == self._self_id for node in nodes)  # not before our own record is there
+            if known and nodes != self._last_view:
+                self._last_view = nodes
+                view = View(self._self_id, self.scope, nodes, self._runtime.monotonic())
                 await self._feed(events.ViewChanged(view))
 
-    def _view(self) -> View | None:
-        """This cluster's nodes: of the region, where each region is a cluster. None before our own record."""
-        by_region = self._config.p2p.cluster == "region"
-        said = read_by_peer(self._replication.ledger, "role/", RoleRecord)
-        nodes = []
-        for member in self._replication.view.members:
-            record = member.record
-            if record is None or member.state is MemberState.LEFT:
-                continue
-            if by_region and record.region != (self._config.p2p.region or ""):
-                continue
-            role = said.get(member.peer)
-            nodes.append(
-                ViewNode(
-                    peer=member.peer,
-                    hostname=record.hostname,
-                    region=record.region,
-                    zone=record.zone,
-                    wish=record.wish,
-                    alive=member.state is MemberState.ALIVE,
-                    vpn_ipv4=member.ipv4 if self.k3s.uses_vpn else _first_ipv4(record.addresses),
-                    vpn_ipv6=member.ipv6,
-                    minimum_nodes=record.minimum_nodes,
-                    servers=record.servers,
-                    role=role.role if role else "",
-                    ready=role.ready if role else False,
-                    cluster_id=role.cluster_id if role else "",
-                )
-            )
-        if not any(node.peer == self._self_id for node in nodes):
-            return None
-        return View(self._self_id, self.scope, tuple(nodes), trio.current_time())
-
     async def _watch_certificates(self, prefix: str) -> None:
-        changed = Signal()
+        changed = self._runtime.signal()
         changed.raise_()
         self._replication.subscribe(prefix, changed)
         seen: set[bytes] = set()
@@ -259,7 +208,7 @@ class Cluster:
                     await self._feed(events.CertificateLearned(entry.value))
 
     async def _watch_assignments(self) -> None:
-        changed = Signal()
+        changed = self._runtime.signal()
         changed.raise_()
         prefix = f"assign/{self.scope}/"
         self._replication.subscribe(prefix, changed)
@@ -277,7 +226,7 @@ class Cluster:
                 await self._vpn_changed.wait(timeout_s=0.25 if self._vpn.status.state == "up" else 5.0)
             ipv4 = self._vpn.status.ipv4
         else:
-            ipv4 = _first_ipv4(self._host.addresses())
+            ipv4 = first_ipv4(self._host.addresses())
         self.k3s.use_address(ipv4)
         await self._feed(events.VpnReady(ipv4))
 
@@ -291,7 +240,7 @@ class Cluster:
     async def _carry_out(self, effect: events.Effect) -> None:
         match effect:
             case events.Persist(state):
-                await trio.to_thread.run_sync(self._durable.set, self._durable_key, state)
+                await self._runtime.in_thread(self._durable.set, self._durable_key, state)
             case Reply():
                 pass  # picked out of the decision by `_answer_vote`
             case Ask(peer, message):
@@ -313,16 +262,16 @@ class Cluster:
             case events.WipeK3s(epoch):
                 self._spawn(self._wipe, epoch)
             case events.Alarm(message, hint):
-                log.event(logger, "roles.alarm", logging.ERROR, error=message, hint=hint)
+                self._runtime.log(logger, "roles.alarm", logging.ERROR, error=message, hint=hint)
             case _:
                 assert_never(effect)
 
-    def _spawn(self, job: object, *args: object) -> None:
-        assert self._nursery is not None
-        self._nursery.start_soon(job, *args)  # type: ignore[arg-type]
+    def _spawn(self, job: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(job, *args)
 
     async def _make_secrets(self, epoch: int) -> None:
-        ca_hash = await trio.to_thread.run_sync(self.k3s.make_secrets, epoch)
+        ca_hash = await self._runtime.in_thread(self.k3s.make_secrets, epoch)
         await self._feed(events.SecretsMade(epoch, ca_hash))
 
     async def _wipe(self, epoch: int) -> None:
@@ -342,7 +291,7 @@ class Cluster:
                 )
                 answer = messages.decode_answer(raw)
             except (MeshError, ValueError) as exc:
-                log.event(logger, "roles.vote_missing", logging.DEBUG, peer=peer, detail=str(exc))
+                self._runtime.log(logger, "roles.vote_missing", logging.DEBUG, peer=peer, detail=str(exc))
         await self._feed(Answered(peer, message, answer))
 
     async def _answer_vote(self, peer: PeerId, payload: bytes) -> bytes:
@@ -369,7 +318,7 @@ class Cluster:
             if reply.secret is None:
                 event = events.JoinSecretRefused(peer, reply.reason)
             else:
-                ca_hash = await trio.to_thread.run_sync(self.k3s.keep_join_secret, reply.secret)
+                ca_hash = await self._runtime.in_thread(self.k3s.keep_join_secret, reply.secret)
                 event = events.JoinSecretReceived(peer, role, ca_hash)
         except (P2PError, ValueError) as exc:
             event = events.JoinSecretRefused(peer, str(exc))
@@ -386,7 +335,7 @@ class Cluster:
         verdict = self._machine.authorize_join(peer, role)
         member = self._machine.member
         ca_hash = member.genesis.ca_hash if member is not None else ""
-        answer = await trio.to_thread.run_sync(self.k3s.hand_out, verdict, ca_hash)
+        answer = await self._runtime.in_thread(self.k3s.hand_out, verdict, ca_hash)
         if answer.secret is not None:
-            log.event(logger, "roles.join_secret_given", peer=peer, role=role, reason=answer.reason)
+            self._runtime.log(logger, "roles.join_secret_given", peer=peer, role=role, reason=answer.reason)
         return wire.encode(answer)

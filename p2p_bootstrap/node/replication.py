@@ -8,28 +8,26 @@ with `write` and `delete`, and are told of changes through the `Signal`s they su
 from __future__ import annotations
 
 import logging
-import random
-import time
 from collections.abc import Callable
-from typing import assert_never
-
-import trio
+from typing import TYPE_CHECKING, assert_never
 
 from p2p_bootstrap.node.runner import Runner
-from p2p_bootstrap.node.signal import Signal
+from p2p_bootstrap.node.runtime import Runtime, Signal, TaskGroup
 from p2p_network import membership
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError, RemoteViolation
 from p2p_network.core.ids import PeerId
-from p2p_network.host.mesh import MeshHost, PeerDown, PeerUp
+from p2p_network.host.presence import PeerDown, PeerUp
 from p2p_network.identity import Identity
 from p2p_network.ledger import anti_entropy, events, sync
 from p2p_network.ledger.core import Ledger
 from p2p_network.ledger.entry import Entry
 from p2p_network.ledger.policy import Policy, Refusal
 from p2p_network.ledger.reading import left_peers, read_by_peer
-from p2p_network.ledger.store import LedgerStore
 from p2p_network.records import AddressClaim, NodeRecord
+
+if TYPE_CHECKING:
+    from p2p_bootstrap.node.ports import Mesh, Store
 
 logger = log.get(__name__)
 
@@ -40,6 +38,7 @@ class Replication:
     """The ledger and the membership of one node.
 
     Args:
+        runtime: time, tasks and chance.
         host: the mesh; `serve` is called on it here, so before it runs.
         policy_for: makes the policy (who may write which key), given the ledger's look-up.
         ipv6_of: the ULA of a peer; it follows from the peer's id.
@@ -48,15 +47,17 @@ class Replication:
     def __init__(
         self,
         *,
+        runtime: Runtime,
         identity: Identity,
         mesh_id: str,
-        host: MeshHost,
-        store: LedgerStore,
+        host: Mesh,
+        store: Store,
         policy_for: Callable[[Callable[[str], Entry | None]], Policy],
         ipv6_of: Callable[[PeerId], str],
     ) -> None:
         self.ledger = Ledger(identity, mesh_id, policy_for(self._get))
-        self.settled = trio.Event()  # compared with at least one peer
+        self.settled = runtime.event()  # compared with at least one peer
+        self._runtime = runtime
         self._self_id = identity.peer_id
         self._host = host
         self._store = store
@@ -64,20 +65,26 @@ class Replication:
         self._hint = events.Hint(b"", ())
         self._subscribers: list[tuple[str, Signal]] = []
         self._view_subscribers: list[Signal] = []
-        self._nursery: trio.Nursery | None = None
+        self._tasks: TaskGroup | None = None
         self._ledger = Runner(
-            "ledger.core", self.ledger, self._carry_out, lambda: events.Tick(time.time()), quiet=True
+            runtime,
+            "ledger.core",
+            self.ledger,
+            self._carry_out,
+            lambda: events.Tick(runtime.wall_s()),
+            quiet=True,
         )
         self._scheduler = Runner(
+            runtime,
             "ledger.sync",
-            anti_entropy.AntiEntropy(random=random.random),
+            anti_entropy.AntiEntropy(random=runtime.random),
             self._schedule,
             anti_entropy.Tick,
             quiet=True,
         )
-        self._membership = membership.Membership(self._self_id, trio.current_time())
+        self._membership = membership.Membership(self._self_id, runtime.monotonic())
         self._members = Runner(
-            "mesh.membership", self._membership, self._publish, membership.Tick, quiet=True
+            runtime, "mesh.membership", self._membership, self._publish, membership.Tick, quiet=True
         )
         host.serve(sync.METHOD, self._answer_sync)
         host.serve(sync.HINT_METHOD, self._take_hint)
@@ -102,17 +109,17 @@ class Replication:
 
     async def write(self, key: str, value: bytes) -> None:
         """Say something; on disk when this returns. Writing what is there already changes nothing."""
-        await self._local(events.LocalWrite(key, value, time.time()))
+        await self._local(events.LocalWrite(key, value, self._runtime.wall_s()))
 
     async def delete(self, key: str) -> None:
         """Take something back."""
-        await self._local(events.LocalDelete(key, time.time()))
+        await self._local(events.LocalDelete(key, self._runtime.wall_s()))
 
     async def spread(self) -> None:
         """Compare ledgers with every connected peer once: for the last words of a node that leaves."""
-        async with trio.open_nursery() as nursery:
+        async with self._runtime.task_group() as tasks:
             for peer in self._host.connected():
-                nursery.start_soon(self._sync, peer)
+                tasks.start_soon(self._sync, peer)
 
     def claims(self) -> dict[PeerId, AddressClaim]:
         """All sound address claims."""
@@ -130,19 +137,19 @@ class Replication:
 
     async def load(self) -> None:
         """Read the store; first of all calls."""
-        loaded = await trio.to_thread.run_sync(self._store.load)
-        await self._ledger.feed(events.Restored(loaded.entries, time.time()))
+        loaded = await self._runtime.in_thread(self._store.load)
+        await self._ledger.feed(events.Restored(loaded.entries, self._runtime.wall_s()))
         await self._look_at_records()
 
     async def run(self) -> None:
         """Replicate until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._ledger.run)
-            nursery.start_soon(self._scheduler.run)
-            nursery.start_soon(self._members.run)
-            nursery.start_soon(self._watch_host)
-            nursery.start_soon(self._watch_records)
+        async with self._runtime.task_group() as tasks:
+            self._tasks = tasks
+            tasks.start_soon(self._ledger.run)
+            tasks.start_soon(self._scheduler.run)
+            tasks.start_soon(self._members.run)
+            tasks.start_soon(self._watch_host)
+            tasks.start_soon(self._watch_records)
 
     async def _watch_host(self) -> None:
         async for event in self._host.events:
@@ -155,7 +162,7 @@ class Replication:
                     await self._members.feed(membership.PeerLost(peer, reason))
 
     async def _watch_records(self) -> None:
-        changed = Signal()
+        changed = self._runtime.signal()
         self.subscribe("node/", changed)
         self.subscribe("address/", changed)
         while True:
@@ -180,7 +187,7 @@ class Replication:
     async def _received(self, peer: PeerId, entries: tuple[Entry, ...]) -> None:
         if not entries:
             return
-        decision = await self._ledger.feed(events.EntriesReceived(peer, entries, time.time()))
+        decision = await self._ledger.feed(events.EntriesReceived(peer, entries, self._runtime.wall_s()))
         if any(isinstance(effect, events.Hint) for effect in decision.effects):
             await self._scheduler.feed(anti_entropy.LedgerChanged(peer))
         for effect in decision.effects:
@@ -191,9 +198,9 @@ class Replication:
     async def _carry_out(self, effect: events.Effect) -> None:
         match effect:
             case events.Store(entries):
-                await trio.to_thread.run_sync(self._store.store, entries)
+                await self._runtime.in_thread(self._store.store, entries)
             case events.Remove(keys):
-                await trio.to_thread.run_sync(self._store.remove, keys)
+                await self._runtime.in_thread(self._store.remove, keys)
             case events.Changed(keys):
                 for prefix, signal in self._subscribers:
                     if any(key.startswith(prefix) for key in keys):
@@ -201,7 +208,7 @@ class Replication:
             case events.Hint():
                 self._hint = effect
             case events.Contradiction(key):
-                log.event(
+                self._runtime.log(
                     logger,
                     "ledger.contradiction",
                     logging.ERROR,
@@ -210,7 +217,7 @@ class Replication:
                 )
             case events.Refused(peer, why):
                 for reason, count in why:
-                    log.event(
+                    self._runtime.log(
                         logger, "ledger.refused", logging.DEBUG, peer=peer, count=count, reason=str(reason)
                     )
             case _:
@@ -221,8 +228,8 @@ class Replication:
     async def _schedule(self, effect: anti_entropy.Effect) -> None:
         match effect:
             case anti_entropy.StartSync(peer):
-                assert self._nursery is not None
-                self._nursery.start_soon(self._sync, peer)
+                assert self._tasks is not None
+                self._tasks.start_soon(self._sync, peer)
             case anti_entropy.SendHint(peers):
                 payload = sync.encode_hint(self._hint)
                 for peer in peers:
@@ -240,11 +247,13 @@ class Replication:
                 await self._received(peer, session.reply(raw))
         except MeshError as exc:
             failed = True
-            log.event(logger, "ledger.sync_failed", logging.DEBUG, peer=peer, error=exc.message)
+            self._runtime.log(logger, "ledger.sync_failed", logging.DEBUG, peer=peer, error=exc.message)
         except ValueError as exc:
             failed = True
             violation = RemoteViolation(f"sync: {exc}", peer=peer)
-            log.event(logger, "ledger.sync_failed", logging.WARNING, peer=peer, error=violation.message)
+            self._runtime.log(
+                logger, "ledger.sync_failed", logging.WARNING, peer=peer, error=violation.message
+            )
         else:
             self.settled.set()
         fruitless = failed or (session.differed and not session.received and not session.sent)
@@ -273,7 +282,7 @@ class Replication:
     async def _publish(self, effect: membership.Effect) -> None:
         match effect:
             case membership.MemberChanged(before, member):
-                log.event(
+                self._runtime.log(
                     logger,
                     "mesh.member_changed",
                     peer=member.peer,

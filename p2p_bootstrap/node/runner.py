@@ -11,8 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-import trio
-
+from p2p_bootstrap.node.runtime import Runtime
 from p2p_network.core import log
 from p2p_network.core.machine import Decision, Machine
 
@@ -26,6 +25,7 @@ class Runner(Generic[E, F]):
     """Drives one machine.
 
     Args:
+        runtime: time and tasks.
         name: what the log calls it, e.g. "roles.bootstrap".
         machine: the core.
         execute: carries out one effect; must be durable on return if the effect persists.
@@ -36,6 +36,7 @@ class Runner(Generic[E, F]):
 
     def __init__(
         self,
+        runtime: Runtime,
         name: str,
         machine: Machine[E, F],
         execute: Callable[[F], Awaitable[None]],
@@ -45,28 +46,25 @@ class Runner(Generic[E, F]):
         quiet: bool = False,
     ) -> None:
         self._level = logging.DEBUG if quiet else logging.INFO
+        self._runtime = runtime
         self._name = name
         self._machine = machine
         self._execute = execute
         self._tick = tick
         self._after = after
-        self._lock = trio.Lock()
-        self._changed = trio.Event()
+        self._lock = runtime.lock()
+        self._changed = runtime.signal()
         self.reason = ""
 
     async def feed(self, event: E) -> Decision[F]:
         """Decide on one event and carry the decision out. Returns it (for replies among its effects)."""
         async with self._lock:
-            decision = self._machine.step(trio.current_time(), event)
+            decision = self._machine.step(self._runtime.monotonic(), event)
             if decision.reason and decision.reason != self.reason:
                 self.reason = decision.reason
-                log.event(logger, f"{self._name}_decided", self._level, reason=decision.reason)
-            # whoever fed the event may be cancelled (a peer's connection ends): a decision is still
-            # carried out whole, or the machine would believe in effects that never were
-            with trio.CancelScope(shield=True):
-                for effect in decision.effects:
-                    await self._execute(effect)
-        self._changed.set()
+                self._runtime.log(logger, f"{self._name}_decided", self._level, reason=decision.reason)
+            await self._runtime.carry_out(self._name, self._execute, decision.effects)
+        self._changed.raise_()
         if self._after is not None:
             await self._after()
         return decision
@@ -74,9 +72,6 @@ class Runner(Generic[E, F]):
     async def run(self) -> None:
         """Wake the machine whenever it asked for it; runs until cancelled."""
         while True:
-            self._changed = trio.Event()
             wake_at = self._machine.wake_at()
-            with trio.move_on_at(float("inf") if wake_at is None else wake_at) as scope:
-                await self._changed.wait()
-            if scope.cancelled_caught:
+            if not await self._changed.wait_until(float("inf") if wake_at is None else wake_at):
                 await self.feed(self._tick())

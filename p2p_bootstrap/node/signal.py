@@ -1,8 +1,4 @@
-"""How does one column of the node tell another that something changed?
-
-A `Signal` remembers that it was raised, not how often: whoever waits looks at the state anew. So nothing
-is queued, nothing is lost, and a slow listener delays nobody.
-"""
+"""How does one column of the node tell another that something changed? `runtime.Signal`, on trio."""
 
 from __future__ import annotations
 
@@ -23,7 +19,11 @@ class Signal:
 
     async def wait(self, timeout_s: float = float("inf")) -> bool:
         """Wait until raised and lower it again. False if `timeout_s` passed first."""
-        with trio.move_on_after(timeout_s) as scope:
+        return await self.wait_until(trio.current_time() + timeout_s)
+
+    async def wait_until(self, moment: float) -> bool:
+        """The same up to a moment of trio's clock, which is then reached; at once if it is past."""
+        with trio.move_on_at(moment) as scope:
             await self._event.wait()
         self._event = trio.Event()
         return not scope.cancelled_caught

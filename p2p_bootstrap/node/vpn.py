@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from p2p_bootstrap.config.model import VPN
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.runner import Runner
+from p2p_bootstrap.node.runtime import Runtime
 from p2p_bootstrap.node.signal import Signal
 from p2p_network import addressing, netlink, session, wire
 from p2p_network.core import log
@@ -85,6 +86,7 @@ class Vpn:
     def __init__(
         self,
         *,
+        runtime: Runtime,
         self_id: PeerId,
         mesh_id: str,
         options: VPN,
@@ -112,6 +114,7 @@ class Vpn:
         self._held_since = float("inf")
         self._nursery: trio.Nursery | None = None
         self._addressing = Runner(
+            runtime,
             "vpn.address",
             addressing.Addressing(self_id, mesh_id, network=self._network, started_at=trio.current_time()),
             self._carry_out,

@@ -21,6 +21,7 @@ from p2p_network.core.ids import PeerId
 from p2p_network.host.channel import Channel, Handler, Served
 from p2p_network.host.frames import Hello, Welcome
 from p2p_network.host.guards import Stream, abort, is_alive, is_inbound, remote_of
+from p2p_network.host.presence import PeerDown, PeerUp
 
 logger = log.get(__name__)
 
@@ -30,23 +31,6 @@ MEASURE_EVERY_S: Final = 10.0
 DRAIN_S: Final = 10.0
 SIMULTANEOUS_S: Final = 3.0
 MAX_SERVED_PER_PEER: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class PeerUp:
-    """Requests to `peer` can be made. `address`: the other end; `inbound`: it dialled us."""
-
-    peer: PeerId
-    address: str
-    inbound: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PeerDown:
-    """Requests to `peer` can't be made any more. `reason`: why."""
-
-    peer: PeerId
-    reason: str
 
 
 @dataclass(slots=True, eq=False)

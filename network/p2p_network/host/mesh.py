@@ -21,8 +21,9 @@ from p2p_network.host.channel import Channel, Handler
 from p2p_network.host.discovery import DhtRendezvous, LocalDiscovery
 from p2p_network.host.frames import MAX_METHOD_CHARS, MAX_PAYLOAD_BYTES
 from p2p_network.host.guards import MeshBasicHost, MeshSwarm, SelfReached, abort, peer_of
-from p2p_network.host.links import Link, PeerDown, PeerUp, Surroundings
+from p2p_network.host.links import Link, Surroundings
 from p2p_network.host.listener import Listener, machine_addresses
+from p2p_network.host.presence import PeerDown, PeerUp
 from p2p_network.host.private import Stranger
 from p2p_network.identity import Identity
 

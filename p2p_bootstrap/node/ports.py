@@ -1,0 +1,122 @@
+"""What do `Replication` and `Cluster` need of the mesh, the disk, the VPN and k3s?
+
+Only this: the production adapters have these methods, and so have the simulator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from p2p_bootstrap.node.runtime import Signal
+    from p2p_network.core.ids import PeerId
+    from p2p_network.host.presence import PeerDown, PeerUp
+    from p2p_network.ledger.entry import Entry
+    from p2p_network.ledger.store import Loaded
+    from p2p_roles.events import K3sChanged, ReplaceInitDropIn, StartK3s
+    from p2p_roles.k3s.pki import JoinAnswer, JoinSecret
+    from p2p_roles.rules import Authorization
+
+
+class Mesh(Protocol):
+    """Requests between peers; see `MeshHost`."""
+
+    @property
+    def events(self) -> AsyncIterable[PeerUp | PeerDown]: ...
+
+    def addresses(self) -> tuple[str, ...]: ...
+
+    def connected(self) -> frozenset[PeerId]: ...
+
+    def learn(self, peer: PeerId, addresses: Sequence[str], source: str) -> None: ...
+
+    def serve(self, method: str, handler: Callable[[PeerId, bytes], Awaitable[bytes]]) -> None: ...
+
+    async def request(
+        self, peer: PeerId, method: str, payload: bytes, *, timeout_s: float = ...
+    ) -> bytes: ...
+
+    def notify(self, peer: PeerId, method: str, payload: bytes) -> bool: ...
+
+
+class Store(Protocol):
+    """The ledger on disk; blocks. See `LedgerStore`."""
+
+    def load(self) -> Loaded: ...
+
+    def store(self, entries: tuple[Entry, ...]) -> None: ...
+
+    def remove(self, keys: tuple[str, ...]) -> None: ...
+
+
+class Durable(Protocol):
+    """What must never be forgotten; blocks. See `DurableFiles`."""
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def set(self, key: str, value: bytes) -> None: ...
+
+
+class VpnStatus(Protocol):
+    """`state` is "up" while the device has the address `ipv4`."""
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def ipv4(self) -> str: ...
+
+
+class Vpn(Protocol):
+    """Where this node's address stands; see `node.vpn.Vpn`."""
+
+    @property
+    def status(self) -> VpnStatus: ...
+
+    @property
+    def is_settled(self) -> bool: ...
+
+
+class K3sObserved(Protocol):
+    """k3s as seen last."""
+
+    @property
+    def event(self) -> K3sChanged: ...
+
+
+class K3s(Protocol):
+    """k3s on this node; see `K3sUnit`."""
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def args_hash(self) -> str: ...
+
+    @property
+    def uses_vpn(self) -> bool: ...
+
+    @property
+    def changed(self) -> Signal: ...
+
+    @property
+    def observed(self) -> K3sObserved: ...
+
+    async def run(self) -> None: ...
+
+    def want(self, start: StartK3s | None) -> None: ...
+
+    def use_address(self, node_ip: str) -> None: ...
+
+    async def replace_init_drop_in(self, effect: ReplaceInitDropIn) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def set_aside(self, label: str) -> None: ...
+
+    def make_secrets(self, epoch: int) -> str: ...
+
+    def keep_join_secret(self, secret: JoinSecret) -> str: ...
+
+    def hand_out(self, verdict: Authorization, ca_hash: str) -> JoinAnswer: ...

@@ -1,0 +1,86 @@
+"""Which nodes form one cluster with this one, and what is known of each?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from p2p_network import membership
+from p2p_network.ledger.core import Ledger
+from p2p_network.ledger.reading import read_by_peer
+from p2p_network.membership import MemberState
+from p2p_network.records import RoleRecord
+from p2p_roles.view import ViewNode
+
+if TYPE_CHECKING:
+    from p2p_bootstrap.config.loading import Config
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """What the configuration says about this node's cluster.
+
+    Attributes:
+        scope: the cluster's name: the network id, or network id and region where each region is a cluster.
+        region: whose nodes form the cluster; None: those of all regions.
+        servers, minimum_nodes: see `Rules`.
+        auto: whether roles are assigned at all.
+    """
+
+    scope: str
+    region: str | None
+    servers: int
+    minimum_nodes: int
+    auto: bool = True
+
+
+def options_of(config: Config) -> ClusterOptions:
+    """The part of a configuration that matters here."""
+    p2p = config.p2p
+    by_region = p2p.cluster == "region"
+    return ClusterOptions(
+        scope=f"{p2p.network_id}/{p2p.region}" if by_region else p2p.network_id,
+        region=(p2p.region or "") if by_region else None,
+        servers=config.declared_servers,
+        minimum_nodes=config.minimum_nodes,
+        auto=p2p.auto.enable,
+    )
+
+
+def first_ipv4(addresses: Sequence[str]) -> str:
+    """Where k3s does not use the VPN: a machine's first own address; "" if it has none."""
+    return next((a.split("/")[2] for a in addresses if a.startswith("/ip4/")), "")
+
+
+def cluster_nodes(
+    view: membership.View, ledger: Ledger, options: ClusterOptions, *, uses_vpn: bool
+) -> tuple[ViewNode, ...]:
+    """The nodes of this cluster: those of the region, where each region is a cluster."""
+    said = read_by_peer(ledger, "role/", RoleRecord)
+    nodes = []
+    for member in view.members:
+        record = member.record
+        if record is None or member.state is MemberState.LEFT:
+            continue
+        if options.region is not None and record.region != options.region:
+            continue
+        role = said.get(member.peer)
+        nodes.append(
+            ViewNode(
+                peer=member.peer,
+                hostname=record.hostname,
+                region=record.region,
+                zone=record.zone,
+                wish=record.wish,
+                alive=member.state is MemberState.ALIVE,
+                vpn_ipv4=member.ipv4 if uses_vpn else first_ipv4(record.addresses),
+                vpn_ipv6=member.ipv6,
+                minimum_nodes=record.minimum_nodes,
+                servers=record.servers,
+                role=role.role if role else "",
+                ready=role.ready if role else False,
+                cluster_id=role.cluster_id if role else "",
+            )
+        )
+    return tuple(nodes)
