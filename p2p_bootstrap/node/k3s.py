@@ -181,7 +181,8 @@ class K3sUnit:
             self._refuse(exc if isinstance(exc, P2PError) else RoleError(str(exc)))
             return
         self._refuse(None)
-        self.driver.start(built)
+        if self._wanted is wanted:  # it may have been stopped and set aside meanwhile
+            self.driver.start(built)
 
     def _refuse(self, exc: P2PError | None) -> None:
         if exc is not None and (self._refused is None or self._refused.message != exc.message):

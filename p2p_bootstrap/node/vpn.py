@@ -1,6 +1,6 @@
 """How do this node's packets reach the others?
 
-Owns the addressing machine and the data-plane process. An address that is ours is put on the TUN device;
+Owns the node's address and the data-plane process. An address that is ours is put on the TUN device;
 for every member that is here, keys are agreed over the mesh (`p2p_network.session`) and handed to the data
 plane, which then forwards by itself, also while this process restarts: sessions that are still up are
 adopted. Of two nodes the one with the smaller peer id makes the offer and dials; if that does not connect,
@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Literal
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from p2p_bootstrap.config.model import VPN
+from p2p_bootstrap.node.address import Address
 from p2p_bootstrap.node.replication import Replication
-from p2p_bootstrap.node.runner import Runner
 from p2p_bootstrap.node.runtime import Runtime
 from p2p_bootstrap.node.signal import Signal
 from p2p_network import addressing, netlink, session, wire
@@ -43,7 +42,6 @@ LOOK_EVERY_S = 1.0
 CONNECT_PATIENCE_S = 5.0
 REKEY_AFTER_S = 3600.0
 RETRY_S = 5.0
-CLAIM_STANDS_MS = 2000  # a claim this old, and unchallenged, may be built upon
 MTU_IPV4_OUTER = 1420
 MTU_IPV6_OUTER = 1400
 
@@ -110,15 +108,15 @@ class Vpn:
         self._plane: DataPlane | None = None
         self._capability: Configured | None = None
         self._links: dict[PeerId, _Link] = {}
-        self._held: tuple[str, str] | None = None
-        self._held_since = float("inf")
         self._nursery: trio.Nursery | None = None
-        self._addressing = Runner(
-            runtime,
-            "vpn.address",
-            addressing.Addressing(self_id, mesh_id, network=self._network, started_at=trio.current_time()),
-            self._carry_out,
-            lambda: addressing.Tick(self._mesh_ms()),
+        self.address = Address(
+            runtime=runtime,
+            self_id=self_id,
+            mesh_id=mesh_id,
+            network=self._network,
+            replication=replication,
+            moved=self._address_moved,
+            failed=self._fail,
         )
         host.serve(OFFER_METHOD, self._answer_offer)
         host.serve(ASK_METHOD, self._asked)
@@ -146,14 +144,7 @@ class Vpn:
     @property
     def is_settled(self) -> bool:
         """Whether the address is up and its claim has stood long enough to be built upon."""
-        claim = self._replication.claims().get(self._self_id)
-        # by our own clock too: a claim made while the wall clock was ahead would have to wait until then
-        held_ms = (trio.current_time() - self._held_since) * 1000
-        return (
-            self.status.state == "up"
-            and claim is not None
-            and max(held_ms, self._mesh_ms() - claim.claimed_ms) >= CLAIM_STANDS_MS
-        )
+        return self.status.state == "up" and self.address.stands
 
     # ------------------------------------------------------------ running
 
@@ -161,11 +152,10 @@ class Vpn:
         """Claim an address and keep packets flowing until cancelled."""
         if not self._options.create:
             return
+        self._replication.subscribe_view(self._changed)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._watch_claims)
-            nursery.start_soon(self._addressing.run)
-            nursery.start_soon(self._watch_settled)
+            nursery.start_soon(self.address.run)
             await self._keep_up()
 
     async def stop(self) -> None:
@@ -178,40 +168,11 @@ class Vpn:
             log.event(logger, "vpn.stop_failed", logging.WARNING, error=exc.message)
         self._plane = None
 
-    async def _watch_claims(self) -> None:
-        changed = Signal()
-        changed.raise_()
-        self._replication.subscribe("address/", changed)
-        self._replication.subscribe_view(self._changed)
-        while True:
-            await changed.wait()
-            await self._addressing.feed(addressing.ClaimsChanged(self._replication.claims(), self._mesh_ms()))
-
-    async def _watch_settled(self) -> None:
-        await self._replication.settled.wait()
-        await self._addressing.feed(addressing.LedgerSettled(self._mesh_ms()))
-
-    def _mesh_ms(self) -> int:
-        return max(int(time.time() * 1000), self._replication.ledger.clock_last.wall_ms)
-
-    async def _carry_out(self, effect: addressing.Effect) -> None:
-        match effect:
-            case addressing.WriteClaim(claim):
-                await self._replication.write(f"address/{self._self_id}", wire.encode(claim))
-            case addressing.Assign(ipv4, ipv6):
-                self._held, self._held_since = (ipv4, ipv6), trio.current_time()
-                self.status.ipv4, self.status.ipv6 = ipv4, ipv6
-                self._capability = None  # configure anew
-                self._changed.raise_()
-            case addressing.Withdraw(ipv4):
-                self._held = None
-                self.status.ipv4 = ""
-                self._capability = None
-                log.event(logger, "vpn.address_withdrawn", logging.WARNING, ipv4=ipv4)
-            case addressing.ReportExhausted(message, hint):
-                self._fail(MeshError(message, hint=hint))
-            case _:
-                assert_never(effect)
+    def _address_moved(self) -> None:
+        self.status.ipv4, self.status.ipv6 = self.address.held or ("", self.status.ipv6)
+        self._capability = None  # configure anew
+        if self.address.held is not None:
+            self._changed.raise_()
 
     # ------------------------------------------------------------ the data plane
 
@@ -220,9 +181,9 @@ class Vpn:
         while True:
             wait_s = LOOK_EVERY_S
             try:
-                if self._held is not None:
+                if self.address.held is not None:
                     if self._capability is None:
-                        await self._bring_up(*self._held)
+                        await self._bring_up(*self.address.held)
                     await self._look()
             except P2PError as exc:
                 # a data plane that died is started again at once; what can't even start is tried in a while

@@ -5,15 +5,23 @@ Everything here is volatile: a crash drops it whole. What stays is the machine's
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.policy import ledger_policy
+from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.scope import ClusterOptions
 from p2p_network import wire
+from p2p_network.addressing import ipv6_of
 from p2p_network.records import NodeRecord
-from p2p_simulations.sim.cluster import SimCluster
+from p2p_roles.bootstrap import Bootstrap
 from p2p_simulations.sim.mesh import SimHost
-from p2p_simulations.sim.replication import SimReplication
+from p2p_simulations.sim.runtime import SimRuntime
+from p2p_simulations.sim.store import SimDurable, SimStore
+from p2p_simulations.sim.unit import SimK3sUnit
 from p2p_simulations.sim.vpn import SimVpn
-from p2p_simulations.world.tasks import Signal, Tasks
+from p2p_simulations.sim.witness import ROLES, AgentWitness
+from p2p_simulations.world.tasks import Tasks
 
 if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
@@ -33,11 +41,50 @@ class SimAgent:
             machine, self.tasks, life, lambda: [m for m in world.machines.values() if m is not machine]
         )
         self.alarms: list[str] = []
-        vpn_changed = Signal(self.tasks)
-        self.replication = SimReplication(self)
+        self.witness = AgentWitness(self)
+        self.runtime = SimRuntime(machine, self.tasks, self.witness)
+        self.replication: Replication = Replication(
+            runtime=self.runtime,
+            identity=machine.identity,
+            mesh_id=world.mesh_id,
+            host=self.host,
+            store=SimStore(self),
+            policy_for=lambda get: ledger_policy(world.mesh_id, get),
+            ipv6_of=lambda peer: str(ipv6_of(world.mesh_id, peer)),
+        )
+        vpn_changed = self.runtime.signal()
         self.vpn = SimVpn(self, world.plan.network, vpn_changed)
-        self.cluster = SimCluster(self, vpn_changed)
+        self.k3s = SimK3sUnit(self)
+        self.bootstrap: Bootstrap
+        self.cluster = Cluster(
+            runtime=self.runtime,
+            identity=machine.identity,
+            mesh_id=world.mesh_id,
+            options=ClusterOptions(
+                scope=machine.scope,
+                region=machine.plan.region if world.plan.per_region else None,
+                servers=world.plan.servers,
+                minimum_nodes=machine.plan.minimum_nodes or world.plan.minimum_nodes,
+            ),
+            host=self.host,
+            replication=self.replication,
+            vpn=self.vpn,
+            vpn_changed=vpn_changed,
+            k3s=self.k3s,
+            durable=SimDurable(self),
+            changed=self.runtime.signal(),
+            machine=self._make_bootstrap,
+        )
         self.tasks.start(self._live())
+
+    def _make_bootstrap(self, **arguments: Any) -> Bootstrap:
+        self.bootstrap = self.machine.world.make_bootstrap(**arguments)
+        return self.bootstrap
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that the bootstrap machine decided so far is also done."""
+        return self.witness.started and ROLES not in self.runtime.busy and not self.k3s.is_busy
 
     def note(self, text: str) -> None:
         """A line of the trace."""
@@ -51,11 +98,9 @@ class SimAgent:
 
     async def _live(self) -> None:
         await self.replication.load()
-        self.replication.run()
-        self.tasks.start(self.host.run(self.replication))
-        self.tasks.start(self._keep_record())
-        self.vpn.run()
-        await self.cluster.run()
+        for job in (self.replication, self.host, self.vpn, self.cluster):
+            self.tasks.start(job.run())
+        await self._keep_record()
 
     async def _keep_record(self) -> None:
         plan, world = self.machine.plan, self.machine.world

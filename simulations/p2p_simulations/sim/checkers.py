@@ -317,9 +317,9 @@ class Checkers:
         """What holds of every node whenever it has done what it decided. `machines`: those to look at."""
         for machine in machines:
             agent = machine.agent
-            if agent is None or not agent.cluster.is_idle:
+            if agent is None or not agent.is_idle:
                 continue
-            core = agent.cluster.machine
+            core = agent.bootstrap
             drop_in: DropIn | None = machine.disk.read(DROP_IN)
             if drop_in is not None and drop_in.cluster_init and core.state not in (State.INIT, State.FENCED):
                 self._fail(f"cluster-init is on the disk of {machine.name} in {core.state}")
@@ -362,7 +362,7 @@ class Checkers:
         """After convergence no two nodes hold one address."""
         held: dict[str, str] = {}
         for machine in self._world.machines.values():
-            if machine.agent is not None and (ipv4 := machine.agent.vpn.ipv4):
+            if machine.agent is not None and (ipv4 := machine.agent.vpn.status.ipv4):
                 other = held.setdefault(ipv4, machine.name)
                 if other != machine.name:
                     self._fail(f"{other} and {machine.name} both hold {ipv4}")

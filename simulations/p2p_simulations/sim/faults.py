@@ -27,7 +27,7 @@ from p2p_simulations.sim.plan import (
     PowerCut,
     Reimage,
 )
-from p2p_simulations.sim.replication import STORED
+from p2p_simulations.sim.store import STORED
 from p2p_simulations.world.net import CALM, groups_cut
 
 if TYPE_CHECKING:

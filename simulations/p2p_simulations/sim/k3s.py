@@ -6,7 +6,7 @@ ready means a living majority of the members over the simulated network; a token
 ends the process; a member whose address changed is no member. The process outlives the agent.
 
 Files on the simulated disk: ``k3s/dropin`` (what our drop-in says), ``k3s/data`` (the datastore or the
-agent's certificates), ``k3s/secrets/<epoch>`` (a CA made here), ``k3s/joinsecret``.
+agent's certificates), ``k3s/secrets`` (a CA made here), ``k3s/joinsecret``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from p2p_simulations.world.tasks import Tasks
 if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
 
-DROP_IN, DATA, JOIN_SECRET, SECRETS = "k3s/dropin", "k3s/data", "k3s/joinsecret", "k3s/secrets/"
+DROP_IN, DATA, JOIN_SECRET, SECRETS = "k3s/dropin", "k3s/data", "k3s/joinsecret", "k3s/secrets"
 _LOOK_EVERY_S = 1.0
 _JOIN_AGAIN_S = 3.0
 _RESTART_S = 5.0

@@ -143,4 +143,4 @@ class SimMachine:
     def k3s_changed(self) -> None:
         """k3s does something else now: the agent, if there is one, looks."""
         if self.agent is not None:
-            self.agent.cluster.unit.changed.raise_()
+            self.agent.k3s.look()

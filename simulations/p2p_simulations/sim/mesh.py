@@ -7,14 +7,15 @@ other end says that it does not know the connection. A connection needs both dir
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from p2p_network import wire
 from p2p_network.core.errors import PeerUnreachable, RemoteViolation
 from p2p_network.core.ids import PeerId
-from p2p_simulations.world.tasks import Future, Tasks
+from p2p_network.host.presence import PeerDown, PeerUp
+from p2p_simulations.world.tasks import Channel, Future, Tasks
 
 if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
@@ -25,14 +26,6 @@ _DIAL = 0.7  # a dial succeeds within a beat with this probability
 _FRAME_BYTES = 64  # of headers, for the count of bytes
 
 Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
-
-
-class Listener(Protocol):
-    """Who wants to know of peers that come and go."""
-
-    async def peer_up(self, peer: PeerId) -> None: ...
-
-    async def peer_down(self, peer: PeerId, reason: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -55,6 +48,7 @@ class SimHost:
         self.machine, self.life = machine, life
         self._tasks, self._others = tasks, others
         self._network, self._engine = machine.world.network, machine.world.engine
+        self.events: Channel[PeerUp | PeerDown] = Channel(tasks)
         self._links: dict[PeerId, _Link] = {}
         self._handlers: dict[str, Handler] = {}
         self._pending: dict[int, tuple[PeerId, Future[bytes | _Failure]]] = {}
@@ -68,19 +62,26 @@ class SimHost:
         """Peers with a live channel."""
         return frozenset(self._links)
 
-    async def run(self, listener: Listener) -> None:
+    def addresses(self) -> tuple[str, ...]:
+        """None: nobody dials here."""
+        return ()
+
+    def learn(self, peer: PeerId, addresses: Sequence[str], source: str) -> None:
+        """Not needed: peers are found by themselves."""
+
+    async def run(self) -> None:
         """Beat, dial and notice silence, for ever."""
         chance = self._engine.random
         await self._tasks.sleep(chance.uniform(0.05, BEAT_S))
         while True:
             others = self._others()
             for other in others:
-                await self._look_at(other, listener)
+                self._look_at(other)
             for peer in sorted(self._links.keys() - {other.peer for other in others}):  # imaged anew since
-                await self._lose(peer, "connection reset", listener)
+                self._lose(peer, "connection reset")
             await self._tasks.sleep(BEAT_S * chance.uniform(0.9, 1.1))
 
-    async def _look_at(self, other: SimMachine, listener: Listener) -> None:
+    def _look_at(self, other: SimMachine) -> None:
         now, chance = self._engine.now, self._engine.random
         agent, peer = other.agent, other.peer
         heard = (
@@ -94,24 +95,24 @@ class SimHost:
         if link is None:
             if heard and agent is not None and chance.random() < _DIAL:
                 self._links[peer] = _Link(agent.life, now)
-                await listener.peer_up(peer)
+                self.events.send(PeerUp(peer, "", False))
         elif heard and agent is not None and agent.life == link.life:
             link.heard_at = now
         elif heard:
-            await self._lose(peer, "connection reset", listener)
+            self._lose(peer, "connection reset")
         elif now - link.heard_at >= SILENCE_S:
-            await self._lose(peer, f"silent for {SILENCE_S:.0f} s", listener)
+            self._lose(peer, f"silent for {SILENCE_S:.0f} s")
 
-    async def _lose(self, peer: PeerId, reason: str, listener: Listener) -> None:
+    def _lose(self, peer: PeerId, reason: str) -> None:
         del self._links[peer]
         for whom, future in [*self._pending.values()]:
             if whom == peer:
                 future.set(_Failure(reason))
-        await listener.peer_down(peer, reason)
+        self.events.send(PeerDown(peer, reason))
 
     # ------------------------------------------------------------ requests
 
-    async def request(self, peer: PeerId, method: str, payload: bytes, *, timeout_s: float) -> bytes:
+    async def request(self, peer: PeerId, method: str, payload: bytes, *, timeout_s: float = 5.0) -> bytes:
         """Ask and wait for the answer. Raises PeerUnreachable or RemoteViolation."""
         future: Future[bytes | _Failure] = Future()
         self._number += 1

@@ -1,69 +1,91 @@
 """How does a simulated agent drive the model of k3s? The twin of the agent's `K3sUnit`.
 
-Drop-ins, secrets and join secrets as files on the simulated disk; jobs on k3s one after the other, in the
-order in which they were asked for. On the agent's start a living k3s is adopted.
+Drop-ins, secrets and join secrets as files on the simulated disk. The bootstrap machine says what it wants;
+one loop brings it about. A k3s that runs since before the agent's start is adopted when it is wanted.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from p2p_roles import events
-from p2p_simulations.sim.k3s import DATA, DROP_IN, JOIN_SECRET, SECRETS, Data, DropIn
-from p2p_simulations.world.tasks import Lock, Signal
+from p2p_roles.k3s import pki
+from p2p_roles.rules import Authorization
+from p2p_simulations.sim.k3s import DATA, DROP_IN, JOIN_SECRET, SECRETS, DropIn
+from p2p_simulations.world.tasks import Lock
 
 if TYPE_CHECKING:
     from p2p_simulations.sim.agent import SimAgent
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """k3s as seen last."""
+
+    event: events.K3sChanged
+
+
+class Made(msgspec.Struct, frozen=True):
+    """The secrets that this node made as an initiator, without certificates."""
+
+    epoch: int
+    secret: pki.JoinSecret
+
+
 class SimK3sUnit:
     """k3s as one agent sees it. `changed` is raised when `observed` is another."""
+
+    version = "v1.36.0+k3s1"
+    args_hash = "0" * 16
+    uses_vpn = True
 
     def __init__(self, agent: SimAgent) -> None:
         self._agent, self._machine, self._tasks = agent, agent.machine, agent.tasks
         self._process = agent.machine.k3s
+        self.changed = agent.runtime.signal()
+        self._asked = agent.runtime.signal()
         self._lock = Lock()
-        self._jobs = 0
-        self.changed = Signal(agent.tasks)
+        self._wanted: events.StartK3s | None = None
+        self._node_ip = ""
+        self._is_ours = False  # started or adopted in this life of the agent
+        self._refused = ""
+        self._is_asked = False
+        self._will_set_aside = False
+
+    # ------------------------------------------------------------ what it is doing
 
     @property
-    def observed(self) -> events.K3sChanged:
+    def observed(self) -> Observed:
         """What k3s does."""
-        return self._process.observed
+        if self._refused:
+            return Observed(events.K3sChanged("failed", error=self._refused, permanent=True))
+        return Observed(self._process.observed if self._is_ours else events.K3sChanged("stopped"))
 
     @property
     def is_busy(self) -> bool:
-        """Whether a job on k3s is under way or waiting."""
-        return self._lock.is_held or self._jobs > 0
+        """Whether something that is wanted of k3s is under way or waiting."""
+        return self._lock.is_held or self._is_asked or self._will_set_aside
 
-    def will(self) -> None:
-        """A job was asked for and will begin soon."""
-        self._jobs += 1
-
-    def adopt(self) -> None:
-        """Take over a k3s that is running."""
-        if self._process.is_running:
+    def look(self) -> None:
+        """k3s does something else now."""
+        if self._is_ours:
             self.changed.raise_()
 
-    async def make_secrets(self, epoch: int) -> str:
-        """The CA hash of this node's secrets for an epoch; made once."""
-        name = f"{SECRETS}{epoch}"
-        ca_hash: str | None = self._machine.disk.read(name)
-        await self._tasks.sleep(self._world_chance(0.05, 0.5))
-        if ca_hash is None:
-            ca_hash = f"ca-{self._machine.world.engine.random.getrandbits(48):012x}"
-            await self._machine.fsync(self._tasks, self._machine.disk.write({name: ca_hash}))
-        return ca_hash
+    # ------------------------------------------------------------ what is wanted
 
-    async def start(self, effect: events.StartK3s) -> None:
-        """Write the drop-in and start k3s, or adopt a living one."""
-        self._jobs -= 1
-        async with self._lock:
-            role = "agent" if effect.kind == "agent" else "server"
-            drop_in = DropIn(role, effect.epoch, effect.ca_hash, effect.kind == "server-init", effect.join_ip)
-            await self._write(drop_in)
-            self._process.start()
-        self.changed.raise_()
+    def want(self, start: events.StartK3s | None) -> None:
+        """Have k3s run like this, or (None) not at all."""
+        self._wanted, self._is_asked = start, True
+        self._asked.raise_()
+
+    def use_address(self, node_ip: str) -> None:
+        """The address k3s goes by. Nothing is started before it is known."""
+        self._machine.world.checkers.address_settled(self._machine, node_ip)
+        self._node_ip = node_ip
+        self._asked.raise_()
 
     async def replace_init_drop_in(self, effect: events.ReplaceInitDropIn) -> None:
         """The drop-in without ``cluster-init``."""
@@ -72,32 +94,99 @@ class SimK3sUnit:
 
     async def stop(self) -> None:
         """Stop k3s."""
-        self._jobs -= 1
+        self._wanted = None
         async with self._lock:
-            await self._tasks.sleep(self._world_chance(0.1, 2.0))
+            await self._tasks.sleep(self._chance(0.1, 2.0))
             self._process.stop()
+            self._is_ours = False
 
-    async def wipe(self) -> None:
-        """Stop k3s and set its data aside."""
-        self._jobs -= 1
+    def will_set_aside(self) -> None:
+        """`set_aside` will be called soon."""
+        self._will_set_aside = True
+
+    async def set_aside(self, label: str) -> None:
+        """Stop k3s and move its data out of the way."""
+        self._wanted = None
+        self._machine.world.checkers.wiped(self._machine, int(label.removeprefix("epoch-")))
         async with self._lock:
             self._process.stop()
-            await self._tasks.sleep(self._world_chance(0.1, 2.0))
-            ticket = self._machine.disk.write({DATA: None, DROP_IN: None, JOIN_SECRET: None})
-            await self._machine.fsync(self._tasks, ticket)
+            self._is_ours = False
+            await self._tasks.sleep(self._chance(0.1, 2.0))
+            await self._machine.fsync(self._tasks, self._machine.disk.write({DATA: None, DROP_IN: None}))
+        self._will_set_aside = False
 
-    async def keep_join_secret(self, ca_hash: str) -> None:
-        """Keep a secret that a server handed out."""
-        await self._machine.fsync(self._tasks, self._machine.disk.write({JOIN_SECRET: ca_hash}))
+    async def run(self) -> None:
+        """Bring about what is wanted."""
+        tried: events.StartK3s | None = None
+        while True:
+            await self._asked.wait()
+            wanted = self._wanted
+            if wanted is None:
+                await self.stop()
+            elif not self._node_ip:
+                continue
+            elif wanted is not tried:
+                await self._try(wanted)
+                tried = wanted
+            self._is_asked = self._wanted is not wanted
 
-    def join_secret(self) -> str | None:
-        """What this server hands out: the CA that its own k3s serves; None while it has no data."""
-        data: Data | None = self._machine.disk.read(DATA)
-        return data.ca_hash if data is not None and data.role == "server" else None
+    async def _try(self, wanted: events.StartK3s) -> None:
+        if self._held(wanted.ca_hash) is None:
+            self._refused = "the secrets of the cluster are not on this machine any more"
+            self.changed.raise_()
+            return
+        self._refused = ""
+        async with self._lock:
+            if self._wanted is not wanted:
+                return
+            role = "agent" if wanted.kind == "agent" else "server"
+            await self._write(
+                DropIn(role, wanted.epoch, wanted.ca_hash, wanted.kind == "server-init", wanted.join_ip)
+            )
+            self._is_ours = True
+            self._process.start()
+        self.changed.raise_()
 
     async def _write(self, drop_in: DropIn) -> None:
         if self._machine.disk.read(DROP_IN) != drop_in:
             await self._machine.fsync(self._tasks, self._machine.disk.write({DROP_IN: drop_in}))
 
-    def _world_chance(self, low: float, high: float) -> float:
+    # ------------------------------------------------------------ secrets
+
+    def make_secrets(self, epoch: int) -> str:
+        """The CA hash of this node's secrets for an epoch; made once."""
+        made: Made | None = self._machine.disk.read(SECRETS)
+        if made is None or made.epoch != epoch:
+            ca_hash = f"{self._machine.world.engine.random.getrandbits(256):064x}"
+            tokens = (f"K10{ca_hash}::server:simulated", f"K10{ca_hash}::node:simulated")
+            made = Made(epoch, pki.JoinSecret("server", *tokens))
+            self._keep(SECRETS, made, self._chance(0.05, 0.5))
+        return made.secret.ca_hash
+
+    def keep_join_secret(self, secret: pki.JoinSecret) -> str:
+        """Keep what a server handed out."""
+        checked = pki.decode_join(pki.encode(secret))
+        self._keep(JOIN_SECRET, checked)
+        return checked.ca_hash
+
+    def hand_out(self, verdict: Authorization, ca_hash: str) -> pki.JoinAnswer:
+        """What to answer a peer that asks for the join secret of this node's cluster."""
+        return pki.hand_out(verdict, self._held(ca_hash))
+
+    def _held(self, ca_hash: str) -> pki.JoinSecret | None:
+        made: Made | None = self._machine.disk.read(SECRETS)
+        given: pki.JoinSecret | None = self._machine.disk.read(JOIN_SECRET)
+        known = (made.secret if made is not None else None, given)
+        return next((secret for secret in known if secret is not None and secret.ca_hash == ca_hash), None)
+
+    def _keep(self, name: str, value: object, wait_s: float = 0.0) -> None:
+        ticket = self._machine.disk.write({name: value})
+
+        async def rest() -> None:
+            await self._tasks.sleep(wait_s)
+            await self._machine.fsync(self._tasks, ticket)
+
+        self._agent.runtime.lasts(rest)
+
+    def _chance(self, low: float, high: float) -> float:
         return self._machine.world.engine.random.uniform(low, high)

@@ -12,7 +12,6 @@ from typing import Any
 
 from p2p_network.core.ids import PeerId, short
 from p2p_roles.bootstrap import Bootstrap
-from p2p_roles.rules import Rules
 from p2p_roles.transitions import State
 from p2p_simulations.sim import faults
 from p2p_simulations.sim.checkers import Checkers, Violation
@@ -94,15 +93,6 @@ class World:
         machine = self.machines.get(name)
         return machine if machine is not None and machine.peer == peer else None
 
-    def rules_of(self, machine: SimMachine) -> Rules:
-        """What a node's configuration says about the genesis."""
-        return Rules(
-            servers=self.plan.servers,
-            minimum_nodes=machine.plan.minimum_nodes or self.plan.minimum_nodes,
-            k3s_version="v1.36.0+k3s1",
-            args_hash="0" * 16,
-        )
-
     def make_bootstrap(self, **arguments: Any) -> Bootstrap:
         """A node's bootstrap machine."""
         return Bootstrap(**arguments)
@@ -182,7 +172,7 @@ class World:
     def _pull(self) -> None:
         for trigger in [*self._triggers]:
             for machine in self.machines.values():
-                if machine.agent is not None and machine.agent.cluster.machine.state == trigger.state:
+                if machine.agent is not None and machine.agent.bootstrap.state == trigger.state:
                     self._triggers.remove(trigger)
                     fault = faults.aimed(trigger.fault, machine.name)
                     self.engine.after(
@@ -216,7 +206,7 @@ class World:
             agent = machine.agent
             if agent is None:
                 return f"{machine.name} is not running"
-            status = agent.cluster.machine.status
+            status = agent.bootstrap.status
             if status.state is not State.MEMBER or not status.ready:
                 return f"{machine.name} is in {status.state}: {status.reason}"
             clusters.setdefault(machine.scope, set()).add(status.cluster_id)
@@ -229,7 +219,7 @@ class World:
         ready = self.checkers.ready(machine.scope)
         if ready is None or machine.agent is None or not stale & set(ready[1].servers):
             return False
-        status = machine.agent.cluster.machine.status
+        status = machine.agent.bootstrap.status
         return status.state is State.JOIN and status.role is None
 
     def exempt(self) -> str:

@@ -7,8 +7,9 @@ repeatable. A crash drops all of them at whatever point they are: what they held
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar, cast
 
 from p2p_simulations.world.engine import Engine, Timer
@@ -16,6 +17,8 @@ from p2p_simulations.world.engine import Engine, Timer
 T = TypeVar("T")
 
 _UNSET: Any = object()
+_SPINS = 1000
+_ROUNDING_S = 1e-6  # a moment on a node's clock, carried over to the world's and back, may fall short
 
 
 class Future(Generic[T]):
@@ -112,15 +115,24 @@ class Tasks:
         future.on_set(lambda: self._plan(number))
 
 
+class Spinning(AssertionError):
+    """Somebody asks to be woken at once, again and again."""
+
+
 class Signal:
-    """Raised by many, awaited by one; remembers that it was raised, not how often."""
+    """Raised by many, awaited by one; remembers that it was raised, not how often.
 
-    __slots__ = ("_raised", "_tasks", "_waiter")
+    Args:
+        clock: what moments are told by.
+    """
 
-    def __init__(self, tasks: Tasks) -> None:
-        self._tasks = tasks
+    __slots__ = ("_clock", "_last", "_raised", "_tasks", "_waiter")
+
+    def __init__(self, tasks: Tasks, clock: Callable[[], float]) -> None:
+        self._tasks, self._clock = tasks, clock
         self._raised = False
         self._waiter: Future[bool] | None = None
+        self._last = (-1.0, 0)
 
     def raise_(self) -> None:
         """Something changed."""
@@ -128,17 +140,109 @@ class Signal:
         if self._waiter is not None:
             self._waiter.set(True)
 
-    async def wait(self, timeout_s: float | None = None) -> bool:
+    async def wait(self, timeout_s: float = math.inf) -> bool:
         """Wait until raised and lower it again. False if `timeout_s` passed first."""
         if not self._raised:
             future: Future[bool] = Future()
-            self._waiter = future
-            if timeout_s is not None:
-                self._tasks.engine.after(timeout_s, lambda: future.set(False))
+            self._waiter, timer = future, None
+            if timeout_s < math.inf:
+                timer = self._tasks.engine.after(max(0.0, timeout_s), lambda: future.set(False))
             await future
             self._waiter = None
+            if timer is not None:
+                timer.cancel()
         was, self._raised = self._raised, False
         return was
+
+    async def wait_until(self, moment: float) -> bool:
+        """The same up to a moment, which is then reached. Raises Spinning."""
+        if await self.wait(moment - self._clock() + _ROUNDING_S):
+            return True
+        now = round(self._clock(), 2)
+        self._last = (now, self._last[1] + 1 if self._last[0] == now else 1)
+        if self._last[1] > _SPINS:
+            raise Spinning(f"woken again and again at {now:.2f} s")
+        return False
+
+
+class Event:
+    """Happens once; awaited by any number."""
+
+    __slots__ = ("_happened", "_waiting")
+
+    def __init__(self) -> None:
+        self._happened = False
+        self._waiting: list[Future[None]] = []
+
+    def set(self) -> None:
+        """It has happened."""
+        self._happened = True
+        for future in self._waiting:
+            future.set(None)
+        self._waiting.clear()
+
+    def is_set(self) -> bool:
+        """Whether it has."""
+        return self._happened
+
+    async def wait(self) -> None:
+        """Until it has."""
+        if not self._happened:
+            future: Future[None] = Future()
+            self._waiting.append(future)
+            await future
+
+
+class Group:
+    """Tasks that the block which opened the group waits for."""
+
+    __slots__ = ("_living", "_none_left", "_tasks")
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._living = 0
+        self._none_left = Event()
+
+    def start_soon(self, job: Callable[..., Awaitable[Any]], /, *args: Any) -> None:
+        """Begin a task."""
+        self._living += 1
+        self._tasks.start(self._run(job, args))
+
+    async def _run(self, job: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        await job(*args)
+        self._living -= 1
+        if not self._living:
+            self._none_left.set()
+
+    async def __aenter__(self) -> Group:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None and self._living:
+            await self._none_left.wait()
+
+
+class Channel(Generic[T]):
+    """What one task tells another, in order."""
+
+    __slots__ = ("_items", "_sent")
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._items: deque[T] = deque()
+        self._sent = Signal(tasks, lambda: 0.0)
+
+    def send(self, item: T) -> None:
+        """Say something. Never blocks."""
+        self._items.append(item)
+        self._sent.raise_()
+
+    def __aiter__(self) -> Channel[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        while not self._items:
+            await self._sent.wait()
+        return self._items.popleft()
 
 
 class Lock:
