@@ -59,11 +59,15 @@ class Address:
 
     @property
     def stands(self) -> bool:
-        """Whether the claim has stood long enough to be built upon."""
+        """Whether an address is held, and its claim has stood long enough to be built upon."""
         claim = self._replication.claims().get(self._self_id)
         # by our own clock too: a claim made while the wall clock was ahead would have to wait until then
         held_ms = (self._runtime.monotonic() - self._held_since) * 1000
-        return claim is not None and max(held_ms, self._mesh_ms() - claim.claimed_ms) >= CLAIM_STANDS_MS
+        return (
+            self.held is not None
+            and claim is not None
+            and max(held_ms, self._mesh_ms() - claim.claimed_ms) >= CLAIM_STANDS_MS
+        )
 
     async def run(self) -> None:
         """Claim an address and defend it until cancelled."""

@@ -171,6 +171,8 @@ class Vpn:
     def _address_moved(self) -> None:
         self.status.ipv4, self.status.ipv6 = self.address.held or ("", self.status.ipv6)
         self._capability = None  # configure anew
+        if self.status.state == "up":
+            self.status.state = "starting"  # nothing may be built on an address before the device has it
         if self.address.held is not None:
             self._changed.raise_()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,7 +40,7 @@ from p2p_roles.view import View, ViewNode
 from p2p_simulations.world.disk import Disk
 from p2p_simulations.world.engine import Engine
 from p2p_simulations.world.net import Network, Weather, groups_cut
-from p2p_simulations.world.tasks import Lock, Tasks
+from p2p_simulations.world.tasks import Channel, Event, Group, Lock, Signal, Spinning, Tasks
 
 MESH = "00112233aabbccdd"
 ME, YOU = Identity(bytes([1] * 32)), Identity(bytes([2] * 32))
@@ -194,3 +195,54 @@ def test_a_node_votes_for_no_initiator_that_it_has_no_record_of() -> None:
     made.step(3.0, events.ViewChanged(View(ME.peer_id, "kairos", (me, you), 3.0)))
     (reply,) = (e for e in made.step(4.0, ask).effects if isinstance(e, Reply))
     assert not isinstance(reply.message, Nack)
+
+
+def test_signals_groups_and_channels_wait_in_virtual_time() -> None:
+    engine = Engine(1)
+    tasks = Tasks(engine, lambda: 0.0, lambda: None)
+    signal, event, channel = Signal(tasks, lambda: engine.now), Event(), Channel[int](tasks)
+    seen: list[tuple[str, float]] = []
+
+    async def listen() -> None:
+        assert not await signal.wait_until(2.0)
+        seen.append(("moment", engine.now))
+        assert await signal.wait(10.0)
+        seen.append(("raised", engine.now))
+        await event.wait()
+        seen.append(("event", engine.now))
+
+    async def hear() -> None:
+        async for number in channel:
+            seen.append((f"item {number}", engine.now))
+            if number == 2:
+                return
+
+    async def both() -> None:
+        async with Group(tasks) as group:
+            group.start_soon(listen)
+            group.start_soon(hear)
+        seen.append(("both", engine.now))
+
+    tasks.start(both())
+    for number in (1, 2):
+        engine.at(1.0, lambda number=number: channel.send(number))  # type: ignore[misc]
+    engine.at(5.0, signal.raise_)
+    engine.at(6.0, event.set)
+    engine.run(20.0)
+    assert [(what, round(when, 3)) for what, when in seen] == [
+        ("item 1", 1.0), ("item 2", 1.0), ("moment", 2.0), ("raised", 5.0), ("event", 6.0), ("both", 6.0)
+    ]  # fmt: skip
+
+
+def test_who_wants_to_be_woken_for_ever_at_once_is_caught() -> None:
+    engine = Engine(1)
+    tasks = Tasks(engine, lambda: 0.0, lambda: None)
+    signal = Signal(tasks, lambda: engine.now)
+
+    async def spin() -> None:
+        while True:
+            await signal.wait_until(0.0)
+
+    tasks.start(spin())
+    with pytest.raises(Spinning):
+        engine.run(1.0)
