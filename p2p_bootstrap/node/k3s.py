@@ -79,6 +79,7 @@ class K3sUnit:
         self._options = options_of(config)
         self._node_ip = ""
         self._wanted: StartK3s | None = None
+        self._tried: StartK3s | None = None  # what was wanted when k3s was started last
         self._asked = Signal()
         self._refused: P2PError | None = None  # why a wanted start could not even be tried
         self._missing: P2PError | None = None  # why there was no k3s when this process started
@@ -139,7 +140,10 @@ class K3sUnit:
         self._asked.raise_()
 
     async def replace_init_drop_in(self, effect: ReplaceInitDropIn) -> None:
-        """Take ``cluster-init`` off the disk while k3s goes on."""
+        """Take ``cluster-init`` off the disk while k3s goes on, or out of a start that is still to come."""
+        if self._wanted is not None and self._wanted is not self._tried:
+            self.want(StartK3s("server", effect.epoch, effect.ca_hash, effect.join_ip, effect.datastore))
+            return
         await self.driver.rewrite(
             await self._spec("server", effect.ca_hash, effect.join_ip, effect.datastore)
         )
@@ -160,15 +164,14 @@ class K3sUnit:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.driver.run)
             nursery.start_soon(self._watch)
-            tried: StartK3s | None = None
             while True:
                 await self._asked.wait()
                 wanted = self._wanted
                 if wanted is None:
                     await self.driver.stop()
-                elif self._node_ip and wanted is not tried:
+                elif self._node_ip and wanted is not self._tried:
                     await self._try(wanted)
-                    tried = wanted
+                    self._tried = wanted
 
     async def _watch(self) -> None:
         async for _ in self.driver.changes:

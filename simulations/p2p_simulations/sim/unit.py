@@ -49,6 +49,7 @@ class SimK3sUnit:
         self._asked = agent.runtime.signal()
         self._lock = Lock()
         self._wanted: events.StartK3s | None = None
+        self._tried: events.StartK3s | None = None
         self._node_ip = ""
         self._is_ours = False  # started or adopted in this life of the agent
         self._refused = ""
@@ -88,7 +89,12 @@ class SimK3sUnit:
         self._asked.raise_()
 
     async def replace_init_drop_in(self, effect: events.ReplaceInitDropIn) -> None:
-        """The drop-in without ``cluster-init``."""
+        """The drop-in without ``cluster-init``, now or at a start that is still to come."""
+        if self._wanted is not None and self._wanted is not self._tried:
+            self.want(
+                events.StartK3s("server", effect.epoch, effect.ca_hash, effect.join_ip, effect.datastore)
+            )
+            return
         async with self._lock:
             await self._write(DropIn("server", effect.epoch, effect.ca_hash, False, effect.join_ip))
 
@@ -117,7 +123,6 @@ class SimK3sUnit:
 
     async def run(self) -> None:
         """Bring about what is wanted."""
-        tried: events.StartK3s | None = None
         while True:
             await self._asked.wait()
             wanted = self._wanted
@@ -125,9 +130,9 @@ class SimK3sUnit:
                 await self.stop()
             elif not self._node_ip:
                 continue
-            elif wanted is not tried:
+            elif wanted is not self._tried:
                 await self._try(wanted)
-                tried = wanted
+                self._tried = wanted
             self._is_asked = self._wanted is not wanted
 
     async def _try(self, wanted: events.StartK3s) -> None:
