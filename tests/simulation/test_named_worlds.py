@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from p2p_simulations.sim.files import parse_scenario
 from p2p_simulations.sim.plan import (
     Expectations,
     K3sPlan,
+    KillAgent,
     LoseLedger,
     NodePlan,
     Partition,
@@ -130,6 +132,25 @@ def test_a_machine_that_is_imaged_anew_comes_back_as_a_new_node(nodes: Nodes, se
         minimum_nodes=4,
         k3s=QUICK,
         faults=((1.5, Reimage("n2", 10.0)),),
+        heal_at_s=60.0,
+    )
+    played(plan, seed)
+
+
+@pytest.mark.parametrize("seed", [108, 138])
+def test_an_initiator_that_learns_at_its_restart_that_it_is_done_runs_no_cluster_init(
+    seed: int,
+) -> None:
+    """The start that it wanted waits for the address; in that time READY comes from the others."""
+    chance = random.Random(f"r{seed}")
+    plan = Plan(
+        "restart",
+        tuple(NodePlan(f"n{number + 1}", f"r{number}") for number in range(3)),
+        servers=1,
+        minimum_nodes=3,
+        k3s=K3sPlan((0.5, 1.0)),
+        triggers=(Trigger("INIT", chance.uniform(0.5, 6), KillAgent((), chance.uniform(0.2, 2))),),
+        chaos=0.05,
         heal_at_s=60.0,
     )
     played(plan, seed)

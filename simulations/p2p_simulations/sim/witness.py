@@ -63,7 +63,7 @@ class AgentWitness:
 
     def said(self, name: str, level: int, fields: dict[str, Any]) -> None:
         match name:
-            case "roles.alarm" | "vpn.failed":
+            case "roles.alarm":
                 self._agent.alarm(fields["error"])
             case "ledger.contradiction":
                 self._agent.alarm(f"ledger contradiction: {fields['key']}")
