@@ -118,7 +118,6 @@ def test_agents_killed_at_random_moments_while_the_cluster_forms(lab: LabFactory
         time.sleep(chance.uniform(0.1, 1.0))
     formed = wait_ready(mine)
     after = {name: s["node"]["peer"] for name, s in formed.items()}
-    assert identities, "some agents lived long enough to be seen"
     assert identities.items() <= after.items()
     assert len(cluster_ids(formed)) == 1
     assert len(ca_hashes(mine)) == 1

@@ -209,6 +209,7 @@ class K3sDriver:
             async with self._lock:
                 if self._generation != generation:
                     return None
+                spec = self._spec or spec  # a `rewrite` may have come since
                 process = await self._running(spec)
         except RoleError as exc:
             return Cause(exc.message, exc.hint, isinstance(exc, _NeverStarts))
