@@ -21,7 +21,7 @@ from p2p_bootstrap.config.quoting import quoted
 from p2p_network.core.errors import nearest
 
 MAX_SERVERS: Final = 15
-MAX_NODES: Final = 1000
+MAX_NODES: Final = 200  # a quorum's certificate, 121 bytes a vote, must fit into one ledger entry
 MAX_TEXT_CHARS: Final = 32_768
 _TRUE: Final = ("true", "yes", "on", "y")
 _FALSE: Final = ("false", "no", "off", "n")

@@ -254,7 +254,7 @@ def test_single_node_without_a_mesh() -> None:
         ("minimum_nodes: true", "p2p.minimum_nodes", "found 'true'", ""),
         ("minimum_nodes: [3]", "p2p.minimum_nodes", "found a list", ""),
         ("minimum_nodes: 0", "p2p.minimum_nodes", "must be at least 1, found '0'", ""),
-        ("minimum_nodes: 99999", "p2p.minimum_nodes", "must be at most 1000", ""),
+        ("minimum_nodes: 99999", "p2p.minimum_nodes", "must be at most 200", ""),
         ("servers: -1", "p2p.servers", "must be at least 1", ""),
         ("dns: maybe", "p2p.dns", "expected true or false, found 'maybe'", ""),
         ('dns: "true"', "p2p.dns", "expected true or false, found the text 'true'", "remove the quotes"),

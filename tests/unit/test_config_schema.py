@@ -22,7 +22,7 @@ def test_every_known_key_is_in_it_and_every_key_of_ours_is_described() -> None:
 
 def test_types_ranges_and_words() -> None:
     p2p: dict[str, Any] = schema()["$defs"]["P2P"]["properties"]
-    assert p2p["minimum_nodes"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 1000}
+    assert p2p["minimum_nodes"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 200}
     assert {"master", "server", "worker", "agent", "none", ""} <= set(p2p["role"]["enum"])
     assert p2p["cluster"]["enum"] == ["mesh", "region"]
     assert p2p["dns"]["type"] == "boolean"
