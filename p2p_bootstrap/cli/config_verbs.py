@@ -97,12 +97,14 @@ def get(key: str, files: tuple[Path, ...], secrets: bool, origin: bool) -> None:
     path, node = found
     if origin:
         out.emit(out.printable(str(locate(collected.root, path))))
+        _end(collected)
         return
     shown = node if secrets else hidden(node, path)
     if isinstance(shown, ScalarNode):
         out.emit(shown.text)
     else:
         out.emit(json.dumps(to_value(shown), indent=2, ensure_ascii=False))
+    _end(collected)
 
 
 @group.command()
@@ -123,12 +125,20 @@ def show(files: tuple[Path, ...], secrets: bool, origin: bool) -> None:
         root = collected.root if secrets else hidden(collected.root)
         assert isinstance(root, MapNode), "a document is a map"
         out.emit(render(root).rstrip("\n"))
+        _end(collected)
         return
     for one in settings(collected.root):
         text = one.node.text if isinstance(one.node, ScalarNode) else "(empty)"
         value = HIDDEN if one.secret and not secrets and text else text
         first, more, _ = value.partition("\n")
         out.emit(out.printable(f"{one.mark}: {one.key} = {first}{' ...' if more else ''}"))
+    _end(collected)
+
+
+def _end(collected: Collected) -> None:
+    """What was shown is not the whole truth if a file could not be read: exit 1."""
+    if collected.problems:
+        raise click.exceptions.Exit(1)
 
 
 def _collect(files: tuple[Path, ...]) -> Collected:

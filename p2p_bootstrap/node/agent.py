@@ -60,7 +60,7 @@ def run_agent(config: Config, *, state_dir: Path, socket: Path, events: EventLog
 
 
 def _the_reason(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error to show: a person's error if there is one, else the first bug."""
+    """The one error to show: a bug if there is one, since it must not hide, else the first of a person's."""
     leaves: list[BaseException] = []
     todo: list[BaseException] = [group]
     while todo:
@@ -92,6 +92,7 @@ class _Agent:
         self._hostname = own_hostname(config)
         self._stopping = trio.CancelScope()
         self._working = trio.CancelScope()  # VPN, roles and our record: ends earlier, when we leave
+        self._idle = trio.Event()  # that work has ended, decisions under way carried out
         self._left = False
 
     async def run(self) -> None:
@@ -204,6 +205,12 @@ class _Agent:
                 nursery.start_soon(self._keep_record, columns, self_id)
                 nursery.start_soon(columns.vpn.run)
                 nursery.start_soon(columns.cluster.run)
+        self._idle.set()
+
+    async def _end_work(self) -> None:
+        """Nothing is decided, started or written any more after this."""
+        self._working.cancel()
+        await self._idle.wait()
 
     async def _watch_signals(self, columns: _Columns) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -212,7 +219,7 @@ class _Agent:
                 log.event(logger, "agent.stopping", reason=f"{name} received")
                 if number == signal.SIGINT and not self._left:
                     # a person in the foreground expects everything to end with Ctrl-C
-                    self._working.cancel()
+                    await self._end_work()
                     await self._stop_everything(columns)
                 self._stopping.cancel()
                 return
@@ -227,7 +234,7 @@ class _Agent:
     async def _leave(self, columns: _Columns, self_id: PeerId) -> None:
         """Take this node out: its k3s, its packets, its word in the ledger."""
         self._left = True
-        self._working.cancel()
+        await self._end_work()
         await columns.cluster.leave()
         await columns.vpn.stop()
         await columns.replication.delete(f"role/{self_id}")

@@ -303,3 +303,10 @@ def test_the_cloud_config_engine_runs_in_an_initramfs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['p2p_bootstrap', 'p2p_network', 'yaml']"
+
+
+@pytest.mark.parametrize("verb", [("show",), ("show", "--origin")])
+def test_what_cannot_be_read_is_no_success(run: Run, verb: tuple[str, ...], tmp_path: Path) -> None:
+    done = run("config", *verb, str(tmp_path / "absent.yaml"))
+    assert done.code == 1
+    assert "no such file" in done.err
