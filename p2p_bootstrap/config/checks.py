@@ -56,6 +56,13 @@ def contradictions(root: MapNode, p2p: P2P, k3s: K3s) -> Iterator[Problem]:
             "one cluster per region needs to know this node's region",
             "add p2p.region, or write cluster: mesh",
         )
+    if p2p.cluster == "region" and p2p.home_region is not None:
+        yield problem_at(
+            root,
+            ("p2p", "home_region"),
+            "one cluster per region has no home region",
+            "remove the key, or write cluster: mesh",
+        )
     for index, address in enumerate(p2p.listen):
         if port_of(address) == p2p.vpn.port:
             path: Path = (

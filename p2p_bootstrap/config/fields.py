@@ -222,6 +222,7 @@ Role = Annotated[
         }
     ),
 ]
+PlacementKind = Annotated[Literal["spread", "pack"], choice({"spread": "spread", "pack": "pack"})]
 Scope = Annotated[Literal["mesh", "region"], choice({"mesh": "mesh", "region": "region"})]
 
 

@@ -25,6 +25,7 @@ from p2p_bootstrap.config.fields import (
     Mtu,
     NetworkId,
     NodeCount,
+    PlacementKind,
     Port,
     Role,
     Scope,
@@ -145,6 +146,17 @@ class P2P(_Section):
         default="mesh",
         description="mesh: one cluster over all regions. region: one cluster per region; servers and "
         "minimum_nodes then count within a region.",
+    )
+    placement: PlacementKind = Field(
+        default="spread",
+        description="spread: servers even over the regions, so that the loss of any one leaves a majority; "
+        "where the regions cannot give that (two of them), the cluster starts with fewer servers and says "
+        "why. pack: all servers in the home region.",
+    )
+    home_region: Label | None = Field(
+        default=None,
+        description="spread: the region that may hold the majority of the servers. pack: the region in which "
+        "they stand; unset: where most nodes are.",
     )
     listen: ListenList = Field(
         default=DEFAULT_LISTEN, max_length=16, description="IP:port on which to take peers."

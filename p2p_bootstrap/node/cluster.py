@@ -99,6 +99,7 @@ class Cluster:
             rules=Rules(
                 servers=options.servers,
                 minimum_nodes=options.minimum_nodes,
+                placement=options.placement,
                 k3s_version=k3s.version,
                 args_hash=k3s.args_hash,
             ),

@@ -11,6 +11,7 @@ from p2p_network.ledger.core import Ledger
 from p2p_network.ledger.reading import read_by_peer
 from p2p_network.membership import MemberState
 from p2p_network.records import RoleRecord
+from p2p_roles.placement import SPREAD, Placement
 from p2p_roles.view import ViewNode
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class ClusterOptions:
         region: whose nodes form the cluster; None: those of all regions.
         servers, minimum_nodes: see `Rules`.
         auto: whether roles are assigned at all.
+        placement: where servers may stand.
     """
 
     scope: str
@@ -33,6 +35,7 @@ class ClusterOptions:
     servers: int
     minimum_nodes: int
     auto: bool = True
+    placement: Placement = SPREAD
 
 
 def options_of(config: Config) -> ClusterOptions:
@@ -45,6 +48,8 @@ def options_of(config: Config) -> ClusterOptions:
         servers=config.declared_servers,
         minimum_nodes=config.minimum_nodes,
         auto=p2p.auto.enable,
+        # one cluster per region stands in one region, whatever the rule says
+        placement=SPREAD if by_region else Placement(p2p.placement, p2p.home_region or ""),
     )
 
 

@@ -1,7 +1,7 @@
 """Who is a server, who is an agent, and why?
 
-Pure rules over a `View`. Before the genesis they rank the candidates and choose the first servers: as
-even over the regions as possible, forced servers first, forced agents never. After it, the cluster's
+Pure rules over a `View`. Before the genesis they rank the candidates and choose the first servers, where
+`placement` lets them stand: forced servers first, forced agents never. After it, the cluster's
 authority gives every later node its `Assignment`. Each answer is one sentence per node.
 
 The first servers are part of the GENESIS value, so what a quorum certified here is never revised here.
@@ -17,7 +17,9 @@ import msgspec
 
 from p2p_network import wire
 from p2p_network.core.ids import PeerId, stable_hash
+from p2p_roles import placement
 from p2p_roles.genesis.messages import MAX_SERVERS, Genesis
+from p2p_roles.placement import SPREAD, Choice, Placement
 from p2p_roles.view import View, ViewNode
 
 Role = Literal["server", "agent"]
@@ -56,7 +58,7 @@ def decode(raw: bytes) -> Assignment:
     return wire.decode(raw, Assignment)
 
 
-def rank(view: View, failed: Sequence[str] = ()) -> tuple[PeerId, ...]:
+def rank(view: View, failed: Sequence[str] = (), rule: Placement = SPREAD) -> tuple[PeerId, ...]:
     """The living candidates for the initiator, best first; the same on all nodes with the same view.
 
     Those never seen failing as an initiator come first (of the others, the one that failed longest
@@ -71,40 +73,20 @@ def rank(view: View, failed: Sequence[str] = ()) -> tuple[PeerId, ...]:
             stable_hash("rank", view.scope, node.peer),
         )
 
-    candidates = (node for node in view.nodes if node.alive and node.wish != "agent")
-    return tuple(node.peer for node in sorted(candidates, key=order))
+    ranked = sorted((n for n in view.nodes if n.alive and n.wish != "agent"), key=order)
+    return tuple(node.peer for node in placement.may_initialise(rule, ranked))
 
 
 def first_servers(
-    view: View, initiator: PeerId, servers: int, failed: Sequence[str] = ()
-) -> tuple[PeerId, ...]:
-    """The first `servers` servers, the initiator first; fewer if fewer candidates live.
-
-    Greedy and even: each next server is taken from the forced ones while there are any, then from the
-    region (and in it the zone) that has the fewest so far, and there the best ranked.
-    """
-    ranked = [peer for peer in rank(view, failed) if peer != initiator]
-    position = {peer: index for index, peer in enumerate(ranked)}
-    chosen = [initiator]
-    while ranked and len(chosen) < min(servers, MAX_SERVERS):
-        regions = Counter(view.by_peer[peer].region for peer in chosen)
-        zones = Counter((view.by_peer[peer].region, view.by_peer[peer].zone) for peer in chosen)
-
-        def order(
-            peer: PeerId, regions: Counter[str] = regions, zones: Counter[tuple[str, str]] = zones
-        ) -> tuple[bool, int, int, int]:
-            node = view.by_peer[peer]
-            return (
-                node.wish != "server",
-                regions[node.region],
-                zones[node.region, node.zone],
-                position[peer],
-            )
-
-        best = min(ranked, key=order)
-        ranked.remove(best)
-        chosen.append(best)
-    return tuple(chosen)
+    view: View,
+    initiator: PeerId,
+    servers: int,
+    failed: Sequence[str] = (),
+    rule: Placement = SPREAD,
+) -> Choice:
+    """The first servers, the initiator first; fewer if fewer candidates live or the rule has it so."""
+    ranked = [view.by_peer[peer] for peer in rank(view, failed) if peer != initiator]
+    return placement.choose(rule, (view.by_peer[initiator],), ranked, servers)
 
 
 def assignments(
@@ -113,8 +95,9 @@ def assignments(
     """What the cluster's authority says of every node that the genesis does not name as a server.
 
     What is `known` stays. A new node becomes an agent, unless its operator forces it to be a server or
-    fewer servers exist than the authority's own configuration declares. Servers join etcd one at a
-    time (as learners), so a new one gets no assignment while another living server is not ready yet.
+    fewer servers exist than the authority's own configuration declares and the certified placement has a
+    place for it. Servers join etcd one at a time (as learners), so a new one gets no assignment while
+    another living server is not ready yet.
     """
     given = {
         peer: assignment
@@ -129,8 +112,11 @@ def assignments(
         (n for n in view.nodes if n.alive and n.peer not in given and n.peer not in servers),
         key=lambda n: (n.wish != "server", stable_hash("rank", view.scope, n.peer)),
     )
+    there = [view.by_peer.get(peer) or ViewNode(peer, "", alive=False) for peer in servers]
+    free = [node for node in newcomers if node.wish == "auto"]
+    choice = placement.choose(placement.of_genesis(genesis), there, free, declared)
     for node in newcomers:
-        role, reason = _wanted(node, len(servers), declared)
+        role, reason = _wanted(node, len(servers), declared, choice)
         if role == "server":
             if joining is not None or len(servers) >= MAX_SERVERS:
                 continue
@@ -145,11 +131,13 @@ def _is_joining(view: View, peer: PeerId) -> bool:
     return node is not None and node.alive and not node.ready
 
 
-def _wanted(node: ViewNode, servers: int, declared: int) -> tuple[Role, str]:
+def _wanted(node: ViewNode, servers: int, declared: int, choice: Choice) -> tuple[Role, str]:
     if node.wish == "server":
         return "server", "server: forced by its own configuration (p2p.role), joined after the genesis"
     if node.wish == "agent":
         return "agent", "agent: forced by its own configuration (p2p.role)"
+    if servers < declared and node.peer not in choice.servers:
+        return "agent", f"agent: {choice.remark or 'there is no place for a server in its region'}"
     if servers < declared:
         return "server", f"server: {_ordinal(servers + 1)} of {declared}, the place was free when it came"
     return "agent", f"agent: the {servers} server{'s' if servers != 1 else ''} declared are there already"
@@ -183,6 +171,8 @@ def certified_reasons(view: View, genesis: Genesis) -> dict[PeerId, str]:
             sentence += ", initialised the cluster"
         if node is not None and node.wish == "server":
             sentence += ", forced by its own configuration (p2p.role)"
+        if genesis.remark:
+            sentence += f" ({genesis.remark})"
         reasons[peer] = sentence
     return reasons
 

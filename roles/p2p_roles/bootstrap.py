@@ -237,7 +237,7 @@ class Bootstrap(Duties):
 
     def _enough_nodes(self, now: float) -> bool:
         here = len(self.view.alive)
-        if not assign.rank(self.view) or here < self.needed_votes(now):
+        if not assign.rank(self.view, rule=self.rules.placement) or here < self.needed_votes(now):
             return False
         if self.epoch > 1:  # the first epoch had them all
             return True

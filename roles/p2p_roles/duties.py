@@ -15,8 +15,9 @@ from p2p_roles import assign
 from p2p_roles.durable import Membership
 from p2p_roles.events import MakeSecrets, StopK3s, WipeK3s
 from p2p_roles.genesis import certificate as certificates
-from p2p_roles.genesis.messages import GENESIS, OUTCOME, Abort, Genesis, Ready
+from p2p_roles.genesis.messages import GENESIS, MAX_REMARK_CHARS, OUTCOME, Abort, Genesis, Ready
 from p2p_roles.joining import JoinDuties
+from p2p_roles.placement import home_of
 from p2p_roles.rules import Rules
 from p2p_roles.transitions import State
 
@@ -111,16 +112,21 @@ class Duties(JoinDuties):
                 f"{here} nodes are here, {self.needed_votes(now)} of {self.voting.nodes(now)} "
                 "must agree; waiting for a quorum"
             )
-        if not assign.rank(self.view):
+        if not assign.rank(self.view, rule=self.rules.placement):
+            if self.rules.placement.kind == "pack" and (home := self.rules.placement.home_region):
+                return f"waiting for a node in the home region {home} that may be a server (p2p.home_region)"
             return f"all {here} nodes are forced to be agents; waiting for one that may be a server"
         return f"{here} nodes are here; waiting until no more come and go"
 
     def _act_elect(self, now: float) -> None:
         failed = self.failed()
-        ranked = assign.rank(self.view, failed)
+        ranked = assign.rank(self.view, failed, self.rules.placement)
         if self.self_id not in ranked:
             first = self.view.name(ranked[0]) if ranked else "a node that may be a server"
-            self.reason = f"waiting for {first} to propose; this node is forced to be an agent"
+            own = self.view.by_peer.get(self.self_id)
+            forced = own is None or own.wish == "agent"
+            why = "is forced to be an agent" if forced else "is not in the home region"
+            self.reason = f"waiting for {first} to propose; this node {why}"
             return
         failures = failed.count(self.self_id)
         penalty = min(_MAX_PENALTY_S, _PENALTY_S * 2.0**failures) if failures else 0.0
@@ -151,6 +157,9 @@ class Duties(JoinDuties):
 
     def _own_genesis(self, ca_hash: str) -> Genesis:
         rules = self.rules
+        chosen = assign.first_servers(self.view, self.self_id, rules.servers, self.failed(), rules.placement)
+        candidates = [node for node in self.view.nodes if node.alive and node.wish != "agent"]
+        pack = rules.placement.kind == "pack"
         return Genesis(
             cluster_id=f"{stable_hash('cluster', self.scope, self.epoch, self.self_id, ca_hash):016x}",
             initiator=self.self_id,
@@ -158,8 +167,11 @@ class Duties(JoinDuties):
             ca_hash=ca_hash,
             args_hash=rules.args_hash,
             k3s_version=rules.k3s_version,
-            servers=assign.first_servers(self.view, self.self_id, rules.servers, self.failed()),
+            servers=chosen.servers,
             datastore=rules.datastore,
+            placement=rules.placement.kind,
+            home_region=home_of(rules.placement, candidates) if pack else rules.placement.home_region,
+            remark=chosen.remark[:MAX_REMARK_CHARS],
         )
 
     def _act_init(self, now: float) -> None:
@@ -183,7 +195,7 @@ class Duties(JoinDuties):
             self.wake(expires)
             self.reason = f"{here}: initialising the cluster{self.member_error()}"
             return
-        if all(peer == self.self_id for peer in assign.rank(self.view)):
+        if all(peer == self.self_id for peer in assign.rank(self.view, rule=self.rules.placement)):
             self.reason = f"{why}; no other node may be a server, so this one keeps trying"
             return
         self.reason = f"{here}: {why}; giving the epoch up so that another node can initialise"

@@ -253,7 +253,7 @@ class Facts:
 
     def turn(self) -> int:
         """This node's place in the order of proposers, from 0; those that can't initialise come last."""
-        ranked = assign.rank(self.view, self.failed())
+        ranked = assign.rank(self.view, self.failed(), self.rules.placement)
         if self.self_id in ranked:
             return ranked.index(self.self_id)
         others = sorted(self.view.alive - set(ranked), key=lambda p: stable_hash("rank", self.scope, p))

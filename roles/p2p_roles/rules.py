@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from p2p_network.core.ids import PeerId
 from p2p_roles.assign import Assignment, Role
 from p2p_roles.genesis.messages import Datastore, Genesis
+from p2p_roles.placement import SPREAD, Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Rules:
     Attributes:
         servers: S, how many first servers.
         minimum_nodes: N, how many nodes the genesis waits for and its quorum counts on.
+        placement: where servers may stand; certified if this node initialises.
         datastore: "etcd", "external", or "sqlite" (one server for ever).
         k3s_version, args_hash: of this node; certified if it initialises.
         settle_s: how long the view must be unchanged before an election.
@@ -33,6 +35,7 @@ class Rules:
 
     servers: int = 1
     minimum_nodes: int = 1
+    placement: Placement = SPREAD
     datastore: Datastore = "etcd"
     k3s_version: str = ""
     args_hash: str = ""

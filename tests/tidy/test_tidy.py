@@ -114,6 +114,7 @@ PURE = (
     "p2p_bootstrap/stages/reading.py",
     "roles/p2p_roles/view.py",
     "roles/p2p_roles/assign.py",
+    "roles/p2p_roles/placement.py",
     "roles/p2p_roles/bootstrap.py",
     "roles/p2p_roles/duties.py",
     "roles/p2p_roles/joining.py",

@@ -27,6 +27,9 @@ MAX_SERVERS: Final = 31
 MAX_EPOCH: Final = 1 << 31
 MAX_ROUND: Final = 1 << 31
 
+MAX_REMARK_CHARS: Final = 500
+MAX_TIME: Final = 600_000
+
 Datastore = Literal["etcd", "external", "sqlite"]
 
 
@@ -51,6 +54,20 @@ class Ballot(msgspec.Struct, frozen=True, array_like=True, order=True):
 # ---------------------------------------------------------------- values
 
 
+class Timing(msgspec.Struct, frozen=True, array_like=True):
+    """By which times etcd and the leader elections go; equal on all servers, so it is certified.
+
+    Attributes:
+        heartbeat_ms, election_ms: etcd's; 0: k3s's own (500, 5000).
+        lease_s, renew_s: of the controllers' leader elections; 0: Kubernetes's own (15, 10).
+    """
+
+    heartbeat_ms: int = 0
+    election_ms: int = 0
+    lease_s: int = 0
+    renew_s: int = 0
+
+
 class Genesis(msgspec.Struct, frozen=True, tag="genesis"):
     """Decree 1: `initiator` runs ``cluster-init``, with this CA and no other.
 
@@ -63,6 +80,9 @@ class Genesis(msgspec.Struct, frozen=True, tag="genesis"):
         k3s_version: of the initiator's binary.
         servers: the first servers, the initiator first; so the first assignment is certified too.
         datastore: "etcd", "external" or "sqlite".
+        placement, home_region: where servers may stand, now and later (see `placement`).
+        timing: see `Timing`.
+        remark: why there are fewer servers than declared; "" if there are not.
     """
 
     cluster_id: str
@@ -73,6 +93,10 @@ class Genesis(msgspec.Struct, frozen=True, tag="genesis"):
     k3s_version: str
     servers: tuple[str, ...]
     datastore: Datastore
+    placement: str = "spread"
+    home_region: str = ""
+    timing: Timing = Timing()
+    remark: str = ""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -223,6 +247,15 @@ def encode_value(value: Value) -> bytes:
     return wire.encode(value)
 
 
+def _is_sound(value: Genesis) -> bool:
+    t = value.timing
+    return (
+        value.placement in ("spread", "pack")
+        and max(len(value.home_region), len(value.remark)) <= MAX_REMARK_CHARS
+        and all(0 <= number <= MAX_TIME for number in (t.heartbeat_ms, t.election_ms, t.lease_s, t.renew_s))
+    )
+
+
 def decode_value(raw: bytes, decree: int) -> Value:
     """The value of a decree. Raises ValueError if it is too large, malformed or of the other decree."""
     if len(raw) > MAX_VALUE_BYTES:
@@ -236,4 +269,6 @@ def decode_value(raw: bytes, decree: int) -> Value:
         and len(set(value.servers)) == len(value.servers)
     ):
         raise ValueError("a genesis names distinct first servers, its initiator first")
+    if isinstance(value, Genesis) and not _is_sound(value):
+        raise ValueError("a genesis has a placement, times and a remark within bounds")
     return value

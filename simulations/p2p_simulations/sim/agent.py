@@ -65,6 +65,7 @@ class SimAgent:
                 region=machine.plan.region if world.plan.per_region else None,
                 servers=world.plan.servers,
                 minimum_nodes=machine.plan.minimum_nodes or world.plan.minimum_nodes,
+                placement=world.plan.placement,
             ),
             host=self.host,
             replication=self.replication,

@@ -16,6 +16,7 @@ from typing import Final
 from p2p_network.addressing import DEFAULT_NETWORK
 from p2p_network.records import Wish
 from p2p_roles.genesis.messages import covered
+from p2p_roles.placement import Placement
 from p2p_simulations.sim.plan import (
     BreakK3s,
     ChangeWeather,
@@ -71,6 +72,7 @@ class _Dice:
             servers=chance.choice((1, 3, 3, 3, 2)),
             minimum_nodes=minimum,
             per_region=per_region,
+            placement=self._placement() if not per_region else Placement(),
             network=SMALL_NETWORK if self._has(0.1) else DEFAULT_NETWORK,
             weather=self._weather() if lossy else Weather(),
             k3s=K3sPlan(
@@ -83,6 +85,12 @@ class _Dice:
             max_chaos=chance.choice((3, 10, 20)),
             heal_at_s=heal_at_s,
         )
+
+    def _placement(self) -> Placement:
+        """Mostly none said; a chance of its own, so that the rest of a seed's world stays as it is."""
+        chance = random.Random(f"placement {self.seed}")
+        home = chance.choice(("", "", "r1"))
+        return chance.choice((Placement(), Placement(), Placement("spread", home), Placement("pack", home)))
 
     def _has(self, probability: float) -> bool:
         return self.chance.random() < probability

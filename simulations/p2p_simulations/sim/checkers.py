@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from p2p_network.core.ids import PeerId
 from p2p_network.ledger.entry import Entry
-from p2p_roles import events
+from p2p_roles import events, placement
 from p2p_roles.bootstrap import Bootstrap
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.messages import (
@@ -28,6 +28,7 @@ from p2p_roles.genesis.messages import (
     quorum,
 )
 from p2p_roles.transitions import State
+from p2p_roles.view import ViewNode
 from p2p_simulations.sim.k3s import DATA, DROP_IN, Data, DropIn, Etcd
 
 if TYPE_CHECKING:
@@ -88,6 +89,22 @@ class Checkers:
         self._world.note("(world)", f"certified {seen.instance} by {voters}: {type(value).__name__}")
         if certificates.is_ready(seen):
             self._ready_certified(seen)
+        if isinstance(value, Genesis):
+            self._well_placed(value)
+
+    def _well_placed(self, decided: Genesis) -> None:
+        """The first servers stand where the rule that every node declares lets them."""
+        rule, plan = placement.of_genesis(decided), self._world.plan
+        if rule.kind != plan.placement.kind or plan.placement.home_region not in ("", rule.home_region):
+            self._fail(f"certified is the placement {rule}, declared {plan.placement}")
+        machines = (self._world.machine_of(peer) for peer in decided.servers)
+        nodes = [
+            ViewNode(m.peer, m.name, m.plan.region, m.plan.zone, m.plan.wish)
+            for m in machines
+            if m is not None
+        ]
+        if wrong := placement.fault(rule, nodes):
+            self._fail(f"the first servers are placed against the rule: {wrong}")
 
     def _ready_certified(self, seen: Certificate) -> None:
         """At most one cluster per scope is READY, and it serves the CA that was certified for it."""

@@ -16,6 +16,7 @@ from p2p_bootstrap.cloudconfig.document import parse
 from p2p_bootstrap.cloudconfig.nodes import ListNode, MapNode, Mark, Node, ScalarNode, kind
 from p2p_network.core.errors import ConfigError, Problem, nearest
 from p2p_network.records import Wish
+from p2p_roles.placement import Placement
 from p2p_simulations.sim.plan import (
     BreakK3s,
     ChangeWeather,
@@ -45,8 +46,8 @@ MAX_NODES: Final = 64
 MAX_FAULTS: Final = 1000
 
 _TOP: Final = (
-    "description", "regions", "servers", "minimum_nodes", "cluster", "nodes", "network", "k3s", "chaos",
-    "faults", "heal", "expect",
+    "description", "regions", "servers", "minimum_nodes", "cluster", "placement", "home_region", "nodes",
+    "network", "k3s", "chaos", "faults", "heal", "expect",
 )  # fmt: skip
 _NODE_KEYS: Final = ("role", "minimum_nodes", "clock", "slowness", "k3s", "boots")
 _NETWORK_KEYS: Final = ("delay", "region_delay", "tail", "loss", "duplication")
@@ -87,6 +88,12 @@ class _Reader:
             servers=self._take(top, "servers", self._whole(1, 31), min(3, count)),
             minimum_nodes=self._take(top, "minimum_nodes", self._whole(1, 1024), count),
             per_region=self._take(top, "cluster", self._choice(("network", "region")), "network") == "region",
+            placement=Placement(
+                "pack"
+                if self._take(top, "placement", self._choice(("spread", "pack")), "spread") == "pack"
+                else "spread",
+                self._take(top, "home_region", self._choice(tuple(dict.fromkeys(regions.values()))), ""),
+            ),
             weather=self._take(top, "network", self._weather, CALM),
             k3s=self._take(top, "k3s", self._k3s, K3sPlan()),
             faults=faults,

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from p2p_network.addressing import DEFAULT_NETWORK
 from p2p_network.records import Wish
+from p2p_roles.placement import SPREAD, Placement
 from p2p_simulations.world.net import CALM, Weather
 
 
@@ -199,6 +200,7 @@ class Plan:
     Attributes:
         servers, minimum_nodes: what the nodes' cloud-configs declare.
         per_region: each region is a cluster of its own.
+        placement: where servers may stand.
         network: of the VPN; a small one makes conflicts likely.
         weather: at the beginning.
         faults: (virtual second, fault).
@@ -212,6 +214,7 @@ class Plan:
     servers: int
     minimum_nodes: int
     per_region: bool = False
+    placement: Placement = SPREAD
     network: IPv4Network = DEFAULT_NETWORK
     weather: Weather = CALM
     k3s: K3sPlan = K3sPlan()
