@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import logging
 import os
 import sys
 import time
@@ -21,6 +22,7 @@ from p2p_bootstrap.boot.facts import Places
 from p2p_bootstrap.boot.kernel import LinuxKernel
 from p2p_bootstrap.boot.observe import Observer
 from p2p_bootstrap.boot.run import Runner
+from p2p_bootstrap.boot.stagerun import StagesOnRoot
 
 REBOOT_AFTER_S: Final = 10
 _RB_AUTOBOOT: Final = 0x1234567
@@ -54,6 +56,11 @@ def fail(made: record.Record, command: cmdline.CommandLine) -> None:
     ctypes.CDLL(None).reboot(_RB_AUTOBOOT)
 
 
+def say(line: str) -> None:
+    """A line on the console."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the console is all there is
+
+
 def main(argv: list[str] | None = None) -> int:
     """Boot, or print the plan. Returns an exit code only if it did not boot."""
     parser = argparse.ArgumentParser(prog="p2p_bootstrap.boot", description=(__doc__ or "").splitlines()[0])
@@ -73,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join([f"{made.mode} {made.slot}: {made.reason}", *plan.describe(made.steps)]))  # noqa: T201
         return 0
     command = cmdline.parse(observer.facts().cmdline)
-    runner = Runner(LinuxKernel(), observer, clock=time.monotonic, sleep=time.sleep)
+    logging.getLogger("p2p_bootstrap").addHandler(logging.NullHandler())  # remarks say it better
+    runner = Runner(LinuxKernel(StagesOnRoot(say)), observer, clock=time.monotonic, sleep=time.sleep)
     try:
         stopped = runner.run()
     except Exception as exc:

@@ -34,11 +34,14 @@ sys.exit(main([]))
 # imported late, by name, or only when something goes wrong
 _ALSO: Final = (
     "encodings.ascii", "encodings.latin_1", "encodings.utf_16_le", "encodings.utf_8",
-    "concurrent.futures.thread", "traceback", "p2p_bootstrap.boot.__main__", "shutil", "subprocess", "yaml",
+    "concurrent.futures.thread", "traceback", "p2p_bootstrap.boot.__main__", "p2p_bootstrap.boot.stagerun",
+    "shutil", "subprocess", "yaml",
 )  # fmt: skip
 _LISTING: Final = """
 import importlib, json, sys
 sys.modules["yaml._yaml"] = None  # the C parser: not used, see cloudconfig.document
+sys.modules["_ssl"] = None  # the same: stages before the switch have no network
+sys.modules["_uuid"] = None
 sys.modules["_hashlib"] = None  # OpenSSL's 5 MB; Python has its own SHA-2
 for name in {names!r}:
     importlib.import_module(name)

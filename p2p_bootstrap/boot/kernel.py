@@ -92,13 +92,15 @@ class LinuxKernel:
         files.straight(path)
         Path(path).mkdir(mode=mode, parents=True, exist_ok=True)
 
-    def write_file(self, path: str, text: str) -> None:
+    def write_file(self, path: str, text: str, mode: int = 0o644) -> None:
         target = Path(path)
         files.straight(str(target.parent))
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_symlink():
             target.unlink()
-        target.write_text(text)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
 
     def remove_file(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)

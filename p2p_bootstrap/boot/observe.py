@@ -18,7 +18,7 @@ from typing import Final
 from p2p_bootstrap.boot import files, layout, superblock
 from p2p_bootstrap.boot.facts import BlockDevice, Efi, Facts, Places, SlotFailure, SlotImage, TextFile
 from p2p_bootstrap.boot.slots import BLOCK_BYTES, POINTER
-from p2p_bootstrap.cloudconfig.collect import collect
+from p2p_bootstrap.cloudconfig.collect import collect_system
 
 SECTOR_BYTES: Final = 512
 MAX_DEVICES: Final = 512
@@ -69,13 +69,10 @@ class Observer:
         )
         if not layout_ready:
             return found
-        wishes = layout.NO_WISHES
-        remarks: tuple[str, ...] = ()
-        oem = Path(places.inside("/oem"))
-        if oem.is_dir() and any(oem.rglob("*.y*ml")):
-            collected = collect([oem])
-            wishes = layout.wishes_of(collected.root)
-            remarks = tuple(str(problem) for problem in collected.problems)
+        # the mounts may be asked for by every source there is: the image's own files, OEM, the command line
+        collected = collect_system(Path(places.sysroot), fetch=None, command_line=found.cmdline)
+        wishes = layout.wishes_of(collected.root)
+        remarks = tuple(str(problem) for problem in collected.problems)
         texts = tuple(
             TextFile(name, text)
             for name in layout.FILES

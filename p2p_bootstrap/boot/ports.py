@@ -80,8 +80,8 @@ class Kernel(Protocol):
     def make_directory(self, path: str, mode: int = 0o755) -> None:
         """Make a directory and its parents; fine if it is there. Follows no link out of the new root."""
 
-    def write_file(self, path: str, text: str) -> None:
-        """Write a small file."""
+    def write_file(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Write a small file; one that is there keeps its mode."""
 
     def remove_file(self, path: str) -> None:
         """Remove a file; fine if it isn't there."""

@@ -219,7 +219,7 @@ class Runner:
         """Write the record for this boot, and once where it survives. A full disk doesn't stop a boot."""
         text = record.to_json(made)
         self._kernel.make_directory(self._source.places.cos)
-        self._kernel.write_file(f"{self._source.places.cos}/{record.NAME}", text)
+        self._kernel.write_file(f"{self._source.places.cos}/{record.NAME}", text, 0o600)
         mounted = {entry.target for entry in self._kernel.mounts()}
         for place in candidates:
             if place in mounted:

@@ -75,7 +75,9 @@ def collect(
     return _merged(documents, [named] if named else [], fetch, problems, remarks)
 
 
-def collect_system(root: Path = Path("/"), *, fetch: remote.Fetcher | None) -> Collected:
+def collect_system(
+    root: Path = Path("/"), *, fetch: remote.Fetcher | None, command_line: str | None = None
+) -> Collected:
     """Read what a machine has: `SYSTEM_PATHS` below `root`, its command line, then what these name.
 
     Folders that aren't there are left out; that none is there is no problem. Never raises for contents.
@@ -83,6 +85,7 @@ def collect_system(root: Path = Path("/"), *, fetch: remote.Fetcher | None) -> C
     Args:
         fetch: gets addresses; None while there is no network: each address is then left out with a remark,
             files that the command line names are read all the same.
+        command_line: the kernel's, instead of that in the root's /proc.
     """
     problems: list[Problem] = []
     remarks: list[Problem] = []
@@ -94,11 +97,7 @@ def collect_system(root: Path = Path("/"), *, fetch: remote.Fetcher | None) -> C
         bare = name == SHIPPED
         for file, data in _directory(folder, problems, remarks, bare=bare):
             documents.append(parse(data, file, header=not bare))
-    try:
-        text = (root / PROC_CMDLINE.lstrip("/")).read_bytes()[: cmdline.MAX_CHARS].decode("utf-8", "replace")
-    except OSError:
-        text = ""
-    line = cmdline.parse(text)
+    line = cmdline.parse(_command_line(root) if command_line is None else command_line[: cmdline.MAX_CHARS])
     problems += line.problems
     if line.root.entries:
         documents.append(Document(cmdline.FILE, line.root))
@@ -113,6 +112,13 @@ def collect_system(root: Path = Path("/"), *, fetch: remote.Fetcher | None) -> C
                 remarks.append(Problem(mark.file, mark.line, mark.column, remote.KEY, what, hint))
         sources = [source for source in sources if source[0].startswith("/")]
     return _merged(documents, sources, fetch or _no_network, problems, remarks, root=root)
+
+
+def _command_line(root: Path) -> str:
+    try:
+        return (root / PROC_CMDLINE.lstrip("/")).read_bytes()[: cmdline.MAX_CHARS].decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _no_network(address: str, limit: int) -> bytes:

@@ -45,6 +45,7 @@ class Engine:
         *,
         network: bool = True,
         keep: bool = True,
+        booting: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ) -> Engine:
         """Collect and read. Never raises for what is in the files.
@@ -54,6 +55,7 @@ class Engine:
             paths: cloud-configs, lowest first; empty: those of the root.
             network: whether addresses (``config_url``) may be fetched yet.
             keep: whether what is drawn once for a machine may be written.
+            booting: whether `folder` is about to be this machine's own root, on the kernel that runs.
             say: takes what programs say.
         """
         root = Root(folder)
@@ -62,7 +64,8 @@ class Engine:
         configured = read_steps(collected.root, collected.files, collected.names)
         everything = replace(configured, problems=(*collected.problems, *configured.problems))
         facts = observe(root, keep=keep)
-        context = Context(root, LinuxSystem(root), facts, facts.template_data(), say)
+        system = LinuxSystem(root, own_kernel=booting, network=network)
+        context = Context(root, system, facts, facts.template_data(), say)
         return cls(collected, everything, context)
 
     def plan(self, stage: str) -> Plan:

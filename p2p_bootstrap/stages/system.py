@@ -53,11 +53,26 @@ class System(Protocol):
 
 
 class LinuxSystem:
-    """The machine."""
+    """The machine.
 
-    def __init__(self, root: Root, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    Args:
+        timeout_s: after how long a program is ended.
+        own_kernel: whether the running kernel is the root's own although ``/`` is another (a boot).
+        network: whether there may be one yet.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        own_kernel: bool = False,
+        network: bool = True,
+    ) -> None:
         self._root = root
         self._timeout_s = timeout_s
+        self._own_kernel = own_kernel or root.is_machine
+        self._network = network
 
     def run(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: str = "") -> Ended:
         """See `System.run`."""
@@ -78,7 +93,7 @@ class LinuxSystem:
                 env={**os.environ, "PATH": PATH, **(env or {})},
                 cwd="/",
                 start_new_session=True,
-                preexec_fn=enter,  # noqa: PLW1509 - only without threads: the stage engine has none
+                preexec_fn=enter,  # noqa: PLW1509 - a system call only; nobody forks beside us
                 text=True,
                 errors="replace",
             )
@@ -105,7 +120,7 @@ class LinuxSystem:
 
     def set_hostname(self, name: str) -> None:
         """See `System.set_hostname`."""
-        if not self._root.is_machine or socket.gethostname() == name:
+        if not self._own_kernel or socket.gethostname() == name:
             return  # the tree of a machine that doesn't run has a file only
         try:
             socket.sethostname(name)
@@ -114,6 +129,9 @@ class LinuxSystem:
 
     def fetch(self, address: str, limit_bytes: int, timeout_s: float) -> bytes:
         """See `System.fetch`."""
+        if not self._network:
+            what = f"{address}: there is no network yet"
+            raise BootError(what, hint="let the stage network do this, or one after it")
         from p2p_bootstrap.cloudconfig.fetching import fetch_http  # late: an initramfs does not carry it
 
         return fetch_http(address, limit_bytes, timeout_s=timeout_s)

@@ -157,7 +157,7 @@ class Disk:
         }))  # fmt: skip
         ear, mouth = os.pipe()
         child = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child",
+            ["unshare", "--mount", "--propagation", "private", "--pid", "--uts", "--fork", "--kill-child",
              sys.executable, __file__, str(orders), str(mouth)],
             pass_fds=(mouth,), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True,
@@ -191,6 +191,7 @@ def child(orders_path: str, mouth: int) -> None:
     from p2p_bootstrap.boot.observe import Observer
     from p2p_bootstrap.boot.record import to_json
     from p2p_bootstrap.boot.run import Runner
+    from p2p_bootstrap.boot.stagerun import StagesOnRoot
 
     orders = json.loads(Path(orders_path).read_text())
     os.set_inheritable(mouth, False)
@@ -200,6 +201,8 @@ def child(orders_path: str, mouth: int) -> None:
     syscalls.mount("tmpfs", "/run", "tmpfs", 0)
     Path("/run/cos").mkdir()
     Path("/run/probe.sh").write_text(orders["probe"])
+    Path("/run/cmdline").write_text(orders["cmdline"])
+    syscalls.mount("/run/cmdline", "/proc/cmdline", "none", syscalls.MS_BIND)
     if orders["layout"] is not None:
         Path("/run/cos/cos-layout.env").write_text(orders["layout"])
     report = os.open(orders["report"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
@@ -229,7 +232,9 @@ def child(orders_path: str, mouth: int) -> None:
             os.write(report, Path("/run/cos/boot.json").read_bytes())
 
     observer = Observer(Places(sysroot=orders["sysroot"]), cmdline=orders["cmdline"], only=orders["only"])
-    runner = Runner(LinuxKernel(), observer, clock=time.monotonic, sleep=time.sleep, before=before)
+    runner = Runner(
+        LinuxKernel(StagesOnRoot()), observer, clock=time.monotonic, sleep=time.sleep, before=before
+    )
     made = runner.run()
     os.ftruncate(report, 0)
     os.pwrite(report, to_json(made).encode(), 0)
