@@ -41,7 +41,7 @@ class Readiness:
 
 def server_ready(kubeconfig: Path, *, timeout_s: float = 3.0) -> Readiness:
     """The server's readiness. Raises NotReady."""
-    address, context = _admin(kubeconfig)
+    address, context = admin_access(kubeconfig)
     try:
         connection = http.client.HTTPSConnection(
             address.hostname or "127.0.0.1", address.port or 443, timeout=timeout_s, context=context
@@ -83,7 +83,7 @@ def _get(connection: http.client.HTTPConnection, path: str) -> bytes:
     return body
 
 
-def _admin(kubeconfig: Path) -> tuple[Any, ssl.SSLContext]:
+def admin_access(kubeconfig: Path) -> tuple[Any, ssl.SSLContext]:
     """Address and TLS context (client certificate, pinned CA) of a kubeconfig. Raises NotReady."""
     try:
         with kubeconfig.open("rb") as file:
