@@ -11,6 +11,7 @@ from typing import Final
 
 from p2p_network.ledger.entry import Entry
 from p2p_network.ledger.policy import Policy
+from p2p_roles import assign
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.messages import GENESIS, OUTCOME
 
@@ -26,20 +27,33 @@ def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None]) -> Policy:
         return certificates.decode(value).value
 
     def may_write(key: str, author: str) -> bool:
-        """The authority of a cluster is, for now, the initiator that its GENESIS certificate names."""
+        """The authority of a cluster are its servers: those that its GENESIS certificate names (also after
+        their time: what they said of others stays true, and a stale word of theirs loses by its fence), and
+        those that are assigned as such."""
         scope = key.removeprefix("assign/").rpartition("/")[0]
-        return author in authorities(scope, get)
+        return author in authorities(scope, get) or _is_assigned_server(scope, author, get)
 
-    return Policy(decided=decided, may_write=may_write)
+    return Policy(decided=decided, may_write=may_write, fence=assign.fence_of)
+
+
+def _is_assigned_server(scope: str, author: str, get: Callable[[str], Entry | None]) -> bool:
+    entry = get(assign.key_of(scope, author))
+    if entry is None or entry.value is None:
+        return False
+    try:
+        word = assign.decode(entry.value)
+    except ValueError:
+        return False
+    return word.role == "server" or word.leaving
 
 
 def authorities(scope: str, get: Callable[[str], Entry | None]) -> frozenset[str]:
-    """The initiators of READY epochs of a scope: at most one but for contradictions.
+    """The certified servers of READY epochs of a scope: of one epoch but for contradictions.
 
     Epochs that are over may be missing: a ledger that was lost gets back what its node's votes rest on,
     which is the last two epochs, before it gets the rest from peers.
     """
-    found = set()
+    found: set[str] = set()
     epoch, missing = 1, 0
     while missing <= MAX_MISSING_EPOCHS:
         entry = get(f"genesis/{scope}/{epoch}/{GENESIS}")
@@ -52,6 +66,7 @@ def authorities(scope: str, get: Callable[[str], Entry | None]) -> frozenset[str
             and outcome.value
             and certificates.is_ready(certificates.decode(outcome.value))
         ):
-            found.add(certificates.genesis_of(certificates.decode(entry.value)).initiator)
+            decided = certificates.genesis_of(certificates.decode(entry.value))
+            found |= {decided.initiator, *decided.servers}
         epoch += 1
     return frozenset(found)

@@ -24,6 +24,7 @@ from p2p_roles.view import View, ViewNode
 
 Role = Literal["server", "agent"]
 MAX_ASSIGNMENT_BYTES = 4096
+MAX_FENCE = 1 << 62
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -33,12 +34,17 @@ class Assignment(msgspec.Struct, frozen=True):
         role: what the node is to be.
         reason: one sentence.
         epoch, cluster_id: the genesis it belongs to; one of another cluster is ignored.
+        leaving: the node is still a server of the datastore, and becomes what `role` says when it is none.
+        fence: version of the datastore when this was said there; the higher wins. 0: said by the initiator
+            before the datastore held any.
     """
 
     role: Role
     reason: str
     epoch: int
     cluster_id: str
+    leaving: bool = False
+    fence: int = 0
 
 
 def key_of(scope: str, peer: str) -> str:
@@ -55,7 +61,26 @@ def decode(raw: bytes) -> Assignment:
     """An assignment from untrusted bytes. Raises ValueError."""
     if len(raw) > MAX_ASSIGNMENT_BYTES:
         raise ValueError(f"an assignment has at most {MAX_ASSIGNMENT_BYTES} bytes, this has {len(raw)}")
-    return wire.decode(raw, Assignment)
+    assignment = wire.decode(raw, Assignment)
+    if not 0 <= assignment.fence <= MAX_FENCE:
+        raise ValueError("the fence of an assignment is a version of the datastore")
+    return assignment
+
+
+def fence_of(key: str, raw: bytes) -> int:
+    """The fence of a ledger value; 0 if it is no assignment. Never raises."""
+    try:
+        return decode(raw).fence if key.startswith("assign/") else 0
+    except ValueError:
+        return 0
+
+
+def role_of(peer: PeerId, genesis: Genesis, given: Mapping[PeerId, Assignment]) -> Role | None:
+    """What a node is assigned as: the authority's word, else the genesis's; None without either."""
+    word = given.get(peer)
+    if word is not None and word.cluster_id == genesis.cluster_id:
+        return word.role
+    return "server" if peer in genesis.servers else None
 
 
 def rank(view: View, failed: Sequence[str] = (), rule: Placement = SPREAD) -> tuple[PeerId, ...]:

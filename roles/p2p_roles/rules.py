@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from p2p_network.core.ids import PeerId
-from p2p_roles.assign import Assignment, Role
+from p2p_roles.assign import Assignment, Role, role_of
 from p2p_roles.genesis.messages import Datastore, Genesis
 from p2p_roles.placement import SPREAD, Placement
 
@@ -76,13 +76,7 @@ def authorize(
     """
     if genesis is None:
         return Authorization(None, "this node is not a server of a cluster that is ready")
-    given = assignments.get(peer)
-    if peer in genesis.servers:
-        assigned: Role | None = "server"
-    elif given is not None and given.cluster_id == genesis.cluster_id:
-        assigned = given.role
-    else:
-        assigned = None
+    assigned = role_of(peer, genesis, assignments)
     if assigned is None:
         return Authorization(None, "the cluster's authority has not assigned a role to this node yet")
     if role == "server" and assigned != "server":

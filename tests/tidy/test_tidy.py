@@ -119,6 +119,7 @@ PURE = (
     "roles/p2p_roles/duties.py",
     "roles/p2p_roles/joining.py",
     "roles/p2p_roles/facts.py",
+    "roles/p2p_roles/reconcile",
     "roles/p2p_roles/durable.py",
     "roles/p2p_roles/events.py",
     "roles/p2p_roles/rules.py",

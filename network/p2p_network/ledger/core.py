@@ -203,7 +203,7 @@ class Ledger:
             if rule is None:  # written by a newer version of the program: left on disk, not used
                 unknown += 1
                 continue
-            held = hold(entry, is_certificate=rule.is_certificate)
+            held = self._hold(rule, entry)
             old = self._held.get(entry.key)
             if old is None or held.rank > old.rank:
                 self._put(held)
@@ -240,6 +240,8 @@ class Ledger:
                 return Decision(alarm, f"{key} is certified already" if alarm else "")
         else:
             alarm = ()
+            if old is not None and held.rank < old.rank:  # an authority that was overtaken
+                return Decision((), f"{key} is not written: a newer word is known")
         self._put(held)
         verb = "deleted" if value is None else "written"
         return Decision((*self._news([held]), *alarm), f"{key} {verb} by this node")
@@ -250,7 +252,11 @@ class Ledger:
             stamp = Stamp(stamp.wall_ms + 1, 0)
             self._clock = HybridClock(stamp)
         entry = sign_entry(self._identity, self._mesh_id, key, stamp, value)
-        return hold(entry, is_certificate=rule.is_certificate)
+        return self._hold(rule, entry)
+
+    def _hold(self, rule: Rule, entry: Entry) -> Held:
+        fence = self._policy.fence_of(rule, entry.key, entry.value)
+        return hold(entry, is_certificate=rule.is_certificate, fence=fence)
 
     def _receive(self, peer: PeerId, entries: Iterable[Entry], wall_s: float) -> Decision[Effect]:
         news: list[Held] = []
@@ -262,7 +268,7 @@ class Ledger:
             if rule is None:
                 refused[Refusal.BAD_KEY] += 1
                 continue
-            held = hold(entry, is_certificate=rule.is_certificate)
+            held = self._hold(rule, entry)
             old = self._held.get(entry.key)
             if old is not None and held.rank <= old.rank:
                 if rule.is_certificate and held.rank != old.rank:

@@ -67,13 +67,14 @@ class Held:
         content: 128-bit hash of what the entry says; the signature is left out, since an author can
             sign one statement in many ways. Sums of it are the ledger's digests.
         item: 28 bytes that name this version: key hash (12) | wall_ms (6) | count (4) | content (6).
-        rank: compares two entries of one key; the greater wins.
+        rank: compares two entries of one key; the greater wins. It begins with the fence: of two words of
+            an authority the one that was said by its newer datastore wins, whatever the clocks say.
     """
 
     entry: Entry
     content: int
     item: bytes
-    rank: tuple[int, int, str, int]
+    rank: tuple[int, int, int, str, int]
 
     @property
     def key_hash(self) -> bytes:
@@ -91,19 +92,19 @@ def key_hash(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=KEY_HASH_BYTES).digest()
 
 
-def hold(entry: Entry, *, is_certificate: bool) -> Held:
-    """Compute an entry's hashes and rank. O(size of the value)."""
+def hold(entry: Entry, *, is_certificate: bool, fence: int = 0) -> Held:
+    """Compute an entry's hashes and rank. O(size of the value). `fence`: see `Policy.fence`."""
     if is_certificate:
         # the wrapper does not count: ten members publishing one certificate hold the same thing
         digest = hashlib.blake2b(wire.encode((entry.key, entry.value)), digest_size=16).digest()
         content = int.from_bytes(digest, "big")
         version = bytes(10) + digest[-6:]
-        rank = (0, 0, "", -content)
+        rank = (0, 0, 0, "", -content)
     else:
         digest = hashlib.blake2b(signed_part(entry), digest_size=16).digest()
         content = int.from_bytes(digest, "big")
         version = entry.wall_ms.to_bytes(6, "big") + entry.count.to_bytes(4, "big") + digest[-6:]
-        rank = (entry.wall_ms, entry.count, entry.author, content)
+        rank = (fence, entry.wall_ms, entry.count, entry.author, content)
     return Held(entry, content, key_hash(entry.key) + version, rank)
 
 

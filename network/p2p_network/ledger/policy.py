@@ -112,11 +112,18 @@ class Policy:
         may_write: (key, author) -> whether the author is an authority for this key, now.
         admitted: (author) -> whether the author is a member of the mesh. By default everyone is who
             passes the mesh's pre-shared key.
+        fence: (key, value) -> how new an authority's word is, by the datastore that it comes from; of two
+            the higher wins, before any stamp. At least 0; 0 for what has none.
     """
 
     decided: Callable[[str, bytes], bytes | None]
     may_write: Callable[[str, str], bool]
     admitted: Callable[[str], bool] = lambda _author: True
+    fence: Callable[[str, bytes], int] = lambda _key, _value: 0
+
+    def fence_of(self, rule: Rule, key: str, value: bytes | None) -> int:
+        """How new a word is, apart from its stamp."""
+        return self.fence(key, value) if rule.writer is Writer.AUTHORITY and value is not None else 0
 
     def refusal(self, rule: Rule, key: str, author: str, value: bytes | None) -> Refusal | None:
         """Why this author may not write this value, or None if it may. The signature is not looked at."""

@@ -1,0 +1,1 @@
+"""How does a cluster become what is declared, and stay it? One step at a time."""
