@@ -17,6 +17,7 @@ import msgspec
 
 from p2p_network import wire
 from p2p_network.core.ids import PeerId, stable_hash
+from p2p_network.ledger.entry import MAX_FENCE
 from p2p_roles import placement
 from p2p_roles.genesis.messages import MAX_SERVERS, Genesis
 from p2p_roles.placement import SPREAD, Choice, Placement
@@ -24,7 +25,6 @@ from p2p_roles.view import View, ViewNode
 
 Role = Literal["server", "agent"]
 MAX_ASSIGNMENT_BYTES = 4096
-MAX_FENCE = 1 << 62
 
 
 class Assignment(msgspec.Struct, frozen=True):

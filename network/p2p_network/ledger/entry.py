@@ -66,7 +66,8 @@ class Held:
     Attributes:
         content: 128-bit hash of what the entry says; the signature is left out, since an author can
             sign one statement in many ways. Sums of it are the ledger's digests.
-        item: 28 bytes that name this version: key hash (12) | wall_ms (6) | count (4) | content (6).
+        item: 28 bytes that name this version: key hash (12) | newness (10) | content (6); newness is
+            wall_ms (6) | count (4), or the fence (6) and the stamp's seconds (4).
         rank: compares two entries of one key; the greater wins. It begins with the fence: of two words of
             an authority the one that was said by its newer datastore wins, whatever the clocks say.
     """
@@ -87,6 +88,10 @@ class Held:
         return self.item[KEY_HASH_BYTES:]
 
 
+_FENCED: Final = 1 << 47  # above any stamp, in milliseconds
+MAX_FENCE: Final = 1 << 46
+
+
 def key_hash(key: str) -> bytes:
     """Where a key lies in the ledger's hash order."""
     return hashlib.blake2b(key.encode(), digest_size=KEY_HASH_BYTES).digest()
@@ -103,7 +108,11 @@ def hold(entry: Entry, *, is_certificate: bool, fence: int = 0) -> Held:
     else:
         digest = hashlib.blake2b(signed_part(entry), digest_size=16).digest()
         content = int.from_bytes(digest, "big")
-        version = entry.wall_ms.to_bytes(6, "big") + entry.count.to_bytes(4, "big") + digest[-6:]
+        newness = entry.wall_ms.to_bytes(6, "big") + entry.count.to_bytes(4, "big")
+        if fence:  # sync asks for what looks newer: so must look what wins
+            seconds = min(entry.wall_ms // 1000, (1 << 32) - 1)
+            newness = (_FENCED + fence).to_bytes(6, "big") + seconds.to_bytes(4, "big")
+        version = newness + digest[-6:]
         rank = (fence, entry.wall_ms, entry.count, entry.author, content)
     return Held(entry, content, key_hash(entry.key) + version, rank)
 
