@@ -1,24 +1,25 @@
 """Which nodes should be the servers?
 
-Pure, and the same for the same facts: those that are servers stay, as far as the declaration, an
-operator's force and their health allow; places that are free go to living nodes that may have them,
-evenly over the regions and zones. An even number is never aimed at where an odd one is declared: two
-servers fail more often than one.
+Pure, and the same for the same facts: those that are servers stay, as far as the declaration, an operator's
+force and their health allow; places that are free go to living nodes that may have them, where the certified
+`placement` lets them stand. An even number is never aimed at where an odd one is declared: two servers fail
+more often than one.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from p2p_network.core.ids import PeerId, stable_hash
+from p2p_roles import placement
 from p2p_roles.genesis.messages import MAX_SERVERS
 from p2p_roles.reconcile.model import SMALL_MIB, Facts, NodeFact
+from p2p_roles.view import ViewNode
 
 
 def candidates(facts: Facts) -> list[NodeFact]:
-    """Living nodes that are no servers and may become some."""
-    return [
+    """Living nodes that are no servers and may become some, best first."""
+    found = (
         node
         for node in facts.nodes
         if node.alive
@@ -26,7 +27,8 @@ def candidates(facts: Facts) -> list[NodeFact]:
         and node.peer not in facts.voters
         and facts.role_of(node.peer) != "server"
         and facts.wish_of(node) != "agent"
-    ]
+    )
+    return sorted(found, key=lambda node: _order(facts, node))
 
 
 def to_replace(facts: Facts, peer: PeerId) -> bool:
@@ -43,36 +45,91 @@ def to_replace(facts: Facts, peer: PeerId) -> bool:
 
 def desired(facts: Facts) -> frozenset[PeerId]:
     """The servers to aim at."""
+    return _aim(facts)[0]
+
+
+def remark(facts: Facts) -> str:
+    """Why there can't be as many as are declared, if the placement is the reason; else ""."""
+    return _aim(facts)[1]
+
+
+def _aim(facts: Facts) -> tuple[frozenset[PeerId], str]:
     current = [peer for peer in facts.voters if facts.role_of(peer) == "server"]
     if facts.datastore == "sqlite":
-        return frozenset(current)
+        return frozenset(current), ""
     free = candidates(facts)
     unwanted = sorted(
         (p for p in current if to_replace(facts, p) or _is_forced(facts, p, "agent")),
         key=lambda p: (facts.is_healthy(p), p),
     )
-    kept = [p for p in current if p not in unwanted[: len(free)]]
-    goal = _goal(facts, len(kept) + len(free))
-    while len(kept) > goal:
-        kept.remove(_least(facts, kept, unwanted))
-    chosen = list(kept)
-    while len(chosen) < goal and free:
-        best = min(free, key=lambda node: _order(facts, chosen, node))
-        free.remove(best)
-        chosen.append(best.peer)
-    return frozenset(chosen)
+    declared = _declared(facts)
+    for spared in range(min(len(unwanted), len(free)), -1, -1):
+        # as many of the unwanted go as others can take their places
+        kept = [p for p in current if p not in unwanted[:spared]]
+        wanted, why = _chosen(facts, kept, unwanted, free, declared)
+        if len(wanted) >= min(len(current), declared):
+            break
+    return frozenset(wanted), why
 
 
-def _goal(facts: Facts, available: int) -> int:
-    """How many servers there can be: the declared number, or the next odd one below."""
-    forced = sum(facts.wish_of(n) == "server" and n.alive for n in facts.nodes)
-    declared = min(max(facts.declaration.servers, forced, 1), MAX_SERVERS)
-    if available >= declared:
-        return declared
-    short = (
-        available if available % 2 or declared % 2 == 0 or facts.datastore == "external" else available - 1
+def _chosen(
+    facts: Facts, kept: list[PeerId], unwanted: Sequence[PeerId], free: Sequence[NodeFact], declared: int
+) -> tuple[list[PeerId], str]:
+    if len(kept) > declared:
+        return _without(facts, kept, unwanted, declared), ""
+    choice = placement.choose(facts.placement, _views(facts, kept), [_view(facts, n) for n in free], declared)
+    wanted, why = [*choice.servers, *(p for p in kept if p not in choice.servers)], choice.remark
+    any_number = declared % 2 == 0 or facts.datastore == "external"
+    if len(wanted) < declared and len(wanted) % 2 == 0 and not any_number:
+        new = [p for p in wanted if p not in kept]
+        if new:
+            wanted.remove(new[-1])
+        else:
+            wanted = _without(facts, kept, unwanted, len(kept) - 1)
+    return wanted, why
+
+
+def _declared(facts: Facts) -> int:
+    forced = sum(facts.wish_of(n) == "server" and n.alive and not n.left for n in facts.nodes)
+    return min(max(facts.declaration.servers, forced, 1), MAX_SERVERS)
+
+
+def _without(facts: Facts, kept: list[PeerId], unwanted: Sequence[PeerId], count: int) -> list[PeerId]:
+    """`count` of them: first the dead go, then the unwanted, then as the placement says."""
+    left = list(kept)
+    for peer in sorted(left, key=lambda p: (facts.is_healthy(p), p not in unwanted, p)):
+        if len(left) > count and (not facts.is_healthy(peer) or peer in unwanted):
+            left.remove(peer)
+    # what `removals` is given first it lets go last: who decides, then those that would rather be servers
+    views = _views(facts, sorted(left, key=lambda p: (p != facts.self_id, _unwilling(facts, p))))
+    gone = placement.removals(facts.placement, views, count)
+    left = [p for p in left if p not in gone]
+    for peer in sorted(left):  # strangers, whom no placement knows
+        if len(left) > count and peer not in facts.by_peer:
+            left.remove(peer)
+    return left
+
+
+def _unwilling(facts: Facts, peer: PeerId) -> tuple[bool, bool, int]:
+    node = facts.by_peer.get(peer)
+    prefer = node.prefer if node is not None else ""
+    return prefer == "agent", prefer != "server", stable_hash("least", "reconcile", peer)
+
+
+def _views(facts: Facts, peers: Sequence[PeerId]) -> list[ViewNode]:
+    return [_view(facts, facts.by_peer[p]) for p in peers if p in facts.by_peer]
+
+
+def _view(facts: Facts, node: NodeFact) -> ViewNode:
+    return ViewNode(
+        node.peer,
+        node.name,
+        region=node.region,
+        zone=node.zone,
+        wish=facts.wish_of(node),
+        alive=node.alive,
+        ready=node.ready,
     )
-    return max(1, short)
 
 
 def _is_forced(facts: Facts, peer: PeerId, role: str) -> bool:
@@ -80,39 +137,13 @@ def _is_forced(facts: Facts, peer: PeerId, role: str) -> bool:
     return node is not None and facts.wish_of(node) == role
 
 
-def _order(
-    facts: Facts, chosen: Sequence[PeerId], node: NodeFact
-) -> tuple[bool, bool, bool, int, int, bool, bool, int]:
-    """Best first: forced, large enough, not unwilling, where fewest servers are, willing, known."""
-    others = [facts.by_peer[p] for p in chosen if p in facts.by_peer]
-    regions = Counter(o.region for o in others)
-    zones = Counter((o.region, o.zone) for o in others)
+def _order(facts: Facts, node: NodeFact) -> tuple[bool, bool, bool, bool, bool, int]:
+    """Best first: forced, large enough, not unwilling, willing, already at work."""
     return (
         facts.wish_of(node) != "server",
         0 < node.memory_mib < SMALL_MIB,
         node.prefer == "agent",
-        regions[node.region],
-        zones[node.region, node.zone],
         node.prefer != "server",
         not node.ready,
         stable_hash("rank", "reconcile", node.peer),
     )
-
-
-def _least(facts: Facts, kept: Sequence[PeerId], unwanted: Sequence[PeerId]) -> PeerId:
-    """Whom to give up of too many: the dead, the unwanted, those where most are; who decides comes last."""
-    regions = Counter(facts.by_peer[p].region for p in kept if p in facts.by_peer)
-
-    def order(peer: PeerId) -> tuple[bool, bool, bool, bool, int, bool, int]:
-        node = facts.by_peer.get(peer)
-        return (
-            facts.is_healthy(peer),
-            peer not in unwanted,
-            _is_forced(facts, peer, "server"),
-            peer == facts.self_id,
-            -regions[node.region] if node is not None else 0,
-            node is None or node.prefer != "agent",
-            stable_hash("least", "reconcile", peer),
-        )
-
-    return min(kept, key=order)

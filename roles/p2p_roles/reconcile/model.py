@@ -16,6 +16,7 @@ from p2p_network.core.ids import PeerId
 from p2p_network.records import Wish
 from p2p_roles.assign import Role
 from p2p_roles.genesis.messages import Datastore
+from p2p_roles.placement import SPREAD, Placement
 
 SMALL_MIB: Final = 1536
 """A machine with less memory than this becomes a server only if no other can."""
@@ -136,6 +137,7 @@ class Facts:
     Attributes:
         self_id: who decides; it holds the lease.
         first: the servers that the genesis certified; they need no other word.
+        placement: in which regions servers may stand.
         replaces: dead servers are replaced without being asked (`p2p.dynamic_roles`).
         silence_s: so long a server must be quiet before it is replaced.
         stuck_s: so long a living one may take to become a voter.
@@ -149,6 +151,7 @@ class Facts:
     assigned: Mapping[PeerId, Assigned]
     first: frozenset[PeerId]
     datastore: Datastore = "etcd"
+    placement: Placement = SPREAD
     replaces: bool = False
     silence_s: float = 300.0
     stuck_s: float = 900.0

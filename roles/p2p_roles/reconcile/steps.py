@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from p2p_network.core.ids import PeerId
-from p2p_roles.reconcile.choice import candidates, desired, to_replace
+from p2p_roles.reconcile.choice import candidates, desired, remark, to_replace
 from p2p_roles.reconcile.model import Facts, NodeFact, Step
 
 
@@ -173,7 +173,9 @@ def _short(facts: Facts) -> Step | None:
     if have < declared:
         free = len(candidates(facts))
         reason = f"{_servers(declared)} are declared, {have} are there"
-        if free:
+        if why := remark(facts):
+            reason = why
+        elif free:
             reason += f"; with {have + free} there would be an even number, which survives no more failures"
         else:
             reason += ", and no other living node may be one"
