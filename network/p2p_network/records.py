@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from p2p_network.coordinates import Coordinate
+
 Wish = Literal["auto", "server", "agent"]
 
 
@@ -25,6 +27,8 @@ class NodeRecord(msgspec.Struct, frozen=True):
         minimum_nodes: how many nodes its cloud-config declares (`p2p.minimum_nodes`).
         servers: how many servers its cloud-config declares.
         program: version of kairos-p2p.
+        region_how: who says the region: "declared", "confirmed", "auto"; "" while it is unknown.
+        region_pending: the region is being found out and will be built upon (``p2p.region: auto``).
     """
 
     hostname: str
@@ -36,6 +40,14 @@ class NodeRecord(msgspec.Struct, frozen=True):
     minimum_nodes: int
     servers: int
     program: str
+    region_how: str = ""
+    region_pending: bool = False
+
+
+class PlaceRecord(msgspec.Struct, frozen=True):
+    """Key ``place/<peer>``: where a node stands in the network; see `coordinates`."""
+
+    coordinate: Coordinate
 
 
 class AddressClaim(msgspec.Struct, frozen=True):
@@ -62,6 +74,7 @@ class RoleRecord(msgspec.Struct, frozen=True):
         epoch: genesis epoch it belongs to, 0 for none.
         ready: k3s on this node reports ready.
         cluster_id: the cluster it is a member of, "" for none.
+        scope: the name of the cluster it belongs to or waits for: network id, or network id/region.
     """
 
     state: str
@@ -70,3 +83,4 @@ class RoleRecord(msgspec.Struct, frozen=True):
     epoch: int
     ready: bool
     cluster_id: str
+    scope: str = ""

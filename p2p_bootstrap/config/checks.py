@@ -49,12 +49,12 @@ def contradictions(root: MapNode, p2p: P2P, k3s: K3s) -> Iterator[Problem]:
             "an external database is not supported yet; the cluster would keep its data in its own etcd",
             "remove the key to accept that",
         )
-    if p2p.cluster == "region" and p2p.region is None:
+    if p2p.cluster == "region" and not p2p.named_region:
         yield problem_at(
             root,
             ("p2p", "cluster"),
             "one cluster per region needs to know this node's region",
-            "add p2p.region, or write cluster: mesh",
+            "add p2p.region with its name, or write cluster: mesh",
         )
     if p2p.cluster == "region" and p2p.home_region is not None:
         yield problem_at(

@@ -222,6 +222,10 @@ Role = Annotated[
         }
     ),
 ]
+Speed = Annotated[
+    Literal["auto", "lan", "wan", "slow"],
+    choice({"auto": "auto", "lan": "lan", "wan": "wan", "slow": "slow"}),
+]
 PlacementKind = Annotated[Literal["spread", "pack"], choice({"spread": "spread", "pack": "pack"})]
 Scope = Annotated[Literal["mesh", "region"], choice({"mesh": "mesh", "region": "region"})]
 

@@ -31,6 +31,7 @@ from p2p_bootstrap.config.fields import (
     Scope,
     Secret,
     ServerCount,
+    Speed,
     Text,
 )
 from p2p_bootstrap.config.names import KUBE_VIP_FIELDS
@@ -40,6 +41,7 @@ DEFAULT_LISTEN: Final = ("0.0.0.0:4701", "[::]:4701")
 DEFAULT_DATA_PORT: Final = 4702
 _KAIROS_MINIMUM_NODES: Final = 2
 _HA_SERVERS: Final = 3
+REGION_AUTO: Final = "auto"
 
 
 class _Section(BaseModel):
@@ -132,7 +134,8 @@ class P2P(_Section):
     auto: Auto = Field(default_factory=Auto, description="Whether the nodes agree on the roles.")
     region: Label | None = Field(
         default=None,
-        description="Failure domain; servers are spread over regions. Becomes the node's region label.",
+        description="Failure domain; servers are spread over regions. Becomes the node's region label. "
+        "auto: found out from measured round trips, and then kept.",
     )
     zone: Label | None = Field(
         default=None,
@@ -158,6 +161,11 @@ class P2P(_Section):
         description="spread: the region that may hold the majority of the servers. pack: the region in which "
         "they stand; unset: where most nodes are.",
     )
+    timing: Speed = Field(
+        default="auto",
+        description="By which times etcd and the leader elections go, on all servers. auto: by round trips "
+        "measured between the first servers. lan: k3s's own. wan: longer leases. slow: above 300 ms.",
+    )
     listen: ListenList = Field(
         default=DEFAULT_LISTEN, max_length=16, description="IP:port on which to take peers."
     )
@@ -166,6 +174,11 @@ class P2P(_Section):
         max_length=MAX_BOOTSTRAP,
         description="Addresses to dial first, beside the token's: host:port or multiaddress.",
     )
+
+    @property
+    def named_region(self) -> str:
+        """The region as written; "" if there is none or it is to be found out (``auto``)."""
+        return "" if self.region in (None, REGION_AUTO) else str(self.region)
 
     @property
     def declared_servers(self) -> int:

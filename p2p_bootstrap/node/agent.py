@@ -21,9 +21,11 @@ from p2p_bootstrap import __version__
 from p2p_bootstrap.api.events import EventLog
 from p2p_bootstrap.api.server import serve_api
 from p2p_bootstrap.config.loading import Config
+from p2p_bootstrap.config.model import REGION_AUTO
 from p2p_bootstrap.node.answers import Answers, own_hostname
 from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.k3s import K3sUnit
+from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.scope import options_of
@@ -79,6 +81,7 @@ class _Columns:
     replication: Replication
     vpn: Vpn
     cluster: Cluster
+    places: Places
 
 
 class _Agent:
@@ -138,6 +141,16 @@ class _Agent:
                 log_path=self._state_dir / "dataplane.log",
                 ready=vpn_changed,
             )
+            places = Places(
+                runtime=runtime,
+                self_id=identity.peer_id,
+                declared=self._config.p2p.named_region,
+                auto=self._config.p2p.region == REGION_AUTO,
+                host=host,
+                replication=replication,
+                durable=durable,
+            )
+            await places.load()
             k3s = K3sUnit(
                 self_id=identity.peer_id,
                 config=self._config,
@@ -145,6 +158,7 @@ class _Agent:
                 state_dir=self._state_dir,
                 durable=durable,
                 replication=replication,
+                region=lambda: places.region,
             )
             await k3s.look()
             cluster = Cluster(
@@ -158,9 +172,10 @@ class _Agent:
                 vpn_changed=vpn_changed,
                 k3s=k3s,
                 durable=durable,
+                places=places,
                 changed=roles_changed,
             )
-            columns = _Columns(host, replication, vpn, cluster)
+            columns = _Columns(host, replication, vpn, cluster, places)
             answers = Answers(
                 config=self._config,
                 hostname=self._hostname,
@@ -170,6 +185,7 @@ class _Agent:
                 replication=replication,
                 vpn=vpn,
                 cluster=cluster,
+                places=places,
                 k3s=k3s,
                 events=self._events,
                 changed=roles_changed,
@@ -205,6 +221,7 @@ class _Agent:
                 nursery.start_soon(self._keep_record, columns, self_id)
                 nursery.start_soon(columns.vpn.run)
                 nursery.start_soon(columns.cluster.run)
+                nursery.start_soon(columns.places.run)
         self._idle.set()
 
     async def _end_work(self) -> None:
@@ -238,6 +255,7 @@ class _Agent:
         await columns.cluster.leave()
         await columns.vpn.stop()
         await columns.replication.delete(f"role/{self_id}")
+        await columns.replication.delete(f"place/{self_id}")
         await columns.replication.delete(f"node/{self_id}")
         with trio.move_on_after(FAREWELL_S):
             await columns.replication.spread()
@@ -249,7 +267,7 @@ class _Agent:
         while True:
             record = NodeRecord(
                 hostname=self._hostname,
-                region=p2p.region or "",
+                region=columns.places.region,
                 zone=p2p.zone or "",
                 addresses=columns.host.addresses(),
                 carriers=columns.vpn.carriers(),
@@ -257,9 +275,11 @@ class _Agent:
                 minimum_nodes=self._config.minimum_nodes,
                 servers=self._config.declared_servers,
                 program=__version__,
+                region_how=columns.places.how,
+                region_pending=columns.places.is_pending,
             )
             await columns.replication.write(f"node/{self_id}", wire.encode(record))
-            await trio.sleep(RECORD_EVERY_S)
+            await columns.places.said.wait(RECORD_EVERY_S)
 
     async def _remember(self, host: MeshHost, durable: DurableFiles) -> None:
         """Keep on disk where peers were, for the next start without any other way to find them."""

@@ -34,6 +34,7 @@ from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.metrics import render
+from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.vpn import Vpn
@@ -66,6 +67,7 @@ class Answers:
         replication: Replication,
         vpn: Vpn,
         cluster: Cluster,
+        places: Places,
         k3s: K3sUnit,
         events: EventLog,
         changed: Signal,
@@ -80,6 +82,7 @@ class Answers:
         self._replication = replication
         self._vpn = vpn
         self._cluster = cluster
+        self._places = places
         self._k3s = k3s
         self._events = events
         self._leave = leave
@@ -124,7 +127,7 @@ class Answers:
             node=NodeDoc(
                 peer=self._self_id,
                 hostname=self._hostname,
-                region=p2p.region or "",
+                region=self._places.region,
                 zone=p2p.zone or "",
                 version=__version__,
                 pid=os.getpid(),

@@ -38,6 +38,7 @@ from p2p_roles.rules import Rules
 from p2p_roles.view import View, ViewNode
 
 if TYPE_CHECKING:
+    from p2p_bootstrap.node.places import Places
     from p2p_bootstrap.node.ports import Durable, K3s, Mesh, Vpn
 
 logger = log.get(__name__)
@@ -73,6 +74,7 @@ class Cluster:
         vpn_changed: Signal,
         k3s: K3s,
         durable: Durable,
+        places: Places,
         changed: Signal,
         machine: Callable[..., Bootstrap] = Bootstrap,
     ) -> None:
@@ -86,6 +88,7 @@ class Cluster:
         self._vpn = vpn
         self._vpn_changed = vpn_changed
         self._durable = durable
+        self._places = places
         self._durable_key = f"bootstrap/{self.scope}"
         self._changed = changed
         self._tasks: TaskGroup | None = None
@@ -100,6 +103,7 @@ class Cluster:
                 servers=options.servers,
                 minimum_nodes=options.minimum_nodes,
                 placement=options.placement,
+                timing=options.timing,
                 k3s_version=k3s.version,
                 args_hash=k3s.args_hash,
             ),
@@ -158,6 +162,7 @@ class Cluster:
             tasks.start_soon(self._watch_certificates, prefix)
             tasks.start_soon(self._watch_assignments)
             tasks.start_soon(self._watch_vpn)
+            tasks.start_soon(self._watch_places)
             tasks.start_soon(self._watch_k3s)
             tasks.start_soon(self.k3s.run)
 
@@ -174,6 +179,7 @@ class Cluster:
             epoch=status.epoch,
             ready=status.ready,
             cluster_id=status.cluster_id,
+            scope=self.scope,
         )
         await self._replication.write(f"role/{self._self_id}", wire.encode(record))
         self._changed.raise_()
@@ -230,6 +236,12 @@ class Cluster:
             ipv4 = first_ipv4(self._host.addresses())
         self.k3s.use_address(ipv4)
         await self._feed(events.VpnReady(ipv4))
+
+    async def _watch_places(self) -> None:
+        """How far the others are: only the genesis asks for it, so nobody is told after it."""
+        while not self.genesis_known:
+            await self._places.changed.wait()
+            await self._feed(events.RoundTripsMeasured(self._places.measured, self._places.coordinates))
 
     async def _watch_k3s(self) -> None:
         while True:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ from p2p_network.ledger.durable import DurableFiles
 from p2p_network.ledger.reading import read_by_peer
 from p2p_network.records import NodeRecord
 from p2p_roles.events import ReplaceInitDropIn, StartK3s, StartKind
-from p2p_roles.genesis.messages import Datastore
+from p2p_roles.genesis.messages import Datastore, Timing
 from p2p_roles.k3s import pki, spec
 from p2p_roles.k3s.driver import K3sDriver, K3sObserved
 from p2p_roles.rules import Authorization
@@ -67,7 +68,9 @@ class K3sUnit:
         state_dir: Path,
         durable: DurableFiles,
         replication: Replication,
+        region: Callable[[], str],
     ) -> None:
+        self._region = region
         self.driver = K3sDriver(state_dir=state_dir)
         self.version = ""
         self.changed = Signal()
@@ -142,10 +145,11 @@ class K3sUnit:
     async def replace_init_drop_in(self, effect: ReplaceInitDropIn) -> None:
         """Take ``cluster-init`` off the disk while k3s goes on, or out of a start that is still to come."""
         if self._wanted is not None and self._wanted is not self._tried:
-            self.want(StartK3s("server", effect.epoch, effect.ca_hash, effect.join_ip, effect.datastore))
+            ours = (effect.epoch, effect.ca_hash, effect.join_ip, effect.datastore, effect.timing)
+            self.want(StartK3s("server", *ours))
             return
         await self.driver.rewrite(
-            await self._spec("server", effect.ca_hash, effect.join_ip, effect.datastore)
+            await self._spec("server", effect.ca_hash, effect.join_ip, effect.datastore, effect.timing)
         )
 
     async def stop(self) -> None:
@@ -179,7 +183,9 @@ class K3sUnit:
 
     async def _try(self, wanted: StartK3s) -> None:
         try:
-            built = await self._spec(wanted.kind, wanted.ca_hash, wanted.join_ip, wanted.datastore)
+            built = await self._spec(
+                wanted.kind, wanted.ca_hash, wanted.join_ip, wanted.datastore, wanted.timing
+            )
         except (P2PError, ValueError) as exc:
             self._refuse(exc if isinstance(exc, P2PError) else RoleError(str(exc)))
             return
@@ -193,7 +199,9 @@ class K3sUnit:
         self._refused = exc
         self.changed.raise_()
 
-    async def _spec(self, kind: StartKind, ca_hash: str, join_ip: str, datastore: Datastore) -> spec.K3sSpec:
+    async def _spec(
+        self, kind: StartKind, ca_hash: str, join_ip: str, datastore: Datastore, timing: Timing
+    ) -> spec.K3sSpec:
         held = await trio.to_thread.run_sync(self._held, ca_hash)
         if held is None:
             raise RoleError(
@@ -207,7 +215,7 @@ class K3sUnit:
                 node_name=await trio.to_thread.run_sync(self._node_name),
                 node_ip=self._node_ip,
                 device=p2p.vpn.interface if self.uses_vpn else "",
-                region=p2p.region or "",
+                region=self._region(),
                 zone=p2p.zone or "",
                 names=(self._hostname,),
             ),
@@ -217,6 +225,7 @@ class K3sUnit:
             agent_token=held.agent_token,
             join_ip=join_ip,
             ca_files=held.files if isinstance(held, pki.ClusterSecrets) else (),
+            timing=timing,
         )
 
     def _node_name(self) -> str:

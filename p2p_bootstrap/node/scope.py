@@ -12,6 +12,7 @@ from p2p_network.ledger.reading import read_by_peer
 from p2p_network.membership import MemberState
 from p2p_network.records import RoleRecord
 from p2p_roles.placement import SPREAD, Placement
+from p2p_roles.timing import Speed
 from p2p_roles.view import ViewNode
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class ClusterOptions:
         servers, minimum_nodes: see `Rules`.
         auto: whether roles are assigned at all.
         placement: where servers may stand.
+        timing: how the times of etcd are chosen.
     """
 
     scope: str
@@ -36,6 +38,7 @@ class ClusterOptions:
     minimum_nodes: int
     auto: bool = True
     placement: Placement = SPREAD
+    timing: Speed = "auto"
 
 
 def options_of(config: Config) -> ClusterOptions:
@@ -43,11 +46,12 @@ def options_of(config: Config) -> ClusterOptions:
     p2p = config.p2p
     by_region = p2p.cluster == "region"
     return ClusterOptions(
-        scope=f"{p2p.network_id}/{p2p.region}" if by_region else p2p.network_id,
-        region=(p2p.region or "") if by_region else None,
+        scope=f"{p2p.network_id}/{p2p.named_region}" if by_region else p2p.network_id,
+        region=p2p.named_region if by_region else None,
         servers=config.declared_servers,
         minimum_nodes=config.minimum_nodes,
         auto=p2p.auto.enable,
+        timing=p2p.timing,
         # one cluster per region stands in one region, whatever the rule says
         placement=SPREAD if by_region else Placement(p2p.placement, p2p.home_region or ""),
     )
@@ -77,6 +81,7 @@ def cluster_nodes(
                 hostname=record.hostname,
                 region=record.region,
                 zone=record.zone,
+                region_pending=record.region_pending,
                 wish=record.wish,
                 alive=member.state is MemberState.ALIVE,
                 vpn_ipv4=member.ipv4 if uses_vpn else first_ipv4(record.addresses),

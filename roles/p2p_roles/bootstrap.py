@@ -29,6 +29,7 @@ from p2p_roles.events import (
     JoinSecretRefused,
     K3sChanged,
     K3sWiped,
+    RoundTripsMeasured,
     SecretsMade,
     Started,
     Tick,
@@ -166,6 +167,8 @@ class Bootstrap(Duties):
                 self.secret_answered(now, event)
             case AssignmentChanged(peer, assignment):
                 self._assigned(peer, assignment)
+            case RoundTripsMeasured():
+                self.distances = event
             case VpnReady(ipv4):
                 self.vpn_ip = ipv4
             case K3sWiped(epoch):
@@ -244,6 +247,8 @@ class Bootstrap(Duties):
         settled_at = self.stable_since + self.rules.settle_s
         if here < self.expected_nodes():
             return False
+        if self.places_pending():
+            settled_at = self.stable_since + self.rules.region_patience_s
         if now < settled_at:
             self.wake(settled_at)
             return False

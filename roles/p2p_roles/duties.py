@@ -19,6 +19,7 @@ from p2p_roles.genesis.messages import GENESIS, MAX_REMARK_CHARS, OUTCOME, Abort
 from p2p_roles.joining import JoinDuties
 from p2p_roles.placement import home_of
 from p2p_roles.rules import Rules
+from p2p_roles.timing import timing_of, worst_rtt_s
 from p2p_roles.transitions import State
 
 _PENALTY_S: Final = 5.0
@@ -116,6 +117,9 @@ class Duties(JoinDuties):
             if self.rules.placement.kind == "pack" and (home := self.rules.placement.home_region):
                 return f"waiting for a node in the home region {home} that may be a server (p2p.home_region)"
             return f"all {here} nodes are forced to be agents; waiting for one that may be a server"
+        if pending := self.places_pending():
+            names = ", ".join(self.view.name(peer) for peer in pending[:3])
+            return f"{here} nodes are here; finding out the region of {names} (p2p.region: auto)"
         return f"{here} nodes are here; waiting until no more come and go"
 
     def _act_elect(self, now: float) -> None:
@@ -160,6 +164,7 @@ class Duties(JoinDuties):
         chosen = assign.first_servers(self.view, self.self_id, rules.servers, self.failed(), rules.placement)
         candidates = [node for node in self.view.nodes if node.alive and node.wish != "agent"]
         pack = rules.placement.kind == "pack"
+        worst_s = worst_rtt_s(self.self_id, chosen.servers, self.distances.measured, self.distances.places)
         return Genesis(
             cluster_id=f"{stable_hash('cluster', self.scope, self.epoch, self.self_id, ca_hash):016x}",
             initiator=self.self_id,
@@ -171,6 +176,7 @@ class Duties(JoinDuties):
             datastore=rules.datastore,
             placement=rules.placement.kind,
             home_region=home_of(rules.placement, candidates) if pack else rules.placement.home_region,
+            timing=timing_of(rules.timing, worst_s),
             remark=chosen.remark[:MAX_REMARK_CHARS],
         )
 

@@ -6,14 +6,17 @@ given. Secrets never pass through the machine: it names them by the CA hash that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from p2p_network.coordinates import Coordinate
 from p2p_network.core.ids import PeerId
 from p2p_roles.assign import Assignment, Role
 from p2p_roles.genesis.acceptor import Asked, Reply
-from p2p_roles.genesis.messages import Certificate, Datastore
+from p2p_roles.genesis.messages import Certificate, Datastore, Timing
 from p2p_roles.genesis.proposer import Answered, Ask
+from p2p_roles.timing import LAN
 from p2p_roles.view import View
 
 K3sState = Literal["absent", "stopped", "starting", "running", "ready", "failed"]
@@ -97,6 +100,14 @@ class AssignmentChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundTripsMeasured:
+    """How far the others are: `measured` from this node, seconds; `places`: everybody's coordinate."""
+
+    measured: Mapping[PeerId, float]
+    places: Mapping[PeerId, Coordinate]
+
+
+@dataclass(frozen=True, slots=True)
 class VpnReady:
     """The TUN device is up with this address; it never changes again."""
 
@@ -126,6 +137,7 @@ Event: TypeAlias = (
     | JoinSecretReceived
     | JoinSecretRefused
     | AssignmentChanged
+    | RoundTripsMeasured
     | VpnReady
     | K3sWiped
     | Tick
@@ -171,6 +183,7 @@ class StartK3s:
         kind: see `StartKind`.
         ca_hash: names the secrets to use.
         join_ip: VPN address of the server to join or to lean on; "" for none.
+        timing: of etcd and the leader elections, as certified.
     """
 
     kind: StartKind
@@ -178,6 +191,7 @@ class StartK3s:
     ca_hash: str
     join_ip: str
     datastore: Datastore
+    timing: Timing = LAN
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +203,7 @@ class ReplaceInitDropIn:
     ca_hash: str
     join_ip: str
     datastore: Datastore
+    timing: Timing = LAN
 
 
 @dataclass(frozen=True, slots=True)

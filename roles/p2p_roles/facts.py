@@ -16,7 +16,7 @@ from p2p_network.core.ids import PeerId, stable_hash
 from p2p_roles import assign
 from p2p_roles.assign import Assignment, Role
 from p2p_roles.durable import Durable, Membership, restore
-from p2p_roles.events import Alarm, Effect, K3sChanged, Persist, PublishCertificate
+from p2p_roles.events import Alarm, Effect, K3sChanged, Persist, PublishCertificate, RoundTripsMeasured
 from p2p_roles.genesis import acceptor, voting
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.acceptor import Reply
@@ -68,6 +68,7 @@ class Facts:
         self.stable_since = 0.0
         self.silent_since: float | None = None
         self.vpn_ip = ""
+        self.distances = RoundTripsMeasured({}, {})
         self.k3s = K3sChanged("stopped")
         self.assignments: dict[PeerId, Assignment] = {}
         # under way in this run of the process
@@ -246,6 +247,10 @@ class Facts:
             f"p2p.minimum_nodes is understated: {nodes} nodes were seen, {declared} makes the genesis "
             f"safe for {covered(declared)} only; set p2p.minimum_nodes: {nodes}"
         )
+
+    def places_pending(self) -> tuple[PeerId, ...]:
+        """Living nodes whose region is still being found out."""
+        return tuple(node.peer for node in self.view.nodes if node.alive and node.region_pending)
 
     def failed(self) -> tuple[str, ...]:
         """Initiators whose epochs were aborted, oldest first."""

@@ -58,7 +58,7 @@ class JoinDuties(Facts):
             "cluster-init exists only while initialising"
         )
         g = member.genesis
-        self.out.append(StartK3s(kind, member.epoch, g.ca_hash, member.join_ip, g.datastore))
+        self.out.append(StartK3s(kind, member.epoch, g.ca_hash, member.join_ip, g.datastore, g.timing))
         self.k3s_started = True
 
     # ------------------------------------------------------------ JOIN
@@ -223,7 +223,7 @@ class JoinDuties(Facts):
         member = self.member
         assert member is not None, "a member knows what it is a member of"
         g = member.genesis
-        self.out.append(ReplaceInitDropIn(member.epoch, g.ca_hash, join_ip, g.datastore))
+        self.out.append(ReplaceInitDropIn(member.epoch, g.ca_hash, join_ip, g.datastore, g.timing))
 
     def _publish_assignments(self, member: Membership) -> None:
         """As the cluster's authority: a word on every node that the genesis does not name."""

@@ -13,6 +13,7 @@ from p2p_network.core.ids import PeerId
 from p2p_roles.assign import Assignment, Role, role_of
 from p2p_roles.genesis.messages import Datastore, Genesis
 from p2p_roles.placement import SPREAD, Placement
+from p2p_roles.timing import Speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Rules:
         servers: S, how many first servers.
         minimum_nodes: N, how many nodes the genesis waits for and its quorum counts on.
         placement: where servers may stand; certified if this node initialises.
+        timing: how the times of etcd are chosen; what comes of it is certified.
+        region_patience_s: so long the genesis waits for regions that are being found out.
         datastore: "etcd", "external", or "sqlite" (one server for ever).
         k3s_version, args_hash: of this node; certified if it initialises.
         settle_s: how long the view must be unchanged before an election.
@@ -36,6 +39,7 @@ class Rules:
     servers: int = 1
     minimum_nodes: int = 1
     placement: Placement = SPREAD
+    timing: Speed = "auto"
     datastore: Datastore = "etcd"
     k3s_version: str = ""
     args_hash: str = ""
@@ -47,6 +51,7 @@ class Rules:
     join_s: float = 120.0
     silence_s: float = 20.0
     retry_s: float = 2.0
+    region_patience_s: float = 120.0
 
     def __post_init__(self) -> None:
         assert self.servers >= 1, "the configuration gives at least one server"

@@ -22,6 +22,7 @@ class ViewNode:
 
     Attributes:
         peer, hostname, region, zone, wish, minimum_nodes, servers: from its `NodeRecord`.
+        region_pending: its region is being found out and will be built upon.
         alive: heard of within the failure detector's time; this node is always alive to itself.
         vpn_ipv4, vpn_ipv6: its VPN addresses, "" while it has none.
         role, ready, cluster_id: from its `RoleRecord`; "", False, "" while it has none.
@@ -40,6 +41,7 @@ class ViewNode:
     role: str = ""
     ready: bool = False
     cluster_id: str = ""
+    region_pending: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from p2p_roles.k3s.spec import (
     render_yaml,
 )
 from p2p_roles.rules import Authorization
+from p2p_roles.timing import SLOW
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 SECRETS = pki.make(1, NOW)
@@ -87,6 +88,16 @@ def test_cluster_init_is_in_no_other_kind() -> None:
         "flannel-iface": "kp2p0",
         "node-label+": ["topology.kubernetes.io/region=west", "topology.kubernetes.io/zone=west-a"],
     }
+
+
+def test_certified_times_are_on_every_server_whatever_the_user_replaces() -> None:
+    own = K3sOptions(server=SectionOptions(args=("--debug",), replace_args=True))
+    for kind in ("server-init", "server-join", "server"):
+        said = config(spec(kind, own, join_ip="10.144.0.1", timing=SLOW))
+        assert said["etcd-arg+"] == ["heartbeat-interval=1000", "election-timeout=10000"]
+        assert "leader-elect-renew-deadline=40s" in said["kube-scheduler-arg+"]
+    assert not any("-arg" in key for key in config(spec("agent", join_ip="10.144.0.1", timing=SLOW)))
+    assert not any("-arg" in key for key in config(spec("server-init")))
 
 
 def test_other_datastores() -> None:

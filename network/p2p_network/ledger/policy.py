@@ -77,6 +77,7 @@ TABLE: Final[dict[str, Rule]] = {
     "node": Rule(("<peer>",), Writer.OWNER, 8192, 1, _MAX_NODES, True),
     # an address stays reserved for ever, even when its node has left: so it can't be deleted
     "address": Rule(("<peer>",), Writer.OWNER, 256, 1, _MAX_NODES, False),
+    "place": Rule(("<peer>",), Writer.OWNER, 256, 1, _MAX_NODES, True),
     "role": Rule(("<peer>",), Writer.OWNER, 4096, 1, _MAX_NODES, True),
     "assign": Rule(("<scope>", "<peer>"), Writer.AUTHORITY, 2048, 2 * _MAX_NODES, 2 * _MAX_NODES, True),
     "genesis": Rule(

@@ -18,7 +18,8 @@ from typing import Final
 from p2p_network.core.errors import RoleError
 from p2p_roles.assign import Role
 from p2p_roles.events import StartKind
-from p2p_roles.genesis.messages import Datastore
+from p2p_roles.genesis.messages import Datastore, Timing
+from p2p_roles.timing import LAN, k3s_arguments
 
 DROP_IN: Final = "config.yaml.d/90-kairos-p2p.yaml"
 API_PORT: Final = 6443
@@ -169,6 +170,7 @@ def build(
     agent_token: str,
     join_ip: str = "",
     ca_files: tuple[tuple[str, bytes], ...] = (),
+    timing: Timing = LAN,
     paths: K3sPaths = K3sPaths(),
 ) -> K3sSpec:
     """The spec of one start.
@@ -177,6 +179,7 @@ def build(
         server_token: in K10 form; "" for an agent.
         join_ip: VPN address of a server; needed by server-join (with etcd) and agent.
         ca_files: for server-init, name below ``server/tls`` and content.
+        timing: as certified; equal on all servers, so ``replace_args`` leaves it alone.
 
     Raises:
         RoleError: an option of the user takes a decision of the genesis away.
@@ -193,6 +196,7 @@ def build(
         _server_config(config, kind, datastore, join_ip, options.external_db)
         config["token"] = server_token
         config["agent-token"] = agent_token
+        config |= k3s_arguments(timing, etcd=datastore == "etcd")
         if section.embedded_registry:
             config["embedded-registry"] = True
     config["node-ip"] = facts.node_ip

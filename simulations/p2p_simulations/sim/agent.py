@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.scope import ClusterOptions
@@ -55,6 +56,16 @@ class SimAgent:
         vpn_changed = self.runtime.signal()
         self.vpn = SimVpn(self, world.plan.network, vpn_changed)
         self.k3s = SimK3sUnit(self)
+        auto = world.plan.infers_regions
+        self.places = Places(
+            runtime=self.runtime,
+            self_id=machine.peer,
+            declared="" if auto else machine.plan.region,
+            auto=auto,
+            host=self.host,
+            replication=self.replication,
+            durable=SimDurable(self),
+        )
         self.bootstrap: Bootstrap
         self.cluster = Cluster(
             runtime=self.runtime,
@@ -73,6 +84,7 @@ class SimAgent:
             vpn_changed=vpn_changed,
             k3s=self.k3s,
             durable=SimDurable(self),
+            places=self.places,
             changed=self.runtime.signal(),
             machine=self._make_bootstrap,
         )
@@ -99,23 +111,26 @@ class SimAgent:
 
     async def _live(self) -> None:
         await self.replication.load()
-        for job in (self.replication, self.host, self.vpn, self.cluster):
+        await self.places.load()
+        for job in (self.replication, self.host, self.vpn, self.cluster, self.places):
             self.tasks.start(job.run())
         await self._keep_record()
 
     async def _keep_record(self) -> None:
         plan, world = self.machine.plan, self.machine.world
-        record = NodeRecord(
-            hostname=plan.name,
-            region=plan.region,
-            zone=plan.zone,
-            addresses=(),
-            carriers=(),
-            wish=plan.wish,
-            minimum_nodes=plan.minimum_nodes or world.plan.minimum_nodes,
-            servers=world.plan.servers,
-            program="simulated",
-        )
         while True:
+            record = NodeRecord(
+                hostname=plan.name,
+                region=self.places.region,
+                zone=plan.zone,
+                addresses=(),
+                carriers=(),
+                wish=plan.wish,
+                minimum_nodes=plan.minimum_nodes or world.plan.minimum_nodes,
+                servers=world.plan.servers,
+                program="simulated",
+                region_how=self.places.how,
+                region_pending=self.places.is_pending,
+            )
             await self.replication.write(f"node/{self.peer}", wire.encode(record))
-            await self.tasks.sleep(RECORD_EVERY_S)
+            await self.places.said.wait(RECORD_EVERY_S)

@@ -212,6 +212,8 @@ class Checkers:
         decided = self.genesis(core.scope, effect.epoch)
         if decided is None or decided.ca_hash != effect.ca_hash:
             self._fail(f"{machine.name} starts k3s with a CA that nobody certified for epoch {effect.epoch}")
+        elif decided.timing != effect.timing:
+            self._fail(f"{machine.name} starts k3s with other times than those certified: {effect.timing}")
         elif effect.kind == "server-init":
             if core.state is not State.INIT or decided.initiator != machine.peer:
                 self._fail(f"{machine.name} is to run cluster-init in {core.state}, chosen or not")

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from p2p_roles.events import K3sChanged, K3sState
+from p2p_roles.genesis.messages import Timing
+from p2p_roles.timing import LAN
 from p2p_simulations.world.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class DropIn(msgspec.Struct, frozen=True):
     ca_hash: str
     cluster_init: bool
     join_ip: str
+    timing: Timing = LAN
 
 
 class Data(msgspec.Struct, frozen=True):

@@ -201,6 +201,7 @@ class Plan:
         servers, minimum_nodes: what the nodes' cloud-configs declare.
         per_region: each region is a cluster of its own.
         placement: where servers may stand.
+        infers_regions: no node is told its region; all find it out (``p2p.region: auto``).
         network: of the VPN; a small one makes conflicts likely.
         weather: at the beginning.
         faults: (virtual second, fault).
@@ -215,6 +216,7 @@ class Plan:
     minimum_nodes: int
     per_region: bool = False
     placement: Placement = SPREAD
+    infers_regions: bool = False
     network: IPv4Network = DEFAULT_NETWORK
     weather: Weather = CALM
     k3s: K3sPlan = K3sPlan()

@@ -96,7 +96,9 @@ class SimK3sUnit:
             )
             return
         async with self._lock:
-            await self._write(DropIn("server", effect.epoch, effect.ca_hash, False, effect.join_ip))
+            await self._write(
+                DropIn("server", effect.epoch, effect.ca_hash, False, effect.join_ip, effect.timing)
+            )
 
     async def stop(self) -> None:
         """Stop k3s."""
@@ -146,7 +148,14 @@ class SimK3sUnit:
                 return
             role = "agent" if wanted.kind == "agent" else "server"
             await self._write(
-                DropIn(role, wanted.epoch, wanted.ca_hash, wanted.kind == "server-init", wanted.join_ip)
+                DropIn(
+                    role,
+                    wanted.epoch,
+                    wanted.ca_hash,
+                    wanted.kind == "server-init",
+                    wanted.join_ip,
+                    wanted.timing,
+                )
             )
             self._is_ours = True
             self._process.start()
