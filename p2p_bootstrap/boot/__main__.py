@@ -28,23 +28,33 @@ REBOOT_AFTER_S: Final = 10
 _RB_AUTOBOOT: Final = 0x1234567
 _BASE_MOUNTS: Final = (
     ("proc", "/proc", "proc"), ("sysfs", "/sys", "sysfs"), ("devtmpfs", "/dev", "devtmpfs"),
-    ("tmpfs", "/run", "tmpfs"), ("efivarfs", "/sys/firmware/efi/efivars", "efivarfs"),
+    ("tmpfs", "/run", "tmpfs"),
 )  # fmt: skip
+_EFI_VARIABLES: Final = "/sys/firmware/efi/efivars"
 
 
 def base_mounts() -> None:
-    """The kernel's own file systems, where they are missing. Without EFI there are no EFI variables."""
+    """The kernel's own file systems, where they are missing."""
     for source, target, fstype in _BASE_MOUNTS:
-        if fstype == "efivarfs" and not os.path.isdir(target):
-            continue
         Path(target).mkdir(parents=True, exist_ok=True)
         if not os.path.ismount(target):
             syscalls.mount(source, target, fstype, 0)
 
 
-def fail(made: record.Record, command: cmdline.CommandLine) -> None:
-    """The screen, then a reboot or waiting for ever."""
-    wait_s = command.panic_s or (REBOOT_AFTER_S if command.reboot_on_failure else 0)
+def efi_variables() -> str:
+    """Mount the EFI variables, once their module is there. Returns a remark, "" without EFI too."""
+    if not os.path.isdir(_EFI_VARIABLES) or os.path.ismount(_EFI_VARIABLES):
+        return ""
+    try:
+        syscalls.mount("efivarfs", _EFI_VARIABLES, "efivarfs", 0)
+    except OSError as exc:
+        return f"the EFI variables can't be read: {exc.strerror}"
+    return ""
+
+
+def fail(made: record.Record, command: cmdline.CommandLine, *, counted: bool = False) -> None:
+    """The screen, then a reboot or waiting for ever. `counted`: the boot loader has another entry to try."""
+    wait_s = command.panic_s or (REBOOT_AFTER_S if command.reboot_on_failure or counted else 0)
     what_next = f"It starts anew in {wait_s} s." if wait_s else "Mend it and start it anew; it waits here."
     print(record.screen(made, what_next), file=sys.stderr, flush=True)  # noqa: T201 - the console is all there is
     if os.getpid() != 1:
@@ -72,14 +82,17 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not options.plan and not options.no_base_mounts:
         base_mounts()
-        for remark in modules.load(Path("/", modules.FOLDER)):
-            print(remark, file=sys.stderr)  # noqa: T201
+        for remark in (*modules.load(Path("/", modules.FOLDER)), efi_variables()):
+            if remark:
+                print(remark, file=sys.stderr)  # noqa: T201
     observer = Observer(Places(sysroot=options.sysroot), cmdline=options.cmdline, only=options.only)
     if options.plan:
         made = plan.plan(observer.facts())
         print("\n".join([f"{made.mode} {made.slot}: {made.reason}", *plan.describe(made.steps)]))  # noqa: T201
         return 0
-    command = cmdline.parse(observer.facts().cmdline)
+    first = observer.facts()
+    command = cmdline.parse(first.cmdline)
+    counted = first.efi is not None and bool(first.efi.counted)
     logging.getLogger("p2p_bootstrap").addHandler(logging.NullHandler())  # remarks say it better
     runner = Runner(LinuxKernel(StagesOnRoot(say)), observer, clock=time.monotonic, sleep=time.sleep)
     try:
@@ -88,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         # a bug, or a kernel that does what it never should: the screen, not a panic without a word
         traceback.print_exc()
         stopped = record.Record(time.time(), "stopped", "stop", "none", repr(exc), "please report this")
-    fail(stopped, command)
+    fail(stopped, command, counted=counted)
     return 1
 
 

@@ -28,6 +28,7 @@ class Places:
 
     sysroot: str = "/sysroot"
     run: str = "/run"
+    initrd: str = ""  # in front of paths in the initramfs
 
     @property
     def state(self) -> str:
@@ -43,6 +44,16 @@ class Places:
     def live(self) -> str:
         """Where the live medium is mounted."""
         return f"{self.run}/initramfs/live"
+
+    @property
+    def esp(self) -> str:
+        """Where the EFI system partition is mounted, if the boot came from there."""
+        return f"{self.run}/initramfs/esp"
+
+    @property
+    def memory(self) -> str:
+        """Where images are copied to that run from memory."""
+        return f"{self.run}/initramfs/memory"
 
     @property
     def cos(self) -> str:
@@ -80,11 +91,32 @@ class SlotImage:
 
 @dataclass(frozen=True, slots=True)
 class Efi:
-    """EFI variables that matter. `entry`: LoaderEntrySelected; `partuuid`: LoaderDevicePartUUID."""
+    """EFI variables that matter.
+
+    Attributes:
+        entry: LoaderEntrySelected; `partuuid`: LoaderDevicePartUUID.
+        counted: LoaderBootCountPath, the file of the entry whose tries are counted; "" if it is blessed.
+    """
 
     secure_boot: bool = False
     entry: str = ""
     partuuid: str = ""
+    counted: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UkiRoot:
+    """The root image that came with a unified kernel image. `fstype` "": what tells of it is damaged.
+
+    Attributes:
+        file: where it is, in the initrd; "" if it lies beside.
+        beside: its path on the EFI system partition.
+    """
+
+    file: str
+    beside: str
+    sha256: str
+    fstype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +152,7 @@ class Facts:
     Attributes:
         images: the images on the state partition; None while it isn't mounted.
         recovery_images: those on the recovery partition.
+        uki_root: None if the initrd itself is the root.
         pointer: text of the slot pointer (`slots`), "" if there is none.
         layout: layout files in the order of precedence; None before the `rootfs` stage has run.
         wishes: mounts of the cloud-config, known together with `layout`.
@@ -130,6 +163,7 @@ class Facts:
     cmdline: str = ""
     devices: tuple[BlockDevice, ...] = ()
     efi: Efi | None = None
+    uki_root: UkiRoot | None = None
     images: tuple[SlotImage, ...] | None = None
     recovery_images: tuple[SlotImage, ...] | None = None
     pointer: str = ""

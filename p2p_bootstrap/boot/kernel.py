@@ -8,6 +8,7 @@ the root it meant: an init in the wrong root would tidy up the wrong machine.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -24,6 +25,7 @@ StageRunner = Callable[[str, str], tuple[str, ...]]  # stage name, root of the n
 
 API_MOUNTS: Final = ("/dev", "/proc", "/sys", "/run")
 FSCK_TIMEOUT_S: Final = 600.0
+_CHUNK_BYTES: Final = 1 << 20
 _FSCK_CLEAN_UNTIL: Final = 1  # exit codes of fsck: 0 clean, 1 repaired, from 4 on damaged
 
 
@@ -176,6 +178,22 @@ class LinuxKernel:
         root = Path(source)
         for path in sorted(persistence.scan(root)):
             persistence.copy_item(root / path, Path(target) / path)
+        for entry in os.scandir(root):
+            if entry.is_dir(follow_symlinks=False):  # what is mounted there is not copied, but its place is
+                Path(target, entry.name).mkdir(exist_ok=True)
+
+    def copy_proved(self, source: str, target: str, sha256: str) -> None:
+        digest = hashlib.sha256()
+        with open(source, "rb") as reading, open(target, "wb") as writing:
+            while chunk := reading.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                writing.write(chunk)
+        if digest.hexdigest() != sha256:
+            os.unlink(target)
+            raise BootError(
+                f"{source} is not the image that this unified kernel image was built with",
+                hint="write both anew: they come from one run of boot build uki",
+            )
 
     def run_stage(self, name: str, root: str) -> tuple[str, ...]:
         if self._stages is None:

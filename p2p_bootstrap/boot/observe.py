@@ -15,10 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from p2p_bootstrap.boot import files, layout, superblock
-from p2p_bootstrap.boot.facts import BlockDevice, Efi, Facts, Places, SlotFailure, SlotImage, TextFile
+from p2p_bootstrap.boot import files, layout, superblock, uki
+from p2p_bootstrap.boot.facts import (
+    BlockDevice,
+    Efi,
+    Facts,
+    Places,
+    SlotFailure,
+    SlotImage,
+    TextFile,
+    UkiRoot,
+)
 from p2p_bootstrap.boot.slots import BLOCK_BYTES, POINTER
 from p2p_bootstrap.cloudconfig.collect import collect_system
+from p2p_network.core.errors import BootError
 
 SECTOR_BYTES: Final = 512
 MAX_DEVICES: Final = 512
@@ -60,6 +70,7 @@ class Observer:
             cmdline=self._cmdline if self._cmdline is not None else self._read_cmdline(),
             devices=self.devices(),
             efi=self.efi(),
+            uki_root=_uki_root(places.initrd),
             images=_images(places.state),
             recovery_images=_images(places.recovery),
             pointer=files.read_text(Path(places.state + POINTER), BLOCK_BYTES),
@@ -135,6 +146,7 @@ class Observer:
             secure_boot=variable("SecureBoot", GLOBAL_GUID)[:1] == b"\1",
             entry=text("LoaderEntrySelected"),
             partuuid=text("LoaderDevicePartUUID").lower(),
+            counted=text("LoaderBootCountPath"),
         )
 
     def _read_cmdline(self) -> str:
@@ -166,6 +178,19 @@ def _read_table(path: Path) -> tuple[superblock.Partition, ...]:
         return ()
     finally:
         os.close(fd)
+
+
+def _uki_root(initrd: str) -> UkiRoot | None:
+    """What the note in the initrd says; None without one."""
+    text = files.read_text(Path(f"{initrd}/{uki.ROOT_NOTE}"), uki.MAX_NOTE_BYTES)
+    if not text:
+        return None
+    try:
+        note = uki.parse_note(text)
+    except BootError:
+        return UkiRoot("", "", "", "")
+    file = "" if note.path else f"{initrd}/{uki.ROOT_FILE}"
+    return UkiRoot(file, note.path, note.sha256, note.fstype)
 
 
 def _images(mounted_on: str) -> tuple[SlotImage, ...] | None:

@@ -201,10 +201,8 @@ def _ram(build: Builder, way: Choice) -> None:
     else:
         image, file = _mount_slot_partition(build, way)
         fstype, identity, before = image.fstype, image.identity, "look-slots"
-    copy = f"{places.run}/initramfs/memory/root.img"
-    build.add(
-        "memory", do.Mount("tmpfs", f"{places.run}/initramfs/memory", "tmpfs", ("rw", "size=80%"), False)
-    )
+    copy = f"{places.memory}/root.img"
+    build.add("memory", do.Mount("tmpfs", places.memory, "tmpfs", ("rw", "size=80%"), False))
     build.add("copy", do.CopyToMemory(file, copy), before, "memory")
     _over_memory(build, copy, fstype, "copy")
     tail(build, identity, lasting=False, oem=command.ram.oem, persistent=command.ram.persistent)
@@ -217,11 +215,38 @@ def _uki(build: Builder, way: Choice) -> None:
             "this is a unified kernel image and Secure Boot is off",
             hint="switch Secure Boot on in the firmware, or, for a test, add rd.immucore.securebootdisabled",
         )
-    build.add("memory", do.Mount("tmpfs", places.sysroot, "tmpfs", ("rw", "size=80%", "mode=0755"), False))
-    build.add("root", do.CopyToMemory("/", places.sysroot), "memory")
+    lasting, root = way.slot in ("active", "passive"), build.facts.uki_root
+    if way.slot != "live":
+        assert efi is not None, "only a disk has slots"
+        esp = devices.need(build.facts.devices, f"PARTUUID={efi.partuuid}")
+        build.add("esp", do.Mount(esp.path, places.esp, esp.fstype, ("ro",)))
+    if root is None:  # the initrd is the whole system, as Kairos builds it
+        size = ("rw", "size=80%", "mode=0755")
+        build.add("memory", do.Mount("tmpfs", places.sysroot, "tmpfs", size, False))
+        build.add("root", do.CopyToMemory(places.initrd or "/", places.sysroot), "memory")
+        build.add("image-view", do.View(places.sysroot, build.image_view), "root")
+        tail(build, "", lasting=lasting)
+        build.remount_root_read_only()
+        return
+    if root.fstype not in IMAGE_TYPES:
+        raise devices.Refused(
+            "the note about the root image in the initrd is damaged",
+            hint="build the unified kernel image anew",
+        )
+    file, before = root.file, ""
+    if root.beside:
+        if way.slot == "live":
+            raise devices.Refused(
+                "the root image lies on an EFI system partition, but this was not started from a disk",
+                hint="for a medium without partitions, build it without --beside",
+            )
+        file, before = f"{places.memory}/root.img", "copy"
+        build.add("memory", do.Mount("tmpfs", places.memory, "tmpfs", ("rw", "size=80%"), False), "esp")
+        copy = do.CopyProved(places.esp + root.beside, file, root.sha256)
+        build.add("copy", copy, "esp", "memory")
+    build.add("root", do.MountImage(file, places.sysroot, root.fstype), before)
     build.add("image-view", do.View(places.sysroot, build.image_view), "root")
-    tail(build, "", lasting=way.slot in ("active", "passive"))
-    build.remount_root_read_only()
+    tail(build, root.sha256, lasting=lasting)
 
 
 def describe(steps: Sequence[do.Step]) -> list[str]:

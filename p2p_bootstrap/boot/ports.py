@@ -110,6 +110,9 @@ class Kernel(Protocol):
     def copy_to_memory(self, source: str, target: str) -> None:
         """Copy a file or a tree of one file system."""
 
+    def copy_proved(self, source: str, target: str, sha256: str) -> None:
+        """Copy a file; raises BootError, and leaves no copy, if what was copied has another SHA-256."""
+
     def run_stage(self, name: str, root: str) -> tuple[str, ...]:
         """Run a cloud-config stage on the new root; returns remarks."""
 

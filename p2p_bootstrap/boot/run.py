@@ -233,7 +233,7 @@ class Runner:
         """Take away everything that was mounted for a slot; the slot partitions stay."""
         places = self._source.places
         ours = (places.sysroot, f"{places.run}/overlay", f"{places.run}/initramfs/image",
-                f"{places.run}/initramfs/memory", places.live)  # fmt: skip
+                places.memory, places.esp, places.live)  # fmt: skip
 
         def is_ours(entry: MountEntry) -> bool:
             return any(entry.target == one or entry.target.startswith(f"{one}/") for one in ours)

@@ -225,6 +225,22 @@ class CopyToMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyProved:
+    """Copy an image into memory, and compare it with what the signed initrd says of it."""
+
+    source: str
+    target: str
+    sha256: str
+
+    def describe(self) -> str:
+        return f"copy {self.source} into memory, if its SHA-256 is {self.sha256[:16]}..."
+
+    def execute(self, kernel: Kernel) -> Remarks:
+        kernel.copy_proved(self.source, self.target, self.sha256)
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
 class RunStage:
     """Run a stage of the cloud-config."""
 

@@ -50,7 +50,7 @@ class Builder:
         if isinstance(action, do.Look):
             found |= dict.fromkeys(self._steps)
         self._steps[name] = do.Step(name, action, tuple(found))
-        if target and not isinstance(action, do.CopyToMemory):
+        if target and not isinstance(action, do.CopyToMemory | do.CopyProved):
             self._carriers[target] = name
         if isinstance(action, do.Mount | do.MountImage | do.Overlay | do.Bind):
             self._required.append(action.required)

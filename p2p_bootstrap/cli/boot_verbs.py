@@ -10,6 +10,7 @@ import click
 
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.options import PATH, output_option
+from p2p_bootstrap.cli.uki_verbs import measure_verb, uki
 from p2p_network.core.errors import BootError
 
 if TYPE_CHECKING:
@@ -187,6 +188,10 @@ def bless(running: str | None, state: Path, root: Path) -> None:
 @group.group()
 def build() -> None:
     """Make what a machine boots from."""
+
+
+build.add_command(uki)
+group.add_command(measure_verb)
 
 
 @build.command()

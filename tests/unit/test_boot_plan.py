@@ -8,7 +8,16 @@ import pytest
 
 from p2p_bootstrap.boot import slots
 from p2p_bootstrap.boot import steps as do
-from p2p_bootstrap.boot.facts import BlockDevice, Efi, Facts, SlotFailure, SlotImage, TextFile, from_json
+from p2p_bootstrap.boot.facts import (
+    BlockDevice,
+    Efi,
+    Facts,
+    SlotFailure,
+    SlotImage,
+    TextFile,
+    UkiRoot,
+    from_json,
+)
 from p2p_bootstrap.boot.plan import Plan, plan
 from p2p_network.core.errors import BootError
 
@@ -21,6 +30,10 @@ NODE = Facts(
     cmdline="root=LABEL=COS_ACTIVE", devices=PARTITIONS, images=IMAGES,
     recovery_images=(SlotImage("/cOS/recovery.img", "squashfs", "r"),),
 )  # fmt: skip
+
+
+ESP = BlockDevice("/dev/vda9", "vfat", "", partuuid="some-uuid")
+UKI = replace(NODE, cmdline="rd.immucore.uki", devices=(*PARTITIONS, ESP))
 
 
 def names(made: Plan) -> list[str]:
@@ -56,10 +69,10 @@ def test_dispatch_in_the_references_order(cmdline: str, mode: str, slot: str) ->
      ("statereset.conf", "autoreset")],
 )  # fmt: skip
 def test_a_unified_kernel_image_boots_the_entry_that_was_selected(entry: str, slot: str) -> None:
-    facts = replace(NODE, cmdline="rd.immucore.uki", efi=Efi(True, entry, "some-uuid"))
+    facts = replace(UKI, efi=Efi(True, entry, "some-uuid"))
     made = plan(facts)
     assert (made.mode, made.slot) == ("uki", slot)
-    assert names(made)[1:3] == ["memory", "root"]
+    assert names(made)[1:4] == ["esp", "memory", "root"]
     assert names(made)[-2:] == ["root-read-only", "switch-root"]
 
 
@@ -68,6 +81,26 @@ def test_a_unified_kernel_image_without_secure_boot_is_refused() -> None:
     assert made.mode == "stop"
     assert "Secure Boot is off" in made.reason
     assert "securebootdisabled" in made.hint
+
+
+def test_a_root_image_inside_is_mounted_where_it_is_and_one_beside_is_compared_first() -> None:
+    efi, digest = Efi(True, "active.efi", "some-uuid"), "a" * 64
+    inside = plan(replace(UKI, efi=efi, uki_root=UkiRoot("/usr/lib/r.img", "", digest, "squashfs")))
+    root = next(step.action for step in inside.steps if step.name == "root")
+    assert root == do.MountImage("/usr/lib/r.img", "/sysroot", "squashfs")
+    assert "root-read-only" not in names(inside)  # it is so by itself
+    there = replace(UKI, efi=efi, uki_root=UkiRoot("", "/EFI/kairos-p2p/x.img", digest, "erofs"))
+    beside = plan(there)
+    assert [n for n in names(beside) if n in ("esp", "copy", "root")] == ["esp", "copy", "root"]
+    copy = next(step.action for step in beside.steps if step.name == "copy")
+    assert copy == do.CopyProved(
+        "/run/initramfs/esp/EFI/kairos-p2p/x.img", "/run/initramfs/memory/root.img", digest
+    )
+    assert "not started from a disk" in plan(replace(there, efi=Efi(True))).reason
+    damaged = plan(replace(UKI, efi=efi, uki_root=UkiRoot("", "", "", "")))
+    assert (damaged.mode, "is damaged" in damaged.reason) == ("stop", True)
+    lost = plan(replace(there, devices=PARTITIONS))
+    assert lost.awaits == ("PARTUUID=some-uuid",)
 
 
 def test_the_order_of_a_normal_boot() -> None:

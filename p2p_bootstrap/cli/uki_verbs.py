@@ -1,0 +1,167 @@
+"""``kairos-p2p boot build uki`` and ``boot measure``: a whole system as one EFI program, and its PCR 11."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from p2p_bootstrap.cli import output as out
+from p2p_bootstrap.cli.options import PATH, output_option
+from p2p_network.core.errors import BootError, UsageError
+
+STUBS: Final = (
+    "/usr/lib/systemd/boot/efi/linuxx64.efi.stub",
+    "/usr/lib/systemd/boot/efi/linuxaa64.efi.stub",
+)
+OS_RELEASE: Final = (
+    'ID=kairos-p2p\nNAME="kairos-p2p"\nPRETTY_NAME="kairos-p2p ({uname})"\nVERSION_ID="{uname}"\n'
+)
+BANKS: Final = ("sha1", "sha256", "sha384", "sha512")
+
+
+@click.command()
+@click.option("--file", "target", type=PATH, required=True, help="The file to write.")
+@click.option("--kernel", type=PATH, required=True, help="The kernel: /boot/vmlinuz-VERSION.")
+@click.option(
+    "--initrd", "initrds", type=PATH, multiple=True, required=True,
+    help="An initramfs (boot build initramfs); several are joined in order.",
+)  # fmt: skip
+@click.option("--root", type=PATH, help="The root image (squashfs, erofs, ext4). It goes inside.")
+@click.option("--beside", is_flag=True, help="Put the root image beside it, on the EFI system partition.")
+@click.option("--cmdline", default="", help="The kernel command line; rd.immucore.uki is added.")
+@click.option(
+    "--os-release", type=PATH, help="The image's os-release; without: one with the kernel's version."
+)
+@click.option("--uname", default="", help="The kernel's version; read from the kernel where it tells it.")
+@click.option("--sbat", type=PATH, help="Revocation data (SBAT, CSV) instead of the stub's own.")
+@click.option(
+    "--section", "extra", multiple=True, metavar="NAME=FILE", help="One more section: .splash=logo.bmp."
+)
+@click.option("--stub", type=PATH, help="systemd's stub; without: the one of the package systemd-boot-efi.")
+@click.option("--sign-key", type=PATH, help="Sign for Secure Boot with this key (PEM).")
+@click.option("--sign-cert", type=PATH, help="... and this certificate (PEM).")
+@click.option(
+    "--pcr-key", type=PATH, help="Sign the policy of PCR 11 with this key (PEM): .pcrpkey, .pcrsig."
+)
+@click.option("--phase", "phases", multiple=True, help="A phase that extends PCR 11 after the stub.")
+@output_option
+def uki(
+    target: Path, kernel: Path, initrds: tuple[Path, ...], root: Path | None, beside: bool, cmdline: str,
+    os_release: Path | None, uname: str, sbat: Path | None, extra: tuple[str, ...], stub: Path | None,
+    sign_key: Path | None, sign_cert: Path | None, pcr_key: Path | None, phases: tuple[str, ...],
+    output: out.Output,
+) -> None:  # fmt: skip
+    """Make a unified kernel image: stub, kernel, command line, initrd and root as one EFI program.
+
+    The same files give the same bytes (a signature holds its time). Prints the value that PCR 11 will have.
+    """
+    from p2p_bootstrap.boot import measure, signing
+    from p2p_bootstrap.boot import uki as maker
+    from p2p_bootstrap.boot.files import replace
+
+    if (sign_key is None) != (sign_cert is None):
+        raise UsageError("a signature needs both", hint="give --sign-key and --sign-cert")
+    if beside and root is None:
+        raise UsageError("--beside is for a root image", hint="name it: --root IMAGE --beside")
+    archives = [_need(path) for path in initrds]
+    if root is not None:
+        archives.append(_root(root, target.parent if beside else None))
+    linux = _need(kernel)
+    version = uname or maker.kernel_version(linux) or "unknown"
+    parts = maker.Parts(
+        stub=_need(stub or _stub()), kernel=linux, cmdline=maker.with_switch(cmdline),
+        os_release=_need(os_release) if os_release else OS_RELEASE.format(uname=version).encode(),
+        initrds=tuple(archives), uname=version, sbat=_need(sbat) if sbat else b"",
+        public_key=signing.public_key(pcr_key) if pcr_key else b"", extra=tuple(map(_section, extra)),
+    )  # fmt: skip
+    made = maker.assemble(parts)
+    if pcr_key:
+        made = maker.assemble(parts, signing.sign_policies(made, pcr_key, ("sha256",), phases))
+    value = measure.predict(made, phases=phases)
+    if sign_key and sign_cert:
+        made = signing.sign_image(made, sign_key, sign_cert)
+    replace(target, made, 0o644)
+    _say(target, len(made), value, "signed" if sign_key else "not signed", output)
+
+
+@click.command("measure")
+@click.argument("image", type=PATH)
+@click.option("--bank", type=click.Choice(BANKS), default="sha256", show_default=True)
+@click.option("--phase", "phases", multiple=True, help="A phase that extends PCR 11 after the stub.")
+@output_option
+def measure_verb(image: Path, bank: str, phases: tuple[str, ...], output: out.Output) -> None:
+    """Print the value that PCR 11 will have when this unified kernel image runs."""
+    from p2p_bootstrap.boot import measure
+
+    data = _need(image)
+    value = measure.predict(data, bank, phases)
+    if output in ("json", "yaml"):
+        rows = [name for name, _ in measure.measured(data)]
+        document = {
+            "pcr": measure.PCR,
+            "bank": bank,
+            "value": value,
+            "sections": rows,
+            "phases": list(phases),
+        }
+        out.print_document(document, output)
+        return
+    out.emit(value)
+
+
+def _say(target: Path, size_bytes: int, value: str, signed: str, output: out.Output) -> None:
+    if output in ("json", "yaml"):
+        document = {"file": str(target), "size_bytes": size_bytes, "signature": signed, "pcr11": value}
+        out.print_document(document, output)
+        return
+    out.emit(f"{target}: {out.bytes_text(size_bytes)}, {signed}")
+    out.emit(f"PCR 11 (sha256): {value}")
+
+
+def _root(path: Path, folder: Path | None) -> bytes:
+    """The initrd about the root image; with a `folder` the image is written there, to lie beside."""
+    from p2p_bootstrap.boot import superblock
+    from p2p_bootstrap.boot import uki as maker
+    from p2p_bootstrap.boot.files import replace
+    from p2p_bootstrap.boot.plan import IMAGE_TYPES
+
+    image = _need(path)
+    found = superblock.probe(lambda offset, size: image[offset : offset + size])
+    if found is None or found.fstype not in IMAGE_TYPES:
+        raise BootError(
+            f"{path} is no image of a root", hint="make one: mksquashfs TREE IMAGE, or mkfs.erofs"
+        )
+    note = maker.root_note(image, found.fstype, beside=folder is not None)
+    if folder is not None:
+        name = note.path.rpartition("/")[2]
+        replace(folder / name, image, 0o644)
+        out.note(f"{folder / name} belongs on the EFI system partition as {note.path}")
+    return maker.root_initrd(note, image)
+
+
+def _section(text: str) -> tuple[str, bytes]:
+    name, equals, path = text.partition("=")
+    if not equals or not name.startswith("."):
+        raise UsageError(f"{text!r} is no section", hint="write it like .splash=logo.bmp")
+    return name, _need(Path(path))
+
+
+def _stub() -> Path:
+    for path in map(Path, STUBS):
+        if path.exists():
+            return path
+    raise BootError(
+        "systemd's stub is not on this machine", hint="apt-get install systemd-boot-efi, or --stub FILE"
+    )
+
+
+def _need(path: Path) -> bytes:
+    from p2p_bootstrap.boot import pe
+    from p2p_bootstrap.boot.files import read
+
+    data = read(path, pe.MAX_BYTES)
+    if data is None:
+        raise BootError(f"{path}: no such file", hint="check the path")
+    return data
