@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import logging
 import os
 import sys
@@ -48,7 +49,9 @@ def efi_variables() -> str:
     try:
         syscalls.mount("efivarfs", _EFI_VARIABLES, "efivarfs", 0)
     except OSError as exc:
-        return f"the EFI variables can't be read: {exc.strerror}"
+        # real-time kernels leave EFI's services alone unless they are told otherwise
+        hint = "; add efi=runtime to the command line" if exc.errno == errno.EOPNOTSUPP else ""
+        return f"the EFI variables can't be read: {exc.strerror}{hint}"
     return ""
 
 

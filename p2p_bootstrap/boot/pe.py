@@ -70,7 +70,7 @@ def content(data: bytes, section: Section) -> bytes:
 def is_signed(data: bytes) -> bool:
     """Whether a signature is attached (the certificate table of the optional header)."""
     layout = _layout(data)
-    return struct.unpack_from("<I", data, layout.optional + 112 + 8 * 4 + 4)[0] != 0
+    return any(data[layout.optional + 112 + 8 * 4 :][:8])
 
 
 def add(data: bytes, new: Sequence[tuple[str, bytes]]) -> bytes:

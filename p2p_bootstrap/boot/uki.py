@@ -126,10 +126,5 @@ def with_switch(cmdline: str) -> str:
     return " ".join(words if SWITCH in words else [*words, SWITCH])
 
 
-def name_on_esp(name: str, tries: int) -> str:
-    """Where the boot loader looks for it; counted if `tries` are given: ``active+3.efi``."""
-    return f"/EFI/Linux/{name}+{tries}.efi" if tries else f"/EFI/Linux/{name}.efi"
-
-
 def _aligned(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)

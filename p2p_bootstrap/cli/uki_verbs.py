@@ -86,6 +86,28 @@ def uki(
     _say(target, len(made), value, "signed" if sign_key else "not signed", output)
 
 
+@click.command()
+@click.option("--folder", type=PATH, required=True, help="The root of the EFI system partition.")
+@click.option("--title", default="kairos-p2p", show_default=True, help="What stands in the boot menu.")
+@click.option(
+    "--tries", type=click.IntRange(0, 9999), default=3, show_default=True,
+    help="How often active and passive may fail before the next entry is taken; 0: not counted.",
+)  # fmt: skip
+def loader(folder: Path, title: str, tries: int) -> None:
+    """Write systemd-boot's configuration: an entry for each slot, whose tries the loader counts.
+
+    The programs are /EFI/kairos/active.efi, passive.efi, recovery.efi and statereset.efi.
+    """
+    from p2p_bootstrap.boot.entries import loader_files
+    from p2p_bootstrap.boot.files import replace
+
+    for file in loader_files(title, tries):
+        target = folder / file.path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace(target, file.text.encode(), 0o644)
+        out.emit(str(target))
+
+
 @click.command("measure")
 @click.argument("image", type=PATH)
 @click.option("--bank", type=click.Choice(BANKS), default="sha256", show_default=True)
