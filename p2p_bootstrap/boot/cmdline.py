@@ -18,7 +18,7 @@ _FLAGS: Final = {"debugrw", "disable", "debug", "uki", "rebootonfailure", "secur
 _VALUES: Final = {"overlay", "mount", "oemlabel", "oemtimeout", "sysrootwait"}
 _KAIROS: Final = {
     "kairos.ram", "kairos.ram.create_partitions", "kairos.ram.wipe", "kairos.ram.oem",
-    "kairos.ram.persistent", "kairos.config", "kairos.config_url", "kairos.reset",
+    "kairos.ram.persistent", "kairos.config", "kairos.config_url", "kairos.reset", "kairos.counted",
 }  # fmt: skip
 _OURS: Final = tuple(f"rd.{who}.{key}" for who in ("cos", "immucore") for key in sorted(_FLAGS | _VALUES))
 _TRUE: Final = {"", "1", "true", "yes", "on", "y"}
@@ -46,6 +46,7 @@ class CommandLine:
         root: ``root=`` as written, e.g. ``LABEL=COS_ACTIVE``.
         image: ``cos-img/filename=``, the image's path on its partition.
         live: the medium of ``live:...``, e.g. ``LABEL=COS_LIVE``; "" if this is no live boot.
+        counted: whether the boot loader took a try off the slot pointer already (`grubcfg`).
         mounts: ``rd.*.mount=``, each ``SELECTOR:/path``.
         stages: ``boot.commands[0]=...`` and the like, as (key, value).
         unknown: one sentence for each word that looks like ours but isn't.
@@ -57,6 +58,7 @@ class CommandLine:
     netboot: bool = False
     recovery_mode: bool = False
     reset: bool = False
+    counted: bool = False
     disable: bool = False
     uki: bool = False
     secure_boot_disabled: bool = False
@@ -141,7 +143,7 @@ class _Reader:
     def take(self, key: str, value: str | None) -> None:
         if key.startswith(("rd.cos.", "rd.immucore.")):
             self._take_rd(key, key.split(".", 2)[2], value)
-        elif key.startswith("kairos.ram") or key == "kairos.reset":
+        elif key.startswith("kairos.ram") or key in ("kairos.reset", "kairos.counted"):
             self._take_kairos(key, value)
         elif key in ("netboot", "recovery-mode"):
             self._switch(key, key, value)
@@ -222,6 +224,7 @@ class _Reader:
         return CommandLine(
             root=root, image=one.get("cos-img/filename", ""), live=live, netboot="netboot" in flags,
             recovery_mode="recovery-mode" in flags, reset="kairos.reset" in flags,
+            counted="kairos.counted" in flags,
             disable="disable" in flags, uki="uki" in flags,
             secure_boot_disabled="securebootdisabled" in flags, ram=ram, overlay=one.get("overlay", ""),
             mounts=tuple(self._mounts), oem_label=one.get("oemlabel", ""), oem_timeout_s=oem_timeout_s,

@@ -108,7 +108,8 @@ def candidates(facts: Facts, command: CommandLine) -> tuple[tuple[Choice, ...], 
     open_ways: list[Choice] = []
     failed = {failure.slot: failure for failure in facts.failures}
     try:
-        spent = facts.images is not None and slots.parse(facts.pointer).spent
+        # what the boot loader counted already, it also judged: this may be the last try
+        spent = facts.images is not None and not command.counted and slots.parse(facts.pointer).spent
     except BootError:
         spent = False  # the plan itself reports the damage
     for way in ways:

@@ -152,7 +152,7 @@ def _mount_slot_partition(build: Builder, way: Choice) -> tuple[SlotImage, str]:
             f"the image {path} on {device.path} holds no file system: its superblock is damaged",
             hint="this slot must be written anew: boot the other one and upgrade",
         )
-    if way.slot == "active" and table.trial and way.mode == "normal":
+    if way.slot == "active" and table.trial and way.mode == "normal" and not command.counted:
         build.add("count-try", do.CountTry(places.state), "look-slots")
     return image, target + path
 

@@ -10,7 +10,7 @@ import click
 
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.options import PATH, output_option
-from p2p_bootstrap.cli.uki_verbs import loader, measure_verb, uki
+from p2p_bootstrap.cli.uki_verbs import grub_cfg, loader, measure_verb, uki
 from p2p_network.core.errors import BootError
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ def build() -> None:
 
 build.add_command(uki)
 build.add_command(loader)
+build.add_command(grub_cfg)
 group.add_command(measure_verb)
 
 

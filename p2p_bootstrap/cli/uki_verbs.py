@@ -108,6 +108,27 @@ def loader(folder: Path, title: str, tries: int) -> None:
         out.emit(str(target))
 
 
+@click.command("grub-cfg")
+@click.option("--file", "target", type=PATH, required=True, help="The file to write.")
+@click.option("--title", default="kairos-p2p", show_default=True, help="What stands in the boot menu.")
+@click.option(
+    "--timeout", "timeout_s", type=click.IntRange(0, 600), default=5, show_default=True, metavar="SECONDS"
+)
+@click.option("--kernel", default="/boot/vmlinuz", show_default=True, help="The kernel, inside each image.")
+@click.option("--initrd", default="/boot/initrd", show_default=True, help="The initramfs, inside each image.")
+@click.option("--cmdline", default="", help="More for the kernel command line of every entry.")
+def grub_cfg(target: Path, title: str, timeout_s: int, kernel: str, initrd: str, cmdline: str) -> None:
+    """Write a grub.cfg for the slots: it reads the slot pointer and counts the tries of one on trial.
+
+    Menu names, next_entry and extra_cmdline (grubenv on the OEM partition) are those of Kairos.
+    """
+    from p2p_bootstrap.boot import grubcfg
+    from p2p_bootstrap.boot.files import replace
+
+    replace(target, grubcfg.render(grubcfg.Menu(title, timeout_s, kernel, initrd, cmdline)).encode(), 0o644)
+    out.emit(str(target))
+
+
 @click.command("measure")
 @click.argument("image", type=PATH)
 @click.option("--bank", type=click.Choice(BANKS), default="sha256", show_default=True)

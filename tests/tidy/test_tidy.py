@@ -93,6 +93,7 @@ PURE = (
     "p2p_bootstrap/boot/dispatch.py",
     "p2p_bootstrap/boot/entries.py",
     "p2p_bootstrap/boot/facts.py",
+    "p2p_bootstrap/boot/grubcfg.py",
     "p2p_bootstrap/boot/layout.py",
     "p2p_bootstrap/boot/measure.py",
     "p2p_bootstrap/boot/merge3.py",
