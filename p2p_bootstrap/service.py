@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from p2p_network.core.errors import NotPermitted, P2PError
+from p2p_roles.k3s.units import systemd_path, systemd_quote
 
 Kind = Literal["systemd", "openrc"]
 NAME: Final = "kairos-p2p"
@@ -46,14 +47,14 @@ def systemd_unit(argv: Sequence[str], config_path: Path) -> str:
 [Unit]
 Description=kairos-p2p agent: private mesh, VPN and k3s roles
 After=network.target
-ConditionPathExists={_systemd_escape(str(config_path))}
+ConditionPathExists={systemd_path(str(config_path))}
 # an edge node has nobody who would reset a unit that gave up
 StartLimitIntervalSec=0
 
 [Service]
 Type=notify
 NotifyAccess=main
-ExecStart={" ".join(_systemd_quote(arg) for arg in argv)}
+ExecStart={" ".join(systemd_quote(arg) for arg in argv)}
 # the data plane and k3s go on while the agent restarts; "kairos-p2p leave" stops them
 KillMode=process
 Restart=always
@@ -98,15 +99,6 @@ depend() {{
     after net firewall
 }}
 """
-
-
-def _systemd_escape(text: str) -> str:
-    return text.replace("%", "%%")
-
-
-def _systemd_quote(arg: str) -> str:
-    escaped = _systemd_escape(arg).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
-    return f'"{escaped}"' if not escaped or any(c in escaped for c in " \t'\"\\;") else escaped
 
 
 @dataclass(frozen=True, slots=True)

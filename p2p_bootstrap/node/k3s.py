@@ -31,6 +31,8 @@ from p2p_network.records import NodeRecord
 from p2p_roles.events import ReplaceInitDropIn, StartK3s, StartKind
 from p2p_roles.genesis.messages import Datastore, Timing
 from p2p_roles.k3s import pki, spec
+from p2p_roles.genesis.messages import Datastore
+from p2p_roles.k3s import pki, spec, supervisor
 from p2p_roles.k3s.driver import K3sDriver, K3sObserved
 from p2p_roles.rules import Authorization
 
@@ -72,6 +74,7 @@ class K3sUnit:
     ) -> None:
         self._region = region
         self.driver = K3sDriver(state_dir=state_dir)
+        self.driver = K3sDriver(state_dir=state_dir, supervisor=supervisor.choose(state_dir))
         self.version = ""
         self.changed = Signal()
         self._self_id = self_id

@@ -1,7 +1,7 @@
 """How is k3s kept running on this machine?
 
-One `K3sDriver` owns one k3s: it writes the spec's files, starts the program detached (it survives this
-process and is adopted again), watches it end, starts it again with a growing pause, asks whether it is
+One `K3sDriver` owns one k3s: it writes the spec's files, has a `Supervisor` start the program (it survives
+this process and is adopted again), watches it end, starts it again with a growing pause, asks whether it is
 ready, and reads its log for what is wrong. Everything seen comes out of `changes` as `K3sObserved`, one
 per change. Files and probes run in threads; nothing blocks the loop.
 """
@@ -12,7 +12,7 @@ import hashlib
 import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +28,13 @@ from p2p_roles.k3s import causes, probe
 from p2p_roles.k3s.causes import Cause
 from p2p_roles.k3s.probe import NotReady, Readiness
 from p2p_roles.k3s.spec import FileSpec, K3sPaths, K3sSpec
+from p2p_roles.k3s.supervisor import MANAGERS_OWN, Child, Running, Supervisor
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 _logger = log.get(__name__)
 
-LOG_FILE: Final = "k3s.log"
-_MAX_LOG_BYTES: Final = 16 << 20
-_TAIL_BYTES: Final = 64 << 10
 _KEPT_FENCED: Final = 2
 _BARE_ENV: Final = ("PATH", "HOME")
 
@@ -104,6 +102,7 @@ class K3sDriver:
         state_dir: for the record of the process and its log.
         binary: path or command line of k3s; default ``$K3S_BIN``, else ``k3s`` on PATH.
         env: the environment that k3s gets below the spec's.
+        supervisor: who keeps the process alive; default: it is a detached child.
     """
 
     def __init__(
@@ -112,20 +111,19 @@ class K3sDriver:
         state_dir: Path,
         binary: str | None = None,
         env: Mapping[str, str] | None = None,
+        supervisor: Supervisor | None = None,
         ask: Probe = ask_k3s,
         timing: Timing = Timing(),
     ) -> None:
         self._env = dict(os.environ if env is None else env)
         self._binary = binary or self._env.get("K3S_BIN") or "k3s"
-        self._record_path = state_dir / "k3s.process"
-        self.log_path = state_dir / LOG_FILE
+        self._supervisor = supervisor or Child(state_dir)
         self._ask, self._timing = ask, timing
         self._spec: K3sSpec | None = None
         self._generation = 0
         self._changed = trio.Event()
-        self._process: programs.Detached | None = None
+        self._process: Running | None = None
         self._lock = trio.Lock()
-        self._log_start = 0
         self.observed = K3sObserved("stopped")
         self._send, self.changes = trio.open_memory_channel[K3sObserved](64)
 
@@ -220,7 +218,7 @@ class K3sDriver:
         self._see(K3sObserved("starting", process.pid, self.observed.version))
         ended, exit_code = False, None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._probe_for_ever, spec, process.pid)
+            nursery.start_soon(self._probe_for_ever, spec, process)
 
             async def until_changed() -> None:
                 await changed.wait()
@@ -232,47 +230,31 @@ class K3sDriver:
             nursery.cancel_scope.cancel()
         if not ended or self._generation != generation:
             return None
+        cause = causes.explain(await process.tail(), exit_code)
         async with self._lock:
             self._forget()
-        tail = await trio.to_thread.run_sync(self._tail)
-        return causes.explain(tail, exit_code)
+        return cause
 
-    async def _running(self, spec: K3sSpec) -> programs.Detached:
+    async def _running(self, spec: K3sSpec) -> Running:
         """k3s with this spec: adopted if it lives, else started. Raises RoleError."""
         argv = [*self._command(), *spec.argv]
         kept = _BARE_ENV if spec.bare_env else self._env.keys()
-        env = {**{name: self._env[name] for name in kept if name in self._env}, **spec.env}
+        env = {name: self._env[name] for name in kept if name in self._env and name not in MANAGERS_OWN}
+        env |= spec.env
         digest = hashlib.sha256(repr((argv, sorted(spec.env.items()), spec.bare_env)).encode()).hexdigest()
-        process = self._process or programs.adopt(self._record_path)
-        if process is not None and process.record.digest != digest:
+        process = self._process or await self._supervisor.adopt()
+        if process is not None and process.digest != digest:
             self._process = process
             await self._end()
             process = None
+        await trio.to_thread.run_sync(_write_files, spec)
         if process is None:
-            await trio.to_thread.run_sync(_write_files, spec)
-            process = await trio.to_thread.run_sync(self._start, argv, env, digest)
+            process = await self._supervisor.start(argv, env, digest)
             log.event(_logger, "roles.k3s_started", pid=process.pid, role=spec.role)
-        else:
-            await trio.to_thread.run_sync(_write_files, spec)
-            self._log_start = await trio.to_thread.run_sync(self._log_size)
+        elif process is not self._process:
             log.event(_logger, "roles.k3s_adopted", pid=process.pid, role=spec.role)
         self._process = process
         return process
-
-    def _start(self, argv: Sequence[str], env: Mapping[str, str], digest: str) -> programs.Detached:
-        self._record_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with suppress(FileNotFoundError):
-            if self.log_path.stat().st_size > _MAX_LOG_BYTES:
-                self.log_path.replace(self.log_path.with_suffix(".log.1"))
-        with open(self.log_path, "ab", opener=lambda p, f: os.open(p, f, 0o600)) as file:
-            self._log_start = file.tell()
-        return programs.start_detached(
-            argv,
-            env=env,
-            log_path=self.log_path,
-            record_path=self._record_path,
-            digest=digest,
-        )
 
     def _command(self) -> list[str]:
         """The command line of k3s. Raises K3sFailed if there is none."""
@@ -286,22 +268,20 @@ class K3sDriver:
         return [path, *words[1:]]
 
     async def _end(self) -> None:
-        process = self._process or programs.adopt(self._record_path)
-        if process is not None:
-            await process.end(patience_s=self._timing.stop_s)
-            log.event(_logger, "roles.k3s_stopped", pid=process.pid)
-            self._process = process
+        pid = await self._supervisor.stop(patience_s=self._timing.stop_s)
+        if pid:
+            log.event(_logger, "roles.k3s_stopped", pid=pid)
         self._forget()
 
     def _forget(self) -> None:
         if self._process is not None:
             self._process.close()
         self._process = None
-        self._record_path.unlink(missing_ok=True)
 
     # ------------------------------------------------------------ what is seen
 
-    async def _probe_for_ever(self, spec: K3sSpec, pid: int) -> None:
+    async def _probe_for_ever(self, spec: K3sSpec, process: Running) -> None:
+        pid = process.pid
         if not self.observed.version:
             with suppress(RoleError):
                 self._see(K3sObserved("starting", pid, await self.version()))
@@ -312,27 +292,10 @@ class K3sDriver:
                 self._see(K3sObserved("ready", pid, version, ready.uid, ready.ca_hash))
                 pause = self._timing.probe_ready_s
             except NotReady:
-                tail = await trio.to_thread.run_sync(self._tail)
-                trouble = causes.known_cause(tail, running=True) or Cause("", "")
+                trouble = causes.known_cause(await process.tail(), running=True) or Cause("", "")
                 self._see(K3sObserved("running", pid, version, error=trouble.error, hint=trouble.hint))
                 pause = self._timing.probe_s
             await trio.sleep(pause)
-
-    def _log_size(self) -> int:
-        try:
-            return self.log_path.stat().st_size
-        except OSError:
-            return 0
-
-    def _tail(self) -> str:
-        """The end of the log, of this start only."""
-        try:
-            with self.log_path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(self._log_start if self._log_start <= size else 0, size - _TAIL_BYTES))
-                return file.read(_TAIL_BYTES).decode(errors="replace")
-        except OSError:
-            return ""
 
     def _see_failure(self, cause: Cause) -> None:
         absent = cause.permanent and programs.find(shlex.split(self._binary)[0]) is None

@@ -45,7 +45,10 @@ class Demo:
         self._started_at = time.monotonic()
         self._pool = ThreadPoolExecutor(max_workers=8)
         self._few = ThreadPoolExecutor(max_workers=2)  # for pings: many at once would measure each other
-        self.survey = Survey(tuple(NodeView(p.name, p.region) for p in lab.topology.places))
+        self.survey = Survey(
+            tuple(NodeView(p.name, p.region) for p in lab.topology.places),
+            without_kubelet=frozenset(p.name for p in lab.topology.places if not lab.topology.has_kubelet(p)),
+        )
 
     def run(self) -> Survey:
         """All of it. `survey` holds what was seen so far if it raises TimedOut or LabError."""

@@ -22,6 +22,7 @@ import p2p_network
 import p2p_roles
 import p2p_simulations
 from p2p_network.core.ids import stable_hash
+from p2p_roles.k3s.supervisor import CHOICE
 from p2p_simulations.lab.topology import Place, Topology
 
 DISKS: Final = (
@@ -86,6 +87,7 @@ def environment(folder: Path, extra: Iterable[tuple[str, str]]) -> dict[str, str
     path = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     terminal = os.environ.get("TERM", "dumb")
     env = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8", "TERM": terminal, "K3S_BIN": k3s_binary(folder)}
+    env[CHOICE] = "child"  # whatever this machine's service manager is, a node of a lab leaves it alone
     return env | dict(extra)
 
 

@@ -44,7 +44,7 @@ def report(survey: Survey) -> str:
     api = (
         table(("NAME", "STATUS", "ROLES", "REGION", "INTERNAL-IP", "VERSION"), api_rows)
         if api_rows
-        else f"not read: {survey.api_error or 'no server was ready'}"
+        else _no_api_rows(survey)
     )
     at = f" (GET {survey.api_url}/api/v1/nodes over TLS, with the handed-out kubeconfig)" if api_rows else ""
     parts = [
@@ -59,6 +59,12 @@ def report(survey: Survey) -> str:
         parts.append(("Resident memory", table(("PROCESS", "MEDIAN", "HIGHEST"), rows)))
     text = "\n\n".join(f"{title}\n{body}" if title else body for title, body in parts)
     return f"{text}\n\n{seen.k3s_kind(survey)}\n"
+
+
+def _no_api_rows(survey: Survey) -> str:
+    if survey.api_url and survey.without_kubelet:
+        return "empty: k3s runs no kubelets here (--disable-agent)"
+    return f"not read: {survey.api_error or 'no server was ready'}"
 
 
 def matrix(names: Sequence[str], pings: Mapping[tuple[str, str], float | None]) -> str:

@@ -57,6 +57,8 @@ class Survey:
         times: (what, seconds since the agents' processes were started) as seen from outside; a phase once all
             nodes have reached it.
         memory: kind of process -> resident bytes, one per process.
+        without_kubelet: names of nodes whose k3s runs no kubelet (--disable-agent): the cluster lists no Node
+            for them.
     """
 
     nodes: tuple[NodeView, ...]
@@ -67,6 +69,7 @@ class Survey:
     pings_v6: Mapping[tuple[str, str], float | None] = field(default_factory=dict)
     times: tuple[tuple[str, float], ...] = ()
     memory: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    without_kubelet: frozenset[str] = frozenset()
 
 
 def node_view(place: Place, document: Any) -> NodeView:
@@ -129,6 +132,8 @@ def missing_in_api(survey: Survey) -> tuple[str, ...]:
     problems = []
     for node in survey.nodes:
         found = [row for row in survey.api_nodes if node.hostname == row.name or node.ipv4 == row.ipv4]
+        if node.name in survey.without_kubelet:
+            continue
         if not found:
             problems.append(f"{node.name} is not in the cluster's node list")
         elif not found[0].ready:

@@ -86,6 +86,12 @@ class Topology:
         """Names of the nodes, in order."""
         return tuple(place.name for place in self.places)
 
+    def has_kubelet(self, place: Place) -> bool:
+        """Whether a server at this place would register a Node; k3s's --disable-agent keeps it from that."""
+        sections = [document.get("k3s") for document in (place.config, self.config)]
+        args = next((s["args"] for s in sections if isinstance(s, Mapping) and s.get("args")), ())
+        return "--disable-agent" not in args
+
     def place(self, name: str) -> Place:
         """The place of the node called `name`. Raises UsageError that names the nearest one."""
         for place in self.places:
