@@ -23,6 +23,7 @@ from p2p_roles.k3s.supervisor import LOG_FILE, Kind, LogFile, Running
 
 _APPEAR_S: Final = 15.0
 _LOOK_S: Final = 0.1
+_REAP_S: Final = 5.0
 _JOURNAL_LINES: Final = "500"
 _EXITED: Final = "1"  # CLD_EXITED, in ExecMainCode; else a signal
 
@@ -130,6 +131,10 @@ class Systemd:
         """How this start ended, if systemd has not begun the next one yet."""
         with suppress(RoleError):
             shown = await self._show()
+            with trio.move_on_after(_REAP_S):
+                while service.pid and shown.get("MainPID") == str(service.pid):
+                    await trio.sleep(_LOOK_S)  # it has ended, but systemd has not reaped it yet
+                    shown = await self._show()
             status = shown.get("ExecMainStatus", "")
             if shown.get("InvocationID") == service.invocation and status.isdigit():
                 return int(status) if shown.get("ExecMainCode") == _EXITED else -int(status)
