@@ -8,7 +8,7 @@ import ssl
 import pytest
 import yaml
 from cryptography import x509
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2p_network.core.errors import RoleError
@@ -166,6 +166,7 @@ def test_paths() -> None:
         st.one_of(st.booleans(), st.text(max_size=20), st.lists(st.text(max_size=9), min_size=1)),
     )
 )
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine proves nothing
 def test_rendered_yaml_reads_back(value: dict) -> None:
     assert (yaml.safe_load(render_yaml(value)) or {}) == value
 
