@@ -30,8 +30,6 @@ from p2p_network.ledger.reading import read_by_peer
 from p2p_network.records import NodeRecord
 from p2p_roles.events import ReplaceInitDropIn, StartK3s, StartKind
 from p2p_roles.genesis.messages import Datastore, Timing
-from p2p_roles.k3s import pki, spec
-from p2p_roles.genesis.messages import Datastore
 from p2p_roles.k3s import pki, spec, supervisor
 from p2p_roles.k3s.driver import K3sDriver, K3sObserved
 from p2p_roles.rules import Authorization
