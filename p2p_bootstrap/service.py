@@ -20,6 +20,7 @@ from p2p_roles.k3s.units import systemd_path, systemd_quote
 
 Kind = Literal["systemd", "openrc"]
 NAME: Final = "kairos-p2p"
+LEFT: Final = "left"  # in the state folder: this node left, and joins no more by itself
 _COMMAND_TIMEOUT_S: Final = 60
 
 
@@ -41,13 +42,16 @@ def notify(state: str) -> None:
         return
 
 
-def systemd_unit(argv: Sequence[str], config_path: Path) -> str:
-    """The unit file that runs `argv` as long as `config_path` exists (`leave` removes it)."""
+def systemd_unit(
+    argv: Sequence[str], config_path: Path | None, *, after: Sequence[str] = ("network.target",)
+) -> str:
+    """The unit file that runs `argv` as long as `config_path` exists (`leave` removes it); None: always."""
+    condition = f"ConditionPathExists={systemd_path(str(config_path))}\n" if config_path else ""
     return f"""\
 [Unit]
 Description=kairos-p2p agent: private mesh, VPN and k3s roles
-After=network.target
-ConditionPathExists={systemd_path(str(config_path))}
+After={" ".join(after)}
+{condition}\
 # an edge node has nobody who would reset a unit that gave up
 StartLimitIntervalSec=0
 
@@ -73,11 +77,16 @@ WantedBy=multi-user.target
 """
 
 
-def openrc_script(argv: Sequence[str], config_path: Path) -> str:
+def openrc_script(
+    argv: Sequence[str], config_path: Path | None, *, after: Sequence[str] = ("net", "firewall")
+) -> str:
     """The OpenRC service script that runs `argv`; its log goes to /var/log/kairos-p2p.log."""
     command, *arguments = argv
     # command_args is split by a shell when the service starts: quoted once for that, once for this file
     inner = " ".join(shlex.quote(arg) for arg in arguments)
+    required = f"required_files={shlex.quote(str(config_path))}\n" if config_path else ""
+    # in an image that boots itself the mounts are there before the init is
+    mounted = "need localmount" if config_path else "after localmount"
     return f"""\
 #!/sbin/openrc-run
 description="kairos-p2p agent: private mesh, VPN and k3s roles"
@@ -89,14 +98,14 @@ respawn_max=0
 retry="TERM/20"
 output_log=/var/log/kairos-p2p.log
 error_log=/var/log/kairos-p2p.log
-required_files={shlex.quote(str(config_path))}
+{required}\
 # the data plane and k3s go on while the agent restarts; "kairos-p2p leave" stops them
 rc_cgroup_cleanup=no
 rc_ulimit="-n 1048576"
 
 depend() {{
-    need localmount
-    after net firewall
+    {mounted}
+    after {" ".join(after)}
 }}
 """
 

@@ -22,6 +22,11 @@ from p2p_bootstrap.logs import FORMATS, LEVELS, Format
     help="A cloud-config file or a folder of them; may be repeated, later ones win.",
 )
 @click.option(
+    "--system",
+    is_flag=True,
+    help="Read what a booted machine has instead: its folders, its kernel command line, config_url.",
+)
+@click.option(
     "--state-dir",
     type=PATH,
     default=DEFAULT_STATE_DIR,
@@ -37,7 +42,12 @@ from p2p_bootstrap.logs import FORMATS, LEVELS, Format
     help="How much to log.  [default: the cloud-config's p2p.loglevel, else info]",
 )
 def agent(
-    cloud_configs: tuple[Path, ...], state_dir: Path, socket: Path, log_format: Format, log_level: str | None
+    cloud_configs: tuple[Path, ...],
+    system: bool,
+    state_dir: Path,
+    socket: Path,
+    log_format: Format,
+    log_level: str | None,
 ) -> None:
     """Run the agent in the foreground (for service units).
 
@@ -46,4 +56,5 @@ def agent(
     """
     from p2p_bootstrap.cli import foreground
 
-    foreground.run(cloud_configs, state_dir, socket, log_format=log_format, log_level=log_level)
+    sources = None if system else cloud_configs
+    foreground.run(sources, state_dir, socket, log_format=log_format, log_level=log_level)

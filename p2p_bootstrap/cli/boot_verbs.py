@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from p2p_bootstrap.boot.record import Entry, Record
     from p2p_bootstrap.boot.slotstore import SlotStore
     from p2p_bootstrap.boot.steps import Step
+    from p2p_bootstrap.units import Init
 
 STATE: Final = Path("/run/initramfs/cos-state")
+PROGRAM: Final = "/usr/bin/kairos-p2p"
 _SENTINELS: Final = ("active", "passive", "recovery", "autoreset", "live")
 
 
@@ -176,13 +178,20 @@ def slots(state: Path, output: out.Output) -> None:
 def bless(running: str | None, state: Path, root: Path) -> None:
     """Say that the running slot is healthy: it ends its trial.
 
-    A health check calls it: a slot that nobody blesses is left when its tries are spent.
+    The agent does it by itself once the node is healthy (p2p.bless in the cloud-config); a slot that nobody
+    blesses is left when its tries are spent.
     """
+    from p2p_bootstrap.boot import blessing
+
+    if running is None and state == STATE:
+        _running(root)
+        for line in blessing.bless(root):
+            out.emit(line)
+        return
     store = _store(state)
-    slot = running or _running(root)
     for line in store.recover():
         out.note(f"finished an interrupted upgrade: {line}")
-    out.emit(store.bless(slot))
+    out.emit(store.bless(running or _running(root)))
 
 
 @group.group()
@@ -217,6 +226,57 @@ def initramfs(target: Path, folder: Path | None, names: tuple[str, ...]) -> None
     data, method = maker.compress(maker.build(folder, (*DEFAULT, *names)))
     replace(target, data, 0o644)
     out.emit(f"{target}: {out.bytes_text(len(data))} ({method})")
+
+
+@build.command()
+@click.option("--root", "folder", type=PATH, required=True, help="The image's root, as a folder.")
+@click.option(
+    "--init",
+    type=click.Choice(("systemd", "openrc", "busybox")),
+    multiple=True,
+    help="What the image starts with; may be repeated.  [default: those that are in the image]",
+)
+@click.option("--program", default=PROGRAM, show_default=True, help="Where kairos-p2p lies in the image.")
+def units(folder: Path, init: tuple[Init, ...], program: str) -> None:
+    """Write what an image needs so that a booted machine runs its stages and joins its mesh by itself.
+
+    systemd units, OpenRC scripts, or for an init without services (busybox) a script and an inittab.
+    """
+    from p2p_bootstrap.units import image_files, inits_of, write
+
+    found = init or inits_of(folder)
+    if not found:
+        raise BootError(
+            f"no init that we know is in {folder}", hint="say which one it will have: --init systemd"
+        )
+    for one in found:
+        for path in write(folder, image_files(one, program)):
+            out.emit(out.printable(path))
+
+
+@group.command()
+@_root_option
+@_state_option
+@output_option
+@click.pass_context
+def status(ctx: click.Context, root: Path, state: Path, output: out.Output) -> None:
+    """Did this boot go well? The slot, its trial, and every stage so far with its errors.
+
+    Exit code 1 if a step of a stage failed or a slot was passed over.
+    """
+    from p2p_bootstrap.boot import status as look
+
+    found = look.status(root, state)
+    match output:
+        case "json" | "yaml":
+            out.print_document(found.document(), output)
+        case "name":
+            out.emit(out.printable(found.slot or "none"))
+        case "table":
+            for line in found.lines():
+                out.emit(out.printable(line))
+    if not found.ok:
+        ctx.exit(1)
 
 
 def _observe() -> Facts:
@@ -282,9 +342,10 @@ def _store(state: Path) -> SlotStore:
 
 
 def _running(root: Path) -> str:
-    for slot in _SENTINELS:
-        if (root / f"run/cos/{slot}_mode").exists():
-            return slot
+    from p2p_bootstrap.boot.blessing import running_slot
+
+    if slot := running_slot(root):
+        return slot
     raise BootError(
         "it can't be told which slot runs", hint="say it with --running active or --running passive"
     )

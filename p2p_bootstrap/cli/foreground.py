@@ -9,40 +9,51 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from p2p_bootstrap.api.service import Goal
 from p2p_bootstrap.cli import progress
 from p2p_bootstrap.cli.client import AgentClient
 from p2p_bootstrap.cli.inputs import STDIN, read_text
 from p2p_bootstrap.cli.output import note
+from p2p_bootstrap.service import LEFT, notify
 from p2p_network.core import log
 from p2p_network.core.errors import P2PError, TimedOut
 
 if TYPE_CHECKING:
+    from p2p_bootstrap.config.loading import Config
     from p2p_bootstrap.logs import Format
 
 logger = log.get(__name__)
 
+LEFT_POLL_S: Final = 5.0
+
 
 def run(
-    cloud_configs: Sequence[Path], state_dir: Path, socket: Path, *, log_format: Format, log_level: str | None
+    cloud_configs: Sequence[Path] | None,
+    state_dir: Path,
+    socket: Path,
+    *,
+    log_format: Format,
+    log_level: str | None,
 ) -> None:
     """Run the agent until it is told to end.
 
     Args:
+        cloud_configs: what to read; None: what a booted machine has.
         log_level: what is shown; the configuration's `p2p.loglevel` if None.
 
     Raises ConfigError with everything that is wrong, and what the agent cannot start without.
     """
     from p2p_bootstrap import logs
     from p2p_bootstrap.api.events import EventLog, EventLogHandler
-    from p2p_bootstrap.config.loading import load
 
-    stdin = read_text(STDIN) if STDIN in cloud_configs else None
-    config = load(cloud_configs, stdin=stdin)
+    if cloud_configs is None:
+        _wait_while_left(state_dir)
+    config = _read(cloud_configs)
     _ = config.token  # without one there is nothing to run for; it says so
     events = EventLog()
     logs.configure(log_format, log_level or config.p2p.loglevel, also=[EventLogHandler(events)])
@@ -53,7 +64,27 @@ def run(
 
     from p2p_bootstrap.node.agent import run_agent
 
-    run_agent(config, state_dir=state_dir, socket=socket, events=events)
+    run_agent(config, state_dir=state_dir, socket=socket, events=events, of_system=cloud_configs is None)
+
+
+def _read(cloud_configs: Sequence[Path] | None) -> Config:
+    from p2p_bootstrap.config.loading import load, load_system
+
+    if cloud_configs is not None:
+        return load(cloud_configs, stdin=read_text(STDIN) if STDIN in cloud_configs else None)
+    from p2p_bootstrap.cloudconfig.fetching import fetch_http
+
+    return load_system(fetch_http)
+
+
+def _wait_while_left(state_dir: Path) -> None:
+    """A machine that left its mesh stays out of it, whatever starts its agent again and again."""
+    marker = state_dir / LEFT
+    if marker.exists():
+        note(f"this node left its mesh, and stays out as long as {marker} is there")
+        notify("READY=1")
+    while marker.exists():
+        time.sleep(LEFT_POLL_S)
 
 
 def run_and_watch(config: Path, state_dir: Path, socket: Path, *, goal: Goal, timeout_s: float) -> None:

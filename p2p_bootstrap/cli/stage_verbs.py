@@ -21,7 +21,7 @@ def group() -> None:
 
 
 @group.command()
-@click.argument("name")
+@click.argument("stages", nargs=-1, required=True, metavar="NAME...")
 @click.option("--dry-run", is_flag=True, help="Say what each step would do; change nothing.")
 @click.option("--analyze", is_flag=True, help="Say in which order the steps run, and what each waits for.")
 @click.option(
@@ -44,14 +44,14 @@ def group() -> None:
 @click.pass_context
 def run(
     ctx: click.Context,
-    name: str,
+    stages: tuple[str, ...],
     dry_run: bool,
     analyze: bool,
     folder: Path,
     paths: tuple[Path, ...],
     output: str,
 ) -> None:
-    """Run the stage NAME with its .before and .after.
+    """Run the stage NAME with its .before and .after; several, one after the other.
 
     A failing step doesn't stop the others unless it is marked fatal, or the configuration strict. Every error
     is printed and kept in /run/kairos-p2p/stages. Exit code 1 if anything failed.
@@ -60,16 +60,27 @@ def run(
     from p2p_bootstrap.stages.engine import Engine
     from p2p_network.core.errors import UsageError, nearest
 
-    if not names.is_known(name):
-        near = nearest(name, names.NAMES)
-        hint = f"did you mean {near!r}?" if near else f"the stages of a boot are {', '.join(names.BOOT)}"
-        raise UsageError(f"there is no stage {name!r}", hint=hint)
+    for name in stages:
+        if not names.is_known(name):
+            near = nearest(name, names.NAMES)
+            hint = f"did you mean {near!r}?" if near else f"the stages of a boot are {', '.join(names.BOOT)}"
+            raise UsageError(f"there is no stage {name!r}", hint=hint)
     only_look = dry_run or analyze
-    engine = Engine.of(folder, paths, network=names.has_network(name), keep=not only_look, say=out.note)
-    if only_look:
-        _foresee(name, engine, analyze=analyze, output=output)
-        return
     logging.getLogger("p2p_bootstrap").addHandler(logging.NullHandler())  # the report is printed instead
+    failed = False
+    for name in stages:
+        # read anew for each: a stage may write configuration, and only the later ones have a network
+        engine = Engine.of(folder, paths, network=names.has_network(name), keep=not only_look, say=out.note)
+        if only_look:
+            _foresee(name, engine, analyze=analyze, output=output)
+        else:
+            failed |= not _run(name, engine, output)
+    if failed:
+        ctx.exit(1)
+
+
+def _run(name: str, engine: Engine, output: str) -> bool:
+    """Run one stage and print its report. Returns whether all went well."""
     report = engine.run(name)
     for remark in engine.collected.remarks:
         out.note(out.printable(f"note: {remark}"))
@@ -79,8 +90,7 @@ def run(
         out.print_document({**asdict(report), "ok": report.ok}, "json")
     else:
         _print(report)
-    if not report.ok:
-        ctx.exit(1)
+    return report.ok
 
 
 def _foresee(name: str, engine: Engine, *, analyze: bool, output: str) -> None:

@@ -170,6 +170,7 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 MoreServers = Annotated[int, Field(ge=0, le=MAX_SERVERS - 1), BeforeValidator(_whole)]
 ServerCount = Annotated[int, Field(ge=1, le=MAX_SERVERS), BeforeValidator(_whole)]
 NodeCount = Annotated[int, Field(ge=1, le=MAX_NODES), BeforeValidator(_whole)]
+Seconds = Annotated[int, Field(ge=0, le=86400), BeforeValidator(_whole)]
 Mtu = Annotated[int, Field(ge=1280, le=9000), BeforeValidator(_whole)]
 Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(_whole)]
 Env = Annotated[dict[str, Text], AfterValidator(_env_names)]
@@ -227,6 +228,10 @@ Speed = Annotated[
     choice({"auto": "auto", "lan": "lan", "wan": "wan", "slow": "slow"}),
 ]
 PlacementKind = Annotated[Literal["spread", "pack"], choice({"spread": "spread", "pack": "pack"})]
+Health = Annotated[
+    Literal["mesh", "role", "ready", "never"],
+    choice({"mesh": "mesh", "role": "role", "ready": "ready", "never": "never"}),
+]
 Scope = Annotated[Literal["mesh", "region"], choice({"mesh": "mesh", "region": "region"})]
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import cast
 
 from p2p_bootstrap.cloudconfig import template
-from p2p_bootstrap.cloudconfig.collect import Collected, collect
+from p2p_bootstrap.cloudconfig.collect import Collected, collect, collect_system
 from p2p_bootstrap.cloudconfig.nodes import Entry, MapNode, ScalarNode, Value, find, to_value
+from p2p_bootstrap.cloudconfig.remote import Fetcher
 from p2p_bootstrap.config import checks, validation
 from p2p_bootstrap.config.model import P2P, K0s, K3s, K3sAgent, KubeVip
 from p2p_bootstrap.stages.facts import Facts
@@ -124,6 +125,17 @@ def load(paths: Sequence[Path], *, stdin: str | None = None) -> Config:
     """
     collected = collect(paths, stdin=stdin)
     config, problems = check(collected, stages=False)
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config
+
+
+def load_system(fetch: Fetcher | None, root: Path = Path("/")) -> Config:
+    """Read what a booted machine has: its folders, its command line, and what `config_url` names.
+
+    Raises ConfigError with every problem; one of them is an address that could not be fetched.
+    """
+    config, problems = check(collect_system(root, fetch=fetch), stages=False)
     if config is None or problems:
         raise ConfigError(problems)
     return config

@@ -17,6 +17,7 @@ from p2p_bootstrap.config.fields import (
     Bootstrap,
     Env,
     Flag,
+    Health,
     Interface,
     Label,
     ListenList,
@@ -29,6 +30,7 @@ from p2p_bootstrap.config.fields import (
     Port,
     Role,
     Scope,
+    Seconds,
     Secret,
     ServerCount,
     Speed,
@@ -103,6 +105,17 @@ class VPN(_Section):
     )
 
 
+class Bless(_Section):
+    """`p2p.bless`: when the agent says that the boot slot it runs from is healthy."""
+
+    when: Health = Field(
+        default="role",
+        description="What the node must have reached: mesh (another node), role, ready (its k3s), or never: "
+        "somebody else runs kairos-p2p boot bless.",
+    )
+    hold_s: Seconds = Field(default=10, description="For how many seconds without a break.")
+
+
 class P2P(_Section):
     """`p2p`: the mesh, the VPN and the roles."""
 
@@ -132,6 +145,10 @@ class P2P(_Section):
     loglevel: LogLevel = Field(default="info", description="debug, info, warning or error.")
     vpn: VPN = Field(default_factory=VPN, description="The network between the nodes.")
     auto: Auto = Field(default_factory=Auto, description="Whether the nodes agree on the roles.")
+    bless: Bless = Field(
+        default_factory=Bless,
+        description="When a boot slot on trial has proved healthy; one that never does is left.",
+    )
     region: Label | None = Field(
         default=None,
         description="Failure domain; servers are spread over regions. Becomes the node's region label. "

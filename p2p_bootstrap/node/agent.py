@@ -23,6 +23,7 @@ from p2p_bootstrap.api.server import serve_api
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.config.model import REGION_AUTO
 from p2p_bootstrap.node.answers import Answers, own_hostname
+from p2p_bootstrap.node.blessing import Blessing
 from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.places import Places
@@ -32,7 +33,7 @@ from p2p_bootstrap.node.scope import options_of
 from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.trio_runtime import TrioRuntime
 from p2p_bootstrap.node.vpn import Vpn
-from p2p_bootstrap.service import notify
+from p2p_bootstrap.service import LEFT, notify
 from p2p_network import wire
 from p2p_network.addressing import ipv6_of
 from p2p_network.core import log
@@ -53,10 +54,17 @@ FAREWELL_S = 3.0
 MAX_REMEMBERED = 1000
 
 
-def run_agent(config: Config, *, state_dir: Path, socket: Path, events: EventLog) -> None:
-    """Run the agent until it is told to end. Raises P2PError with what it can't start or go on without."""
+def run_agent(
+    config: Config, *, state_dir: Path, socket: Path, events: EventLog, of_system: bool = False
+) -> None:
+    """Run the agent until it is told to end.
+
+    Args:
+        of_system: whether `config` is what the machine has: leaving is then kept in the state folder.
+
+    Raises P2PError with what it can't start or go on without."""
     try:
-        trio.run(_Agent(config, state_dir, socket, events).run)
+        trio.run(_Agent(config, state_dir, socket, events, of_system=of_system).run)
     except BaseExceptionGroup as group:
         raise _the_reason(group) from group
 
@@ -87,7 +95,10 @@ class _Columns:
 class _Agent:
     """One run of the agent."""
 
-    def __init__(self, config: Config, state_dir: Path, socket: Path, events: EventLog) -> None:
+    def __init__(
+        self, config: Config, state_dir: Path, socket: Path, events: EventLog, *, of_system: bool
+    ) -> None:
+        self._of_system = of_system
         self._config = config
         self._state_dir = state_dir
         self._socket = socket
@@ -192,15 +203,21 @@ class _Agent:
                 leave=lambda: self._leave(columns, identity.peer_id),
                 stop=self._stopping.cancel,
             )
+            blessing = Blessing(self._config.p2p.bless, answers.status)
             try:
-                await self._live(columns, answers, durable, identity.peer_id)
+                await self._live(columns, answers, blessing, durable, identity.peer_id)
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(store.close)
         log.event(logger, "agent.stopped", reason="it was told to end")
 
     async def _live(
-        self, columns: _Columns, answers: Answers, durable: DurableFiles, self_id: PeerId
+        self,
+        columns: _Columns,
+        answers: Answers,
+        blessing: Blessing,
+        durable: DurableFiles,
+        self_id: PeerId,
     ) -> None:
         await columns.replication.load()
         with self._stopping:
@@ -210,6 +227,7 @@ class _Agent:
                 await nursery.start(columns.host.run)
                 nursery.start_soon(columns.replication.run)
                 nursery.start_soon(answers.run)
+                nursery.start_soon(blessing.run)
                 nursery.start_soon(self._remember, columns.host, durable)
                 nursery.start_soon(self._work, columns, self_id)
                 notify("READY=1")
@@ -251,6 +269,8 @@ class _Agent:
     async def _leave(self, columns: _Columns, self_id: PeerId) -> None:
         """Take this node out: its k3s, its packets, its word in the ledger."""
         self._left = True
+        if self._of_system:  # its configuration can't be removed: it would join again when it is started anew
+            (self._state_dir / LEFT).touch(mode=0o600)
         await self._end_work()
         await columns.cluster.leave()
         await columns.vpn.stop()

@@ -120,6 +120,7 @@ PURE = (
     "p2p_bootstrap/stages/plain.py",
     "p2p_bootstrap/stages/plan.py",
     "p2p_bootstrap/stages/reading.py",
+    "p2p_bootstrap/node/health.py",
     "roles/p2p_roles/view.py",
     "roles/p2p_roles/assign.py",
     "roles/p2p_roles/placement.py",
