@@ -21,7 +21,7 @@ from p2p_bootstrap.node.runtime import Runtime, Signal, TaskGroup
 from p2p_bootstrap.node.scope import ClusterOptions, cluster_nodes, first_ipv4
 from p2p_network import wire
 from p2p_network.core import log
-from p2p_network.core.errors import MeshError, P2PError, RemoteViolation
+from p2p_network.core.errors import MeshError, P2PError, RemoteViolation, RoleError
 from p2p_network.core.ids import PeerId
 from p2p_network.identity import Identity
 from p2p_network.ledger.reading import read_by_peer
@@ -49,6 +49,10 @@ JOIN_METHOD = "cluster.join"
 VOTE_TIMEOUT_S = 2.0
 JOIN_TIMEOUT_S = 5.0
 OFF = "p2p.auto.enable is false: mesh and VPN only"
+
+
+async def _no_snapshots(digest: str) -> str:
+    raise RoleError(f"there are no snapshots here, so none with the digest {digest[:12]}")
 
 
 class Cluster:
@@ -91,6 +95,8 @@ class Cluster:
         self._places = places
         self._durable_key = f"bootstrap/{self.scope}"
         self._changed = changed
+        self._recovered = runtime.signal()
+        self.find_snapshot: Callable[[str], Awaitable[str]] = _no_snapshots
         self._tasks: TaskGroup | None = None
         self._started = False
         self._last_view: tuple[ViewNode, ...] = ()
@@ -183,6 +189,7 @@ class Cluster:
         )
         await self._replication.write(f"role/{self._self_id}", wire.encode(record))
         self._changed.raise_()
+        self._recovered.raise_()
 
     # ------------------------------------------------------------ what the machine gets to know
 
@@ -272,8 +279,17 @@ class Cluster:
                 self._spawn(self._fetch_join_secret, peer, role)
             case events.StopK3s():
                 self.k3s.want(None)
-            case events.WipeK3s(epoch):
-                self._spawn(self._wipe, epoch)
+            case events.WipeK3s():
+                self._spawn(self._wipe, effect)
+            case events.ResetK3s():
+                self._spawn(self._reset, effect)
+            case events.CountWorkloads():
+                self._spawn(self._count_workloads)
+            case events.QuorumChanged(quorum):
+                level = logging.INFO if quorum.health in ("none", "healthy") else logging.ERROR
+                self._runtime.log(
+                    logger, "roles.quorum_changed", level, to=quorum.health, reason=quorum.reason
+                )
             case events.Alarm(message, hint):
                 self._runtime.log(logger, "roles.alarm", logging.ERROR, error=message, hint=hint)
             case _:
@@ -287,9 +303,42 @@ class Cluster:
         ca_hash = await self._runtime.in_thread(self.k3s.make_secrets, epoch)
         await self._feed(events.SecretsMade(epoch, ca_hash))
 
-    async def _wipe(self, epoch: int) -> None:
-        await self.k3s.set_aside(f"epoch-{epoch}")
-        await self._feed(events.K3sWiped(epoch))
+    async def _wipe(self, effect: events.WipeK3s) -> None:
+        try:
+            await self.k3s.set_aside(
+                f"epoch-{effect.epoch}", only_datastore=effect.only_datastore, keep=effect.keep
+            )
+        except P2PError as exc:  # the machine asks again
+            self._runtime.log(logger, "roles.not_set_aside", logging.ERROR, error=exc.message, hint=exc.hint)
+            return
+        await self._feed(events.K3sWiped(effect.epoch))
+
+    async def _reset(self, effect: events.ResetK3s) -> None:
+        decided = self._machine.open_genesis()
+        datastore = decided.datastore if decided is not None else "etcd"
+        error = ""
+        snapshot = ""
+        if effect.snapshot:
+            try:
+                snapshot = await self.find_snapshot(effect.snapshot)
+            except P2PError as exc:
+                error = exc.message
+        if not error:
+            self._runtime.log(logger, "roles.k3s_resetting", epoch=effect.epoch, snapshot=effect.snapshot)
+            error = await self.k3s.reset(effect, datastore, snapshot)
+        if error:
+            self._runtime.log(logger, "roles.k3s_not_reset", logging.ERROR, error=error)
+        await self._feed(events.K3sReset(effect.epoch, error))
+
+    async def _count_workloads(self) -> None:
+        await self._feed(events.WorkloadsCounted(await self.k3s.count_workloads()))
+
+    async def recover(self, genesis: messages.Genesis) -> str:
+        """Have a recovery decided that an operator approved; "" when it is, else why not."""
+        await self._feed(events.RecoveryOrdered(genesis))
+        while self._machine.order is not None:
+            await self._recovered.wait()
+        return self._machine.order_outcome
 
     # ------------------------------------------------------------ votes
 

@@ -20,6 +20,7 @@ import yaml
 
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.config.model import K3s
+from p2p_bootstrap.node.k3s_data import K3sData
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.signal import Signal
 from p2p_network.core import log
@@ -28,7 +29,7 @@ from p2p_network.core.ids import PeerId, short
 from p2p_network.ledger.durable import DurableFiles
 from p2p_network.ledger.reading import read_by_peer
 from p2p_network.records import NodeRecord
-from p2p_roles.events import ReplaceInitDropIn, StartK3s, StartKind
+from p2p_roles.events import ReplaceInitDropIn, ResetK3s, StartK3s, StartKind
 from p2p_roles.genesis.messages import Datastore, Timing
 from p2p_roles.k3s import pki, spec, supervisor
 from p2p_roles.k3s.driver import K3sDriver, K3sObserved
@@ -73,6 +74,7 @@ class K3sUnit:
         self._region = region
         self.driver = K3sDriver(state_dir=state_dir)
         self.driver = K3sDriver(state_dir=state_dir, supervisor=supervisor.choose(state_dir))
+        self.data = K3sData(self.driver, lambda: spec.paths_of(options_of(config), "server"))
         self.version = ""
         self.changed = Signal()
         self._self_id = self_id
@@ -158,11 +160,45 @@ class K3sUnit:
         self._wanted = None
         await self.driver.stop()
 
-    async def set_aside(self, label: str) -> None:
-        """End k3s and move its data out of the way, where it keeps any."""
+    async def set_aside(self, label: str, *, only_datastore: bool = False, keep: bool = False) -> None:
+        """End k3s and move its data out of the way, where it keeps any. Raises RoleError.
+
+        Args:
+            only_datastore: the same cluster goes on without it: certificates, images and pods stay.
+            keep: people used it: a snapshot first where etcd answers, and never removed by us.
+        """
         self._wanted = None
+        if keep:
+            await self.data.save_before(label)
+        if only_datastore:
+            await self.driver.stop()
+            await self.data.set_aside_etcd(label)
+            return
         for role in ("server", "agent"):
-            await self.driver.set_aside(spec.paths_of(self._options, role), label)
+            await self.driver.set_aside(spec.paths_of(self._options, role), label, keep=keep)
+
+    async def reset(self, effect: ResetK3s, datastore: Datastore, snapshot: str) -> str:
+        """Make this server the only member of its etcd; why it could not, "" if it is done.
+
+        Args:
+            snapshot: path of the file to restore; "" for what is on the disk.
+        """
+        self._wanted = self._tried = None
+        try:
+            await self.driver.stop()
+            if effect.is_foreign:
+                for role in ("server", "agent"):
+                    paths = spec.paths_of(self._options, role)
+                    await self.driver.set_aside(paths, f"before-epoch-{effect.epoch}", keep=True)
+            built = await self._spec("server-restore", effect.ca_hash, "", datastore)
+            await self.data.reset(built, f"epoch-{effect.epoch}", snapshot)
+        except (P2PError, OSError, ValueError) as exc:
+            return str(exc)
+        return ""
+
+    async def count_workloads(self) -> int | None:
+        """Objects of people in the cluster that is served here; None if it can't be told."""
+        return await self.data.count_workloads()
 
     async def run(self) -> None:
         """Bring about what is wanted, until cancelled; k3s goes on then."""

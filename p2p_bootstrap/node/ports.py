@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from p2p_network.host.presence import PeerDown, PeerUp
     from p2p_network.ledger.entry import Entry
     from p2p_network.ledger.store import Loaded
-    from p2p_roles.events import K3sChanged, ReplaceInitDropIn, StartK3s
+    from p2p_roles.events import K3sChanged, ReplaceInitDropIn, ResetK3s, StartK3s
+    from p2p_roles.genesis.messages import Datastore
     from p2p_roles.k3s.pki import JoinAnswer, JoinSecret
     from p2p_roles.rules import Authorization
 
@@ -113,7 +114,11 @@ class K3s(Protocol):
 
     async def stop(self) -> None: ...
 
-    async def set_aside(self, label: str) -> None: ...
+    async def set_aside(self, label: str, *, only_datastore: bool = False, keep: bool = False) -> None: ...
+
+    async def reset(self, effect: ResetK3s, datastore: Datastore, snapshot: str) -> str: ...
+
+    async def count_workloads(self) -> int | None: ...
 
     def make_secrets(self, epoch: int) -> str: ...
 

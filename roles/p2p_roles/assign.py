@@ -138,7 +138,7 @@ def assignments(
         key=lambda n: (n.wish != "server", stable_hash("rank", view.scope, n.peer)),
     )
     there = [view.by_peer.get(peer) or ViewNode(peer, "", alive=False) for peer in servers]
-    free = [node for node in newcomers if node.wish == "auto"]
+    free = [node for node in newcomers if node.wish == "auto" and not _was_agent(node)]
     choice = placement.choose(placement.of_genesis(genesis), there, free, declared)
     for node in newcomers:
         role, reason = _wanted(node, len(servers), declared, choice)
@@ -156,11 +156,18 @@ def _is_joining(view: View, peer: PeerId) -> bool:
     return node is not None and node.alive and not node.ready
 
 
+def _was_agent(node: ViewNode) -> bool:
+    """It is an agent already, of the cluster as it was before a recovery: it stays one."""
+    return node.role == "agent" and node.ready
+
+
 def _wanted(node: ViewNode, servers: int, declared: int, choice: Choice) -> tuple[Role, str]:
     if node.wish == "server":
         return "server", "server: forced by its own configuration (p2p.role), joined after the genesis"
     if node.wish == "agent":
         return "agent", "agent: forced by its own configuration (p2p.role)"
+    if _was_agent(node):
+        return "agent", "agent: it was one already when the cluster was brought back"
     if servers < declared and node.peer not in choice.servers:
         return "agent", f"agent: {choice.remark or 'there is no place for a server in its region'}"
     if servers < declared:

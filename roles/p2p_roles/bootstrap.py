@@ -28,17 +28,21 @@ from p2p_roles.events import (
     JoinSecretReceived,
     JoinSecretRefused,
     K3sChanged,
+    K3sReset,
     K3sWiped,
+    RecoveryOrdered,
     RoundTripsMeasured,
     SecretsMade,
     Started,
     Tick,
     ViewChanged,
     VpnReady,
+    WorkloadsCounted,
 )
 from p2p_roles.genesis.acceptor import Asked, Reply
 from p2p_roles.genesis.messages import GENESIS, Instance, Nack, Prepare, Request, covered
 from p2p_roles.genesis.proposer import Answered
+from p2p_roles.quorum import NO_CLUSTER, Quorum
 from p2p_roles.rules import Authorization, Rules, authorize
 from p2p_roles.transitions import TABLE, Cause, State
 from p2p_roles.view import MAX_NODES, View
@@ -54,6 +58,7 @@ class Status:
     epoch: int
     cluster_id: str
     ready: bool
+    quorum: Quorum = NO_CLUSTER
 
 
 class Bootstrap(Duties):
@@ -87,6 +92,11 @@ class Bootstrap(Duties):
             Cause.SUPERSEDED: lambda now: self.ready_genesis() is None,
             Cause.SERVING: lambda now: self.is_serving(),
             Cause.WIPED: lambda now: self.member is None,
+            Cause.RECOVERS: lambda now: self.recovers(),
+            Cause.HELD_BACK: lambda now: self.is_held(),
+            Cause.CONTINUED: lambda now: self.is_continued(),
+            Cause.CONTESTED: lambda now: self.is_contested(),
+            Cause.WITHDRAWN: lambda now: not (self.recovers() or self.is_held()),
         }
 
     # ------------------------------------------------------------ what others may ask
@@ -98,7 +108,7 @@ class Bootstrap(Duties):
         if member is not None:
             joined_id = member.genesis.cluster_id if member.joined else ""
             ready = self.state is State.MEMBER and self.k3s.state == "ready"
-            return Status(self.state, member.role, self.reason, member.epoch, joined_id, ready)
+            return Status(self.state, member.role, self.reason, member.epoch, joined_id, ready, self.quorum)
         role = self.own_role(found[1])[0] if found is not None else None
         return Status(self.state, role, self.reason, self.epoch, "", False)
 
@@ -130,6 +140,7 @@ class Bootstrap(Duties):
         self._take_in(now, event)
         self.emit_votes(self.voting.tick(now))
         self._walk(now)
+        self.look_at_quorum(now)
         retry_at = self.voting.wake_at()
         if retry_at is not None and retry_at > now:  # a past one: no proposal is wanted at present
             self.wake(retry_at)
@@ -150,6 +161,9 @@ class Bootstrap(Duties):
                 why = "I have no record of the proposer: could I reach its cluster? (is a clock wrong?)"
                 nodes = self.voting.acceptor.nodes
                 self.out.append(Reply(Nack(message.instance, message.ballot, nodes, None, why)))
+            case Asked(peer, message) if refusal := self.refusal(peer, message):
+                nodes = self.voting.acceptor.nodes
+                self.out.append(Reply(Nack(message.instance, message.ballot, nodes, None, refusal)))
             case Asked():
                 # someone else's ballot is under way: don't duel with it
                 if event.peer != self.self_id and self.state is State.ELECT:
@@ -176,6 +190,12 @@ class Bootstrap(Duties):
                     self.change(member=None)
                     self.k3s, self.k3s_started = K3sChanged("stopped"), False
                     self.persist()
+            case RecoveryOrdered():
+                self.ordered(now, event)
+            case K3sReset():
+                self.reset_done(now, event)
+            case WorkloadsCounted():
+                self.counted(event)
             case Tick():
                 pass  # what is due is looked at after every event
             case _:
@@ -188,6 +208,7 @@ class Bootstrap(Duties):
         table has no way around in a circle without an event.
         """
         for _ in range(3 * len(State)):
+            self.carry_over()
             due = next((t for t in TABLE[self.state] if self._causes[t.cause](now)), None)
             if due is not None:
                 self.state = due.target
@@ -215,6 +236,10 @@ class Bootstrap(Duties):
     # ------------------------------------------------------------ facts
 
     def _assigned(self, peer: PeerId, assignment: Assignment) -> None:
+        known, ready = self.assignments.get(peer), self.ready_genesis()
+        current = ready[1].cluster_id if ready is not None else ""
+        if known is not None and known.cluster_id == current != assignment.cluster_id:
+            return  # the word of an authority that has been overtaken
         if len(self.assignments) < MAX_NODES or peer in self.assignments:
             self.assignments[peer] = assignment
 
@@ -241,6 +266,8 @@ class Bootstrap(Duties):
     def _enough_nodes(self, now: float) -> bool:
         here = len(self.view.alive)
         if not assign.rank(self.view, rule=self.rules.placement) or here < self.needed_votes(now):
+            return False
+        if self.up_epoch():
             return False
         if self.epoch > 1:  # the first epoch had them all
             return True

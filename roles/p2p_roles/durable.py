@@ -46,6 +46,8 @@ class Durable(msgspec.Struct, frozen=True):
         failed: initiators whose epochs were aborted, oldest first.
         secrets: (epoch, CA hash) of the secrets made here last.
         member: this node's place, if it has one.
+        reset_epoch: the recovery for which this node's etcd has been reset; 0 for none.
+        fenced_epoch: the epoch for which it was decided that this node's data goes; 0 for none.
     """
 
     scope: str
@@ -54,6 +56,8 @@ class Durable(msgspec.Struct, frozen=True):
     failed: tuple[str, ...] = ()
     secrets: tuple[int, str] | None = None
     member: Membership | None = None
+    reset_epoch: int = 0
+    fenced_epoch: int = 0
 
 
 def restore(raw: bytes | None, scope: str) -> Durable:

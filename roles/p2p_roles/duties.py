@@ -16,8 +16,9 @@ from p2p_roles.durable import Membership
 from p2p_roles.events import MakeSecrets, StopK3s, WipeK3s
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.messages import GENESIS, MAX_REMARK_CHARS, OUTCOME, Abort, Genesis, Ready
-from p2p_roles.joining import JoinDuties
 from p2p_roles.placement import home_of
+from p2p_roles.recovering import RecoveryDuties
+from p2p_roles.recovery import is_kin
 from p2p_roles.rules import Rules
 from p2p_roles.timing import timing_of, worst_rtt_s
 from p2p_roles.transitions import State
@@ -27,7 +28,7 @@ _MAX_PENALTY_S: Final = 60.0
 _ASK_AGAIN_S: Final = 30.0  # for what only this machine does: making secrets, wiping
 
 
-class Duties(JoinDuties):
+class Duties(RecoveryDuties):
     """Duties of all states."""
 
     def __init__(
@@ -58,10 +59,14 @@ class Duties(JoinDuties):
             case State.MEMBER:
                 self.enter_member()
             case State.FENCED:
-                self._wipe_again_at = now
+                self._enter_fenced(now)
+            case State.RECOVER:
+                self.enter_recover(now)
+            case State.HELD:
+                self.enter_held()
             case State.WAIT:
                 self._waiting_epoch = 0
-            case State.DISCOVER | State.ELECT:
+            case State.DISCOVER | State.ELECT | State.CONTESTED:
                 pass
 
     def _enter_init(self) -> None:
@@ -95,6 +100,13 @@ class Duties(JoinDuties):
                 self.act_member()
             case State.FENCED:
                 self._act_fenced(now)
+            case State.RECOVER:
+                self.act_recover(now)
+            case State.HELD:
+                self.act_held()
+            case State.CONTESTED:
+                self.act_contested(now)
+        self.act_order(now)
 
     def _say_understated(self) -> None:
         if problem := self.understated():
@@ -103,6 +115,8 @@ class Duties(JoinDuties):
             self.reason += f"; {problem}"
 
     def _discover_reason(self, now: float) -> str:
+        if self.up_epoch():
+            return "a recovery was given up; waiting for another one: kairos-p2p cluster recover"
         here, expected = len(self.view.alive), self.expected_nodes()
         if self.epoch == 1 and here < expected:
             return (
@@ -214,6 +228,9 @@ class Duties(JoinDuties):
             self._waiting_epoch, self.entered_at, self.silent_since = self.epoch, now, None
             self.note_silence(now)
         name, rules = self.view.name(decided.initiator), self.rules
+        if decided.continues is not None:
+            self.reason = f"epoch {self.epoch}: {name} brings the cluster back"
+            return
         stagger = self.turn() * rules.stagger_s
         expires, why = self.entered_at + rules.wait_s, f"{name} did not finish in {rules.wait_s:.0f} s"
         if decided.initiator == self.self_id:
@@ -228,6 +245,13 @@ class Duties(JoinDuties):
             self.reason = f"epoch {self.epoch}: {why}; asking the others to give it up"
             self.propose(now, OUTCOME, Abort(why, decided.initiator))
 
+    def _enter_fenced(self, now: float) -> None:
+        """What was decided about this node's data stays decided, whatever is known after a crash."""
+        self._wipe_again_at = now
+        if self.member is not None and self.member.joined and self.durable.fenced_epoch != self.epoch:
+            self.change(fenced_epoch=self.epoch)
+            self.persist()
+
     def _act_fenced(self, now: float) -> None:
         member, newer = self.member, self.overtaken_by()
         assert member is not None, "only who holds data is fenced"
@@ -240,5 +264,10 @@ class Duties(JoinDuties):
         )
         if now >= self._wipe_again_at:
             self._wipe_again_at = now + _ASK_AGAIN_S
-            self.out += [StopK3s(), WipeK3s(member.epoch, newer)]
+            ready = self.ready_genesis()
+            is_same = ready is not None and is_kin(member.genesis, ready[1])
+            self.out += [
+                StopK3s(),
+                WipeK3s(member.epoch, newer, only_datastore=is_same, keep=member.joined),
+            ]
         self.wake(self._wipe_again_at)

@@ -14,15 +14,17 @@ from p2p_network.coordinates import Coordinate
 from p2p_network.core.ids import PeerId
 from p2p_roles.assign import Assignment, Role
 from p2p_roles.genesis.acceptor import Asked, Reply
-from p2p_roles.genesis.messages import Certificate, Datastore, Timing
+from p2p_roles.genesis.messages import Certificate, Datastore, Genesis, Timing
 from p2p_roles.genesis.proposer import Answered, Ask
+from p2p_roles.quorum import Quorum
 from p2p_roles.timing import LAN
 from p2p_roles.view import View
 
 K3sState = Literal["absent", "stopped", "starting", "running", "ready", "failed"]
-StartKind = Literal["server-init", "server-join", "server", "agent"]
+StartKind = Literal["server-init", "server-join", "server", "server-restore", "agent"]
 """server-init: the genesis, with ``cluster-init``. server-join: first start of a further server.
-server: any later start of a server, from the data it has. agent: every start of an agent."""
+server: any later start of a server, from the data it has. server-restore: not a start, but one run with
+``--cluster-reset``. agent: every start of an agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,28 @@ class K3sWiped:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveryOrdered:
+    """An operator approved that this is proposed (see `recovery`); None: the order is taken back."""
+
+    genesis: Genesis | None
+
+
+@dataclass(frozen=True, slots=True)
+class K3sReset:
+    """What `ResetK3s` asked for is done, or failed with `error`."""
+
+    epoch: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadsCounted:
+    """So many objects of users are in the cluster that this node serves; None: it can't be told."""
+
+    count: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time asked for by `wake_at` has come."""
 
@@ -140,6 +164,9 @@ Event: TypeAlias = (
     | RoundTripsMeasured
     | VpnReady
     | K3sWiped
+    | RecoveryOrdered
+    | K3sReset
+    | WorkloadsCounted
     | Tick
 )
 
@@ -221,10 +248,47 @@ class StopK3s:
 
 @dataclass(frozen=True, slots=True)
 class WipeK3s:
-    """Stop k3s, set aside what it has of `epoch`, answer with `K3sWiped`. `certificate` allows it."""
+    """Stop k3s, set aside what it has of `epoch`, answer with `K3sWiped`. `certificate` allows it.
+
+    Attributes:
+        only_datastore: the same cluster goes on: certificates, images and pods may stay.
+        keep: it was a cluster that people used: what is set aside is never removed by us, and a snapshot
+            is taken first where etcd still answers.
+    """
 
     epoch: int
     certificate: Certificate
+    only_datastore: bool = False
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResetK3s:
+    """Stop k3s, copy its datastore aside, and make this server the only member of its cluster; answer with
+    `K3sReset`. k3s is started by a `StartK3s` after it.
+
+    Attributes:
+        ca_hash: names the secrets to use.
+        snapshot: hex SHA-256 of the snapshot to restore; "" for the data that is there.
+        is_foreign: what k3s has here is of another cluster: it is set aside whole, and the CA seeded.
+    """
+
+    epoch: int
+    ca_hash: str
+    snapshot: str
+    is_foreign: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CountWorkloads:
+    """Look what users have in the cluster served here; answer with `WorkloadsCounted`."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuorumChanged:
+    """The control plane as seen from here is well or not well now; for people and metrics."""
+
+    quorum: Quorum
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,5 +311,8 @@ Effect: TypeAlias = (
     | FetchJoinSecret
     | StopK3s
     | WipeK3s
+    | ResetK3s
+    | CountWorkloads
+    | QuorumChanged
     | Alarm
 )

@@ -28,10 +28,12 @@ from p2p_roles.genesis.messages import (
     Genesis,
     Instance,
     Value,
+    carries_on,
     covered,
     quorum,
 )
 from p2p_roles.genesis.proposer import Ask
+from p2p_roles.recovery import is_kin
 from p2p_roles.rules import Rules
 from p2p_roles.transitions import State
 from p2p_roles.view import View
@@ -71,6 +73,8 @@ class Facts:
         self.distances = RoundTripsMeasured({}, {})
         self.k3s = K3sChanged("stopped")
         self.assignments: dict[PeerId, Assignment] = {}
+        self.workloads: int | None = None
+        self.twin_epoch = 0  # an epoch that two quorums decided differently
         # under way in this run of the process
         self.entered_at = 0.0
         self.k3s_started = False
@@ -146,11 +150,12 @@ class Facts:
                 case voting.Learnt():
                     pass  # published below, with those that came as grounds of a request
                 case acceptor.Conflict(known, _):
+                    self.twin_epoch = max(self.twin_epoch, known.instance.epoch)
                     self.alarm(
                         f"two quorums decided {known.instance} of cluster {self.scope} differently: "
                         f"there are two clusters; this node keeps to the one it learnt first",
-                        "p2p.minimum_nodes is too low for this mesh: set it to the number of nodes on "
-                        "every node, then let the nodes of one of the clusters leave and join again",
+                        "p2p.minimum_nodes is too low for this mesh: set it to the number of nodes on every "
+                        "node, then keep one of the clusters: kairos-p2p cluster resolve",
                     )
 
         self._publish_certificates()
@@ -177,7 +182,13 @@ class Facts:
 
     def propose(self, now: float, decree: int, value: Value) -> None:
         """Get a value decided in the open epoch; called again until it is."""
-        self.emit_votes(self.voting.propose(now, decree, value, tuple(sorted(self.view.alive))))
+        acceptor = self.voting.acceptor
+        known = acceptor.certificate(self.epoch, GENESIS) if decree == OUTCOME else None
+        nodes = None
+        if known is not None and carries_on(certificates.value_of(known)):
+            nodes = acceptor.outcome_nodes(self.epoch)
+        voters = tuple(sorted(self.view.alive))
+        self.emit_votes(self.voting.propose(now, decree, value, voters, nodes=nodes))
 
     def _note_failed(self) -> None:
         """Whose epoch was aborted ranks last from now on."""
@@ -210,8 +221,27 @@ class Facts:
             return None
         if member.joined:  # nothing but a newer cluster ends one that was up
             ready = self.ready_genesis()
-            return ready[2] if ready is not None else None
+            return ready[2] if ready is not None and not self.is_contested() else None
         return known(self.epoch, GENESIS) or known(self.epoch, OUTCOME) or known(self.epoch - 1, OUTCOME)
+
+    def is_contested(self) -> bool:
+        """Another cluster, which does not carry this one on, was certified while people use this one.
+
+        A server asks its own cluster; what can't be told counts as used. An agent stays by its servers.
+        """
+        member, ready = self.member, self.ready_genesis()
+        if member is None or not member.joined or ready is None or ready[0] < member.epoch:
+            return False
+        if ready[0] == member.epoch:
+            return self.twin_epoch == member.epoch
+        if self.durable.fenced_epoch == ready[0]:
+            return False  # that was decided before; the data may be half gone
+        after, mine = ready[1].continues, member.genesis.cluster_id
+        if is_kin(member.genesis, ready[1]) or (after is not None and mine in after.abandons):
+            return False
+        if member.role == "server":
+            return self.workloads is None or self.workloads > 0
+        return any(n.alive and n.role == "server" and n.cluster_id == mine for n in self.view.nodes)
 
     def own_outcome_is_ready(self) -> bool:
         """The READY certificate of the epoch that this node initialised is known."""
@@ -226,6 +256,7 @@ class Facts:
         decided = self.open_genesis()
         return (
             decided is not None
+            and decided.continues is None
             and decided.initiator == self.self_id
             and self.durable.secrets == (self.epoch, decided.ca_hash)
         )

@@ -25,6 +25,9 @@ class State(StrEnum):
     JOIN = "JOIN"  # the cluster exists; getting into it
     MEMBER = "MEMBER"  # in it
     FENCED = "FENCED"  # holds data of an epoch that is over
+    RECOVER = "RECOVER"  # this node brings the cluster back
+    HELD = "HELD"  # a server that keeps k3s down while another brings the cluster back
+    CONTESTED = "CONTESTED"  # in a cluster with workloads, while another one was certified
 
 
 class Cause(StrEnum):
@@ -42,6 +45,11 @@ class Cause(StrEnum):
     SUPERSEDED = "a newer epoch has begun"
     SERVING = "k3s ready"
     WIPED = "data set aside"
+    RECOVERS = "a certified recovery names this node"
+    HELD_BACK = "a certified recovery names another server"
+    CONTINUED = "READY certificate for the recovery"
+    CONTESTED = "READY of another cluster, and workloads here"
+    WITHDRAWN = "the recovery was given up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +65,46 @@ _S, _C = State, Cause
 
 TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition(_S.DISCOVER, _C.OVERTAKEN, _S.FENCED),
+    Transition(_S.DISCOVER, _C.RECOVERS, _S.RECOVER),
+    Transition(_S.DISCOVER, _C.HELD_BACK, _S.HELD),
+    Transition(_S.DISCOVER, _C.CONTESTED, _S.CONTESTED),
     Transition(_S.DISCOVER, _C.WAS_MEMBER, _S.MEMBER),
     Transition(_S.DISCOVER, _C.CLUSTER_EXISTS, _S.JOIN),
     Transition(_S.DISCOVER, _C.CHOSEN, _S.INIT),
     Transition(_S.DISCOVER, _C.OTHER_CHOSEN, _S.WAIT),
     Transition(_S.DISCOVER, _C.ENOUGH_NODES, _S.ELECT),
     Transition(_S.ELECT, _C.CLUSTER_EXISTS, _S.JOIN),
+    Transition(_S.ELECT, _C.RECOVERS, _S.RECOVER),
     Transition(_S.ELECT, _C.CHOSEN, _S.INIT),
     Transition(_S.ELECT, _C.OTHER_CHOSEN, _S.WAIT),
     Transition(_S.ELECT, _C.TOO_FEW_NODES, _S.DISCOVER),
     Transition(_S.INIT, _C.OVERTAKEN, _S.FENCED),
     Transition(_S.INIT, _C.INITIALISED, _S.MEMBER),
     Transition(_S.WAIT, _C.CLUSTER_EXISTS, _S.JOIN),
+    Transition(_S.WAIT, _C.RECOVERS, _S.RECOVER),
     Transition(_S.WAIT, _C.CHOSEN, _S.INIT),
     Transition(_S.WAIT, _C.ABORTED, _S.ELECT),
     Transition(_S.JOIN, _C.OVERTAKEN, _S.FENCED),
+    Transition(_S.JOIN, _C.RECOVERS, _S.RECOVER),
     Transition(_S.JOIN, _C.SUPERSEDED, _S.DISCOVER),
     Transition(_S.JOIN, _C.SERVING, _S.MEMBER),
     Transition(_S.MEMBER, _C.OVERTAKEN, _S.FENCED),
+    Transition(_S.MEMBER, _C.RECOVERS, _S.RECOVER),
+    Transition(_S.MEMBER, _C.HELD_BACK, _S.HELD),
+    Transition(_S.MEMBER, _C.CONTESTED, _S.CONTESTED),
     Transition(_S.FENCED, _C.WIPED, _S.DISCOVER),
+    Transition(_S.RECOVER, _C.OVERTAKEN, _S.FENCED),
+    Transition(_S.RECOVER, _C.CONTINUED, _S.MEMBER),
+    Transition(_S.RECOVER, _C.HELD_BACK, _S.HELD),
+    Transition(_S.RECOVER, _C.WITHDRAWN, _S.DISCOVER),
+    Transition(_S.HELD, _C.OVERTAKEN, _S.FENCED),
+    Transition(_S.HELD, _C.RECOVERS, _S.RECOVER),
+    Transition(_S.HELD, _C.CONTESTED, _S.CONTESTED),
+    Transition(_S.HELD, _C.WITHDRAWN, _S.DISCOVER),
+    Transition(_S.CONTESTED, _C.OVERTAKEN, _S.FENCED),
+    Transition(_S.CONTESTED, _C.RECOVERS, _S.RECOVER),
+    Transition(_S.CONTESTED, _C.HELD_BACK, _S.HELD),
+    Transition(_S.CONTESTED, _C.CONTINUED, _S.MEMBER),
 )
 
 TABLE: Final[dict[State, tuple[Transition, ...]]] = {

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from p2p_network import wire
 from p2p_network.core.errors import RoleError
@@ -13,7 +14,7 @@ from p2p_network.identity import Identity
 from p2p_roles import events as ev
 from p2p_roles.assign import Assignment, rank
 from p2p_roles.bootstrap import Bootstrap
-from p2p_roles.durable import Durable
+from p2p_roles.durable import Durable, Membership
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.acceptor import Asked, Reply
 from p2p_roles.genesis.messages import (
@@ -23,6 +24,7 @@ from p2p_roles.genesis.messages import (
     Abort,
     Ballot,
     Certificate,
+    Continuation,
     Decided,
     Genesis,
     Instance,
@@ -121,6 +123,8 @@ def machine(n: int = 3, servers: int = 1, durable: bytes | None = None, *certs: 
 
 def in_state(state: State) -> Machine:
     """A machine that got to `state` the ordinary way."""
+    if state in (State.RECOVER, State.HELD, State.CONTESTED):
+        return in_trouble(state)
     m = machine(1 if state in (State.INIT, State.FENCED) else 3)
     match state:
         case State.DISCOVER:
@@ -146,6 +150,27 @@ def in_state(state: State) -> Machine:
     return m
 
 
+def in_trouble(state: State) -> Machine:
+    """A server of a cluster that is brought back here, or elsewhere, or has a twin."""
+    member = Membership(1, "server", False, genesis(OTHER, ME), joined=True)
+    known = (signed(1, genesis(OTHER, ME)), signed(1, Ready("uid")))
+    m = machine(3, 1, wire.encode(Durable(SCOPE, member=member)), *known)
+    m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2)), *map(ev.CertificateLearned, known))
+    after = Continuation(1, "c1", reset=True)
+    match state:
+        case State.RECOVER:
+            m.on(
+                2.0, ev.CertificateLearned(signed(2, replace(genesis(ME, cluster_id="c2"), continues=after)))
+            )
+        case State.HELD:
+            m.on(2.0, ev.CertificateLearned(signed(2, replace(genesis(THIRD), continues=after))))
+        case _:
+            m.on(2.0, ev.CertificateLearned(signed(2, genesis(THIRD, cluster_id="c2"))))
+            m.on(2.0, ev.CertificateLearned(signed(2, Ready("uid2"))))
+    assert m.state is state, (m.state, m.reason)
+    return m
+
+
 EVERY_EVENT: dict[str, ev.Event] = {
     "view-alone": ev.ViewChanged(view(0)),
     "view-all": ev.ViewChanged(view(0, 1, 2)),
@@ -165,6 +190,13 @@ EVERY_EVENT: dict[str, ev.Event] = {
         Prepare(Instance(SCOPE, 1, GENESIS), Ballot(3, ME), 5),
         Decided(certificates.decode(signed(1, genesis(OTHER)))),
     ),
+    "reset": ev.K3sReset(2),
+    "reset-failed": ev.K3sReset(2, "no space left"),
+    "workloads": ev.WorkloadsCounted(7),
+    "no-workloads": ev.WorkloadsCounted(0),
+    "workloads-unknown": ev.WorkloadsCounted(None),
+    "order-recovery": ev.RecoveryOrdered(replace(genesis(ME), continues=Continuation(1, "c1", reset=True))),
+    "order-withdrawn": ev.RecoveryOrdered(None),
     "secrets": ev.SecretsMade(1, CA),
     "secrets-old": ev.SecretsMade(9, CA),
     "k3s-ready": ev.K3sChanged("ready", "uid", CA),
@@ -413,7 +445,7 @@ def test_two_different_decisions_raise_an_alarm_and_change_nothing() -> None:
     m = in_state(State.MEMBER)
     effects = m.on(9.0, ev.CertificateLearned(signed(1, genesis(THIRD, cluster_id="c2"))))
     assert "there are two clusters" in of(ev.Alarm, effects)[0].message
-    assert m.state is State.MEMBER
+    assert m.state is State.CONTESTED, "k3s goes on, nobody is let in"
     assert m.status.cluster_id == "c1"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from p2p_roles.genesis.messages import (
     Answer,
     Ballot,
     Certificate,
+    Continuation,
     Decided,
     Genesis,
     Instance,
@@ -124,9 +126,6 @@ def test_the_next_epoch_needs_the_abort_certificate() -> None:
     refused, _ = ask(a, B, Prepare(second, Ballot(1, B), 3))
     assert isinstance(refused, Nack)
     assert "certificate of OUTCOME(1) is missing" in refused.reason
-    ready = signed(Instance(SCOPE, 1, OUTCOME), Ready("uid"))
-    refused, _ = ask(a, B, Prepare(second, Ballot(1, B), 3, ready))
-    assert isinstance(refused, Nack), "READY opens nothing"
     forged = signed(Instance(SCOPE, 1, OUTCOME), Abort("x"))
     forged = Certificate(forged.instance, forged.ballot, 3, forged.value, forged.votes[:1] * 2)
     refused, _ = ask(a, B, Prepare(second, Ballot(1, B), 3, forged))
@@ -138,6 +137,35 @@ def test_the_next_epoch_needs_the_abort_certificate() -> None:
     assert a.epoch == 2
     late, _ = ask(a, C, Prepare(D1, Ballot(9, C), 3))
     assert late == Decided(abort), "who asks about an old epoch is told that it is over"
+
+
+def test_ready_opens_a_recovery_and_nothing_else() -> None:
+    a = acceptor()
+    second, ready = Instance(SCOPE, 2, GENESIS), signed(Instance(SCOPE, 1, OUTCOME), Ready("uid"))
+    taken, _ = ask(a, B, Prepare(second, Ballot(1, B), 3, ready))
+    assert isinstance(taken, Promise)
+    fresh = Accept(second, Ballot(1, B), 3, encode_value(genesis()), ready)
+    refused, _ = ask(a, B, fresh)
+    assert isinstance(refused, Nack)
+    assert "only its recovery may follow" in refused.reason
+    recovery = msgspec.structs.replace(genesis(), continues=Continuation(1, "c1", reset=True))
+    taken, _ = ask(a, B, Accept(second, Ballot(1, B), 3, encode_value(recovery), ready))
+    assert isinstance(taken, Accepted)
+
+
+def test_who_was_declared_lost_does_not_count_and_nobody_else_is_left_out() -> None:
+    a = acceptor()
+    a.step(0.0, acc.NodesRaised(3))
+    ready = signed(Instance(SCOPE, 1, OUTCOME), Ready("uid"))
+    second = Instance(SCOPE, 2, GENESIS)
+    refused, _ = ask(a, B, Prepare(second, Ballot(1, B), 1, ready))
+    assert isinstance(refused, Nack)
+    taken, _ = ask(a, B, Prepare(second, Ballot(1, B), 1, ready, lost=("x", "y")))
+    assert isinstance(taken, Promise)
+    after = Continuation(1, "c1", reset=True, lost=("x",))
+    value = encode_value(msgspec.structs.replace(genesis(), continues=after))
+    refused, _ = ask(a, B, Accept(second, Ballot(1, B), 1, value, ready))
+    assert isinstance(refused, Nack), "the value names fewer than the promise was asked for"
 
 
 def test_the_outcome_needs_the_genesis_certificate() -> None:

@@ -5,8 +5,9 @@ certificates it knows. Everything that an answer rests on is in the `Persist` ef
 `Reply`; a vote that could be forgotten would be no vote.
 
 It refuses (`Nack`) a proposal whose quorum is based on fewer nodes than it knows of, and any instance
-that nothing opens: GENESIS(e+1) needs the ABORT certificate of e, OUTCOME(e) the GENESIS certificate
-of e. Where it knows a certificate it answers with that, and votes no more.
+that nothing opens: GENESIS(e+1) needs the ABORT certificate of e (or READY, for a recovery and nothing
+else), OUTCOME(e) the GENESIS certificate of e. Where it knows a certificate it answers with that, and votes
+no more.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from p2p_roles.genesis.messages import (
     Prepare,
     Promise,
     Request,
+    carries_on,
     decode_value,
+    lost_in,
     vote_payload,
 )
 from p2p_roles.view import MAX_NODES
@@ -155,6 +158,18 @@ class Acceptor:
         """The certificate of an instance, if known."""
         return self._certificates.get(Instance(self.scope, epoch, decree))
 
+    def accepted(self, instance: Instance) -> bytes | None:
+        """The value last voted for in an instance."""
+        state = self._instances.get(instance)
+        return state.accepted[1] if state is not None and state.accepted is not None else None
+
+    def outcome_nodes(self, epoch: int) -> int:
+        """N for the end of an epoch: that of a recovery counts as its begin did."""
+        before = self.certificate(epoch, GENESIS)
+        if before is None or not carries_on(genesis := certificates.value_of(before)):
+            return self.nodes
+        return max(before.nodes, self.nodes - len(lost_in(genesis)))
+
     def promised(self, instance: Instance) -> Ballot | None:
         """The highest ballot promised in an instance."""
         state = self._instances.get(instance)
@@ -231,10 +246,10 @@ class Acceptor:
             return Decision((Reply(Decided(known)),), f"{instance} is decided already")
         if problem := self._unopened(instance, message.grounds):
             return self._refuse(message, problem)
-        if message.nodes < self.nodes:
-            return self._refuse(
-                message, f"the proposal counts on {message.nodes} nodes, I know of {self.nodes}"
-            )
+        if isinstance(message, Accept) and (problem := self._inadmissible(message)):
+            return self._refuse(message, problem)
+        if message.nodes < (needed := self._needed(message)):
+            return self._refuse(message, f"the proposal counts on {message.nodes} nodes, I know of {needed}")
         match message:
             case Prepare():
                 return self._prepare(message)
@@ -278,6 +293,27 @@ class Acceptor:
                 return f"{instance} is not open: the certificate of {before} does not verify"
             self._note(grounds)
         return ""
+
+    def _before(self, message: Request) -> Certificate | None:
+        """The certificate that opened the instance; it was looked for by `_unopened`."""
+        epoch, decree = message.instance.epoch, message.instance.decree
+        return self.certificate(*((epoch, GENESIS) if decree == OUTCOME else (epoch - 1, OUTCOME)))
+
+    def _inadmissible(self, message: Accept) -> str:
+        value = decode_value(message.value, message.instance.decree)
+        return certificates.admits(self._before(message), value)
+
+    def _needed(self, message: Request) -> int:
+        """N without whom an operator declared lost; the end of a recovery counts as its begin did."""
+        if message.instance.decree == OUTCOME:
+            return self.outcome_nodes(message.instance.epoch)
+        lost = set(message.lost)
+        if isinstance(message, Accept):
+            # a value that had been accepted before may name others than the ballot that completes it
+            value = decode_value(message.value, GENESIS)
+            known = self.accepted(message.instance) == message.value
+            lost = lost if known and carries_on(value) else set(lost_in(value))
+        return self.nodes - len(lost)
 
     def _prepare(self, message: Prepare) -> Decision[Effect]:
         state = self._instances.get(message.instance)

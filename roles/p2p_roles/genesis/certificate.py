@@ -24,6 +24,7 @@ from p2p_roles.genesis.messages import (
     Instance,
     Ready,
     Value,
+    carries_on,
     decode_value,
     vote_payload,
 )
@@ -115,4 +116,25 @@ def opens(instance: Instance, grounds: Certificate | None) -> bool:
         return False
     if instance.decree == OUTCOME:
         return before.epoch == instance.epoch and before.decree == GENESIS
-    return before.epoch == instance.epoch - 1 and is_abort(grounds)
+    return before.epoch == instance.epoch - 1 and before.decree == OUTCOME
+
+
+def admits(grounds: Certificate | None, value: Value) -> str:
+    """Why `value` may not be decided where `grounds` opened its instance; "" if it may.
+
+    After a cluster was up, nothing begins from nothing any more: GENESIS must carry that cluster on, and
+    whoever gives a recovery up must say of what.
+    """
+    up = 0
+    if grounds is not None:
+        before = value_of(grounds)
+        up = grounds.instance.epoch if isinstance(before, Ready) else carries_on(before)
+    match value:
+        case Genesis() if up != carries_on(value):
+            if up:
+                return f"the cluster of epoch {up} was up: only its recovery may follow"
+            return "there is no cluster that could be carried on"
+        case Abort() if up != carries_on(value):
+            return "ABORT must say which cluster's recovery it gives up"
+        case _:
+            return ""

@@ -68,8 +68,35 @@ class Timing(msgspec.Struct, frozen=True, array_like=True):
     renew_s: int = 0
 
 
+class Continuation(msgspec.Struct, frozen=True):
+    """What a GENESIS carries on instead of beginning a cluster from nothing.
+
+    Attributes:
+        epoch: the newest epoch whose cluster was up before this one; 0 if there was none. From then on
+            no cluster may begin from nothing in this scope.
+        cluster_id: of the cluster whose data lives on; "" for one that was backed up elsewhere.
+        reset: etcd begins again with the initiator as its only member; every other server joins anew.
+        snapshot: hex SHA-256 of the snapshot that is restored; "" for the data that the initiator has.
+        lost: peers that an operator declared lost for ever; they don't count for the quorum.
+        lineage: the ids that the cluster had before `cluster_id`, newest first.
+        abandons: clusters whose data may be set aside although workloads run in them.
+        approved_by: the peer on which an operator (or the opted-in automatism) asked for it.
+    """
+
+    epoch: int
+    cluster_id: str = ""
+    reset: bool = False
+    snapshot: str = ""
+    lost: tuple[str, ...] = ()
+    lineage: tuple[str, ...] = ()
+    abandons: tuple[str, ...] = ()
+    approved_by: str = ""
+
+
 class Genesis(msgspec.Struct, frozen=True, tag="genesis"):
     """Decree 1: `initiator` runs ``cluster-init``, with this CA and no other.
+
+    With `continues` it is a recovery instead: `initiator` brings a cluster back, with the CA it had.
 
     Attributes:
         cluster_id: names the cluster for ever.
@@ -83,6 +110,7 @@ class Genesis(msgspec.Struct, frozen=True, tag="genesis"):
         placement, home_region: where servers may stand, now and later (see `placement`).
         timing: see `Timing`.
         remark: why there are fewer servers than declared; "" if there are not.
+        continues: what is carried on; None for a cluster that begins from nothing.
     """
 
     cluster_id: str
@@ -97,6 +125,7 @@ class Genesis(msgspec.Struct, frozen=True, tag="genesis"):
     home_region: str = ""
     timing: Timing = Timing()
     remark: str = ""
+    continues: Continuation | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -106,10 +135,16 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
-    """Decree 2: this epoch is given up; `initiator` is the one that failed."""
+    """Decree 2: this epoch is given up; `initiator` is the one that failed.
+
+    `continues`: a recovery of the cluster of that epoch was given up, so what comes next may only be a
+    recovery of it too (0: none was); `resets`: etcd was to begin again, so servers stay down until then.
+    """
 
     reason: str
     initiator: str = ""
+    continues: int = 0
+    resets: bool = False
 
 
 Value: TypeAlias = Genesis | Ready | Abort
@@ -146,24 +181,27 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
 
     Attributes:
         nodes: the sender's N.
-        grounds: the certificate that opens this instance: ABORT(e-1) for GENESIS(e), GENESIS(e)
-            for OUTCOME(e); None only for GENESIS(1).
+        grounds: the certificate that opens this instance: ABORT(e-1) for GENESIS(e), or READY(e-1) if it
+            is a recovery; GENESIS(e) for OUTCOME(e); None only for GENESIS(1).
+        lost: peers that N leaves out, since an operator declared them lost; see `Continuation`.
     """
 
     instance: Instance
     ballot: Ballot
     nodes: int
     grounds: Certificate | None = None
+    lost: tuple[str, ...] = ()
 
 
 class Accept(msgspec.Struct, frozen=True, tag="accept"):
-    """Phase 2: accept this value. `nodes` and `grounds` as in `Prepare`."""
+    """Phase 2: accept this value. `nodes`, `grounds` and `lost` as in `Prepare`."""
 
     instance: Instance
     ballot: Ballot
     nodes: int
     value: bytes
     grounds: Certificate | None = None
+    lost: tuple[str, ...] = ()
 
 
 class Promise(msgspec.Struct, frozen=True, tag="promise"):
@@ -272,3 +310,19 @@ def decode_value(raw: bytes, decree: int) -> Value:
     if isinstance(value, Genesis) and not _is_sound(value):
         raise ValueError("a genesis has a placement, times and a remark within bounds")
     return value
+
+
+def lost_in(value: Value) -> tuple[str, ...]:
+    """The peers that a value declares lost."""
+    return value.continues.lost if isinstance(value, Genesis) and value.continues is not None else ()
+
+
+def carries_on(value: Value) -> int:
+    """The epoch whose cluster, which was up, a value carries on, or no longer tries to; 0 for none."""
+    match value:
+        case Genesis(continues=continues):
+            return continues.epoch if continues is not None else 0
+        case Abort(continues=epoch):
+            return epoch
+        case _:
+            return 0

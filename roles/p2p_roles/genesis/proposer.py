@@ -93,6 +93,7 @@ class Proposer:
         value: what to propose if nobody has accepted anything yet.
         nodes: the N that the quorum is based on.
         round: higher than every round that this node has promised.
+        lost: peers that `nodes` leaves out.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Proposer:
         nodes: int,
         round: int,
         grounds: Certificate | None,
+        lost: tuple[str, ...] = (),
     ) -> None:
         assert voters[:1] == (self_id,), "a proposer asks itself first"
         assert len(set(voters)) == len(voters), "each voter is asked once"
@@ -118,6 +120,7 @@ class Proposer:
         self._value = value
         self._nodes = nodes
         self._grounds = grounds
+        self._lost_peers = lost
         self._promises: dict[PeerId, tuple[Ballot, bytes] | None] = {}
         self._votes: dict[PeerId, bytes] = {}
         self._failed: set[PeerId] = set()
@@ -136,7 +139,8 @@ class Proposer:
             return Decision()
         match event:
             case Begun():
-                return self._ask_all(Prepare(self.instance, self.ballot, self._nodes, self._grounds))
+                request = Prepare(self.instance, self.ballot, self._nodes, self._grounds, self._lost_peers)
+                return self._ask_all(request)
             case Answered(peer, asked, answer):
                 return self._answered(peer, asked, answer)
             case Expired():
@@ -195,7 +199,9 @@ class Proposer:
         self._failed.clear()
         self._value = self._choose()
         reason = f"{len(self._promises)} of {self._nodes} nodes promised {self.instance}"
-        asking = self._ask_all(Accept(self.instance, self.ballot, self._nodes, self._value, self._grounds))
+        asking = self._ask_all(
+            Accept(self.instance, self.ballot, self._nodes, self._value, self._grounds, self._lost_peers)
+        )
         return Decision(asking.effects, reason)
 
     def _choose(self) -> bytes:

@@ -24,6 +24,7 @@ from p2p_roles.genesis.messages import (
     Request,
     Value,
     encode_value,
+    lost_in,
 )
 from p2p_roles.genesis.proposer import Answered, Ask, Lost, Proposer, Won
 
@@ -83,9 +84,23 @@ class Voting:
 
     # ------------------------------------------------------------ proposing
 
-    def propose(self, now: float, decree: int, value: Value, voters: tuple[PeerId, ...]) -> list[Effect]:
-        """Get `value` decided for `decree` of the open epoch; call again until it is decided."""
-        instance = Instance(self._scope, self.acceptor.epoch, decree)
+    def propose(
+        self,
+        now: float,
+        decree: int,
+        value: Value,
+        voters: tuple[PeerId, ...],
+        *,
+        epoch: int | None = None,
+        nodes: int | None = None,
+    ) -> list[Effect]:
+        """Get `value` decided for `decree` of the open epoch; call again until it is decided.
+
+        Args:
+            epoch: another one than the open one: a recovery proposes the next.
+            nodes: N to count on; default: what is known.
+        """
+        instance = Instance(self._scope, self.acceptor.epoch if epoch is None else epoch, decree)
         assert self.acceptor.certificate(instance.epoch, decree) is None, "decided already"
         if self._goal != instance:
             self._goal, self._attempt, self._lost, self._retry_at = instance, None, 0, now
@@ -101,12 +116,18 @@ class Voting:
             self_id=self._self_id,
             voters=(self._self_id, *(v for v in voters if v != self._self_id)),
             value=encode_value(value),
-            nodes=self.nodes(now),
+            nodes=self.nodes(now) if nodes is None else nodes,
             round=self._round,
             grounds=self.acceptor.certificate(*before),
+            lost=lost_in(value),
         )
         self._deadline = now + self._ballot_s
         return self._drive(now, proposer.Begun())
+
+    @property
+    def goal(self) -> Instance | None:
+        """What is being proposed at present."""
+        return self._goal
 
     def give_way(self) -> None:
         """Stop proposing; a vote already cast stays cast."""

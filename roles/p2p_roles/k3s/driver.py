@@ -159,15 +159,29 @@ class K3sDriver:
             await self._end()
         self._see(K3sObserved("stopped", version=self.observed.version))
 
-    async def set_aside(self, paths: K3sPaths, label: str) -> None:
+    async def run_once(self, spec: K3sSpec, *flags: str, timeout_s: float) -> programs.Finished:
+        """Write the files of `spec` and run k3s with it and `flags` to its end, for what it does while it is
+        stopped; the caller stopped it. Raises RoleError, OSError."""
+        async with self._lock:
+            await trio.to_thread.run_sync(_write_files, spec)
+            argv = [*self._command(), *spec.argv, *flags]
+            kept = _BARE_ENV if spec.bare_env else self._env.keys()
+            env = {**{name: self._env[name] for name in kept if name in self._env}, **spec.env}
+            return await programs.run(argv, timeout_s=timeout_s, env=env)
+
+    async def ask(self, *argv: str, timeout_s: float) -> programs.Finished:
+        """Run another command of k3s, beside the k3s that goes on. Raises RoleError."""
+        return await programs.run([*self._command(), *argv], timeout_s=timeout_s, env=self._env)
+
+    async def set_aside(self, paths: K3sPaths, label: str, *, keep: bool = False) -> None:
         """Stop, and move k3s's data and our drop-in out of its way; nothing of value is deleted.
 
-        The data stays below ``<data dir>/set-aside-<label>``; the last two are kept.
+        The data stays below ``<data dir>/set-aside-<label>``; the last two are kept, with `keep` for ever.
         """
         await self.stop()
         async with self._lock:
             try:
-                await trio.to_thread.run_sync(_set_aside, paths, label)
+                await trio.to_thread.run_sync(_set_aside, paths, f"kept-{label}" if keep else label)
             except OSError as exc:
                 raise K3sFailed(
                     f"k3s's data cannot be set aside: {exc}", hint=f"look at {paths.data_dir}"
@@ -390,6 +404,7 @@ def _set_aside(paths: K3sPaths, label: str) -> None:
     target.mkdir(mode=0o700)
     for name in present:
         (data / name).rename(target / name)
-    old = sorted(data.glob("set-aside-*"), key=lambda p: p.stat().st_mtime)[:-_KEPT_FENCED]
+    ours = (path for path in data.glob("set-aside-*") if not path.name.startswith("set-aside-kept-"))
+    old = sorted(ours, key=lambda p: p.stat().st_mtime)[:-_KEPT_FENCED]
     for path in old:
         shutil.rmtree(path, ignore_errors=True)

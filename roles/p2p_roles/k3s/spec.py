@@ -207,7 +207,7 @@ def build(
     if not section.replace_args:
         config |= _conveniences(facts, role)
     files = [FileSpec(paths.drop_in, render_yaml(config).encode())]
-    if kind == "server-init":
+    if kind in ("server-init", "server-restore"):
         tls = f"{paths.data_dir}/server/tls"
         files += [FileSpec(f"{tls}/{name}", content, seed=True) for name, content in ca_files]
     if options.server.embedded_registry or options.agent.embedded_registry:
