@@ -314,10 +314,7 @@ class Cluster:
         await self._feed(events.K3sWiped(effect.epoch))
 
     async def _reset(self, effect: events.ResetK3s) -> None:
-        decided = self._machine.open_genesis()
-        datastore = decided.datastore if decided is not None else "etcd"
-        error = ""
-        snapshot = ""
+        error = snapshot = ""
         if effect.snapshot:
             try:
                 snapshot = await self.find_snapshot(effect.snapshot)
@@ -325,7 +322,7 @@ class Cluster:
                 error = exc.message
         if not error:
             self._runtime.log(logger, "roles.k3s_resetting", epoch=effect.epoch, snapshot=effect.snapshot)
-            error = await self.k3s.reset(effect, datastore, snapshot)
+            error = await self.k3s.reset(effect, snapshot)
         if error:
             self._runtime.log(logger, "roles.k3s_not_reset", logging.ERROR, error=error)
         await self._feed(events.K3sReset(effect.epoch, error))

@@ -177,7 +177,7 @@ class K3sUnit:
         for role in ("server", "agent"):
             await self.driver.set_aside(spec.paths_of(self._options, role), label, keep=keep)
 
-    async def reset(self, effect: ResetK3s, datastore: Datastore, snapshot: str) -> str:
+    async def reset(self, effect: ResetK3s, snapshot: str) -> str:
         """Make this server the only member of its etcd; why it could not, "" if it is done.
 
         Args:
@@ -190,7 +190,7 @@ class K3sUnit:
                 for role in ("server", "agent"):
                     paths = spec.paths_of(self._options, role)
                     await self.driver.set_aside(paths, f"before-epoch-{effect.epoch}", keep=True)
-            built = await self._spec("server-restore", effect.ca_hash, "", datastore)
+            built = await self._spec("server-restore", effect.ca_hash, "", effect.datastore, effect.timing)
             await self.data.reset(built, f"epoch-{effect.epoch}", snapshot)
         except (P2PError, OSError, ValueError) as exc:
             return str(exc)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from p2p_network.ledger.entry import Entry
     from p2p_network.ledger.store import Loaded
     from p2p_roles.events import K3sChanged, ReplaceInitDropIn, ResetK3s, StartK3s
-    from p2p_roles.genesis.messages import Datastore
     from p2p_roles.k3s.pki import JoinAnswer, JoinSecret
     from p2p_roles.rules import Authorization
 
@@ -116,7 +115,7 @@ class K3s(Protocol):
 
     async def set_aside(self, label: str, *, only_datastore: bool = False, keep: bool = False) -> None: ...
 
-    async def reset(self, effect: ResetK3s, datastore: Datastore, snapshot: str) -> str: ...
+    async def reset(self, effect: ResetK3s, snapshot: str) -> str: ...
 
     async def count_workloads(self) -> int | None: ...
 

@@ -277,6 +277,8 @@ class ResetK3s:
     ca_hash: str
     snapshot: str
     is_foreign: bool
+    datastore: Datastore = "etcd"
+    timing: Timing = LAN
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,14 +301,24 @@ class RecoveryDuties(JoinDuties):
             if now >= self._reset_again_at:
                 self._reset_again_at = now + _RESET_LIMIT_S
                 foreign = member.epoch == self.epoch
-                self.out += [StopK3s(), ResetK3s(self.epoch, decided.ca_hash, after.snapshot, foreign)]
+                self.out += [
+                    StopK3s(),
+                    ResetK3s(
+                        self.epoch,
+                        decided.ca_hash,
+                        after.snapshot,
+                        foreign,
+                        decided.datastore,
+                        decided.timing,
+                    ),
+                ]
                 self.k3s_started = False
             self.wake(self._reset_again_at)
             self.reason = f"{here}: making this server the only member of its etcd"
             self.reason += f" (last attempt: {self._reset_error})" if self._reset_error else ""
             return
         if not self.k3s_started:
-            start = StartK3s("server", self.epoch, decided.ca_hash, "", decided.datastore)
+            start = StartK3s("server", self.epoch, decided.ca_hash, "", decided.datastore, decided.timing)
             self.out.append(start)
             self.k3s_started = True
         if self.k3s.state == "ready" and self.k3s.ca_hash == decided.ca_hash:

@@ -71,7 +71,7 @@ class Net:
         self.workloads: dict[str, int] = {}  # CA -> objects
         for index in range(nodes):
             self.hosts.append(Host(self, index, servers, declared or nodes))
-        self.run(60)
+        self.run(15)
 
     def put(self, host: Host, *events: ev.Event) -> None:
         self.queue.extend((host, event) for event in events)
@@ -369,8 +369,8 @@ def test_two_operators_on_two_sides_cannot_both_recover() -> None:
 
 
 def test_a_restart_at_any_moment_of_a_recovery_changes_nothing() -> None:
-    for victim in range(5):
-        for moment in (0, 1, 2, 3, 5):
+    for victim in ("survivor", "agent"):
+        for moment in (1, 2, 3):
             net = formed()
             survivor = net.server(0)
             net.off(net.server(1), net.server(2))
@@ -389,7 +389,8 @@ def test_a_restart_at_any_moment_of_a_recovery_changes_nothing() -> None:
             assert plan.genesis is not None
             net.put(survivor, ev.RecoveryOrdered(plan.genesis))
             net.run(moment)
-            host = net.hosts[victim]
+            agents = [h for h in net.hosts if h.machine.status.role == "agent"]
+            host = survivor if victim == "survivor" else agents[0]
             if host.is_on:
                 host.boot()
             net.run(90)

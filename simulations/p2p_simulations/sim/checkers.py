@@ -25,8 +25,11 @@ from p2p_roles.genesis.messages import (
     Genesis,
     Instance,
     Promise,
+    decode_value,
+    lost_in,
     quorum,
 )
+from p2p_roles.recovery import is_kin
 from p2p_roles.transitions import State
 from p2p_roles.view import ViewNode
 from p2p_simulations.sim.k3s import DATA, DROP_IN, Data, DropIn, Etcd
@@ -111,7 +114,9 @@ class Checkers:
         scope, epoch = seen.instance.scope, seen.instance.epoch
         for instance, other in self.certified.items():
             if instance.scope == scope and instance.epoch != epoch and certificates.is_ready(other):
-                self._fail(f"two clusters of {scope} are READY: epochs {instance.epoch} and {epoch}")
+                before, after = (self.genesis(scope, e) for e in sorted((epoch, instance.epoch)))
+                if before is None or after is None or not is_kin(before, after):
+                    self._fail(f"two clusters of {scope} are READY: epochs {instance.epoch} and {epoch}")
         decided = self.genesis(scope, epoch)
         if decided is None:
             self._fail(f"READY of epoch {epoch} without a GENESIS certificate")
@@ -131,12 +136,12 @@ class Checkers:
 
     def ready(self, scope: str) -> tuple[int, Genesis] | None:
         """Epoch and GENESIS of the READY cluster of a scope."""
-        for instance, known in self.certified.items():
-            if instance.scope == scope and certificates.is_ready(known):
-                decided = self.genesis(scope, instance.epoch)
-                assert decided is not None, "checked when READY was certified"
-                return instance.epoch, decided
-        return None
+        epochs = [i.epoch for i, c in self.certified.items() if i.scope == scope and certificates.is_ready(c)]
+        if not epochs:
+            return None
+        decided = self.genesis(scope, max(epochs))
+        assert decided is not None, "checked when READY was certified"
+        return max(epochs), decided
 
     def persisted(self, machine: SimMachine, core: Bootstrap) -> None:
         """The bootstrap machine's state is durable."""
@@ -163,7 +168,7 @@ class Checkers:
         voters.add(machine.peer)
         if first != value:
             self._fail(f"two values in one ballot of {instance}")
-        if len(voters) >= quorum(core.voting.acceptor.nodes):
+        if len(voters) >= quorum(self._electorate(core, instance, value)):
             self._chosen.setdefault(instance, (ballot, value))
         chosen = self._chosen.get(instance)
         for other, (proposed, _) in votes.items() if chosen is not None else ():
@@ -171,6 +176,13 @@ class Checkers:
                 self._fail(
                     f"{instance} was decided in round {chosen[0].round}, another value voted for later"
                 )
+
+    def _electorate(self, core: Bootstrap, instance: Instance, value: bytes) -> int:
+        """N of a vote: without those that an operator declared lost."""
+        acceptor = core.voting.acceptor
+        if instance.decree == OUTCOME:
+            return acceptor.outcome_nodes(instance.epoch)
+        return acceptor.nodes - len(lost_in(decode_value(value, GENESIS)))
 
     def answered(self, machine: SimMachine, core: Bootstrap, answer: Answer) -> None:
         """A promise or a vote leaves a node."""
@@ -217,6 +229,8 @@ class Checkers:
         elif effect.kind == "server-init":
             if core.state is not State.INIT or decided.initiator != machine.peer:
                 self._fail(f"{machine.name} is to run cluster-init in {core.state}, chosen or not")
+        elif core.state is State.RECOVER and decided.initiator == machine.peer:
+            pass  # it brings the cluster back, to have READY certified
         elif self._outcome_is_ready(core.scope, effect.epoch) is False:
             self._fail(f"{machine.name} joins (as {effect.kind}) epoch {effect.epoch}, which is not READY")
 
@@ -315,8 +329,7 @@ class Checkers:
                 if entry.value is not None:
                     self.certificate(machine, entry.value)
             elif kind == "assign":
-                ready = self.ready("/".join(rest[:-1]))
-                if ready is None or ready[1].initiator != entry.author:
+                if entry.author not in self._authorities("/".join(rest[:-1])):
                     self._fail(f"{machine.name} takes {entry.key} from {self._world.name(entry.author)}")
             elif rest[-1] != entry.author:
                 self._fail(
@@ -329,6 +342,12 @@ class Checkers:
             limit = 4 * identities + 2 * (len(self.certified) + 2)
             if len(agent.replication.ledger) > limit:
                 self._fail(f"{machine.name} holds more than {limit} entries of {identities} nodes")
+
+    def _authorities(self, scope: str) -> set[str]:
+        """Who initialised a cluster of this scope that was READY, or brought it back."""
+        epochs = {i.epoch for i, c in self.certified.items() if i.scope == scope and certificates.is_ready(c)}
+        found = (self.genesis(scope, epoch) for epoch in epochs)
+        return {decided.initiator for decided in found if decided is not None}
 
     # ------------------------------------------------------------ after every event
 

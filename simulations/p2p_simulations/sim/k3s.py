@@ -43,11 +43,17 @@ class DropIn(msgspec.Struct, frozen=True):
 
 
 class Data(msgspec.Struct, frozen=True):
-    """What k3s has on disk since its first start."""
+    """What k3s has on disk since its first start. `reset`: the epoch in which its etcd was reset."""
 
     role: str
     ca_hash: str
     ipv4: str
+    reset: int = 0
+
+    @property
+    def store(self) -> str:
+        """The datastore that it is a part of: a reset one is another."""
+        return f"{self.ca_hash}/{self.reset}" if self.reset else self.ca_hash
 
 
 @dataclass(slots=True)
@@ -57,12 +63,16 @@ class Etcd:
     Attributes:
         members: voters: peer -> the address it is known by.
         learner: who is joining; one at a time.
+        workloads: objects of users.
+        reset: see `Data`.
     """
 
     ca_hash: str
     uid: str
     members: dict[str, str] = field(default_factory=dict)
     learner: str = ""
+    workloads: int = 0
+    reset: int = 0
 
 
 class Exited(Exception):
@@ -90,6 +100,19 @@ class K3sProcess:
             return
         self._tasks = Tasks(self._world.engine, self._machine.resume_at, self._machine.touched)
         self._tasks.start(self._live())
+
+    def reset(self, epoch: int) -> Data | None:
+        """``--cluster-reset``: what was stored here becomes a datastore with this machine alone in it."""
+        data: Data | None = self._machine.disk.read(DATA)
+        if data is None or data.role != "server":
+            return None
+        before = self._world.etcds[data.store]
+        after = Data("server", data.ca_hash, self._machine.tun_ipv4, epoch)
+        members: dict[str, str] = {self._machine.peer: self._machine.tun_ipv4}
+        self._world.etcds[after.store] = Etcd(
+            data.ca_hash, before.uid, members, workloads=before.workloads, reset=epoch
+        )
+        return after
 
     def stop(self) -> None:
         """Stop it; data stays."""
@@ -139,7 +162,7 @@ class K3sProcess:
         assert drop_in is not None, "k3s is started with a drop-in"
         if data is not None and not data.ipv4:  # left here by a former owner of the machine
             data = Data(data.role, data.ca_hash, machine.tun_ipv4)
-            self._world.etcds[data.ca_hash].members[machine.peer] = machine.tun_ipv4
+            self._world.etcds[data.store].members[machine.peer] = machine.tun_ipv4
             await machine.fsync(tasks, disk.write({DATA: data}))
         if data is not None:  # whatever the flags say
             self._world.checkers.k3s_started(machine, drop_in, data)
@@ -173,14 +196,14 @@ class K3sProcess:
             theirs: Data = server.disk.read(DATA)
             if theirs.ca_hash != drop_in.ca_hash and world.fences:
                 raise Exited("token CA hash does not match the Cluster CA certificate hash")
-            etcd = world.etcds[theirs.ca_hash]
+            etcd = world.etcds[theirs.store]
             if drop_in.role == "agent":
                 break
             if machine.peer in etcd.members or await self._become_member(tasks, etcd):
                 break
             await tasks.sleep(_JOIN_AGAIN_S)
         world.checkers.k3s_joins(machine, drop_in, etcd.ca_hash)
-        data = Data(drop_in.role, etcd.ca_hash, machine.tun_ipv4)
+        data = Data(drop_in.role, etcd.ca_hash, machine.tun_ipv4, etcd.reset)
         await machine.fsync(tasks, machine.disk.write({DATA: data}))
         world.note(machine.name, f"k3s joined as {drop_in.role} the cluster with CA {etcd.ca_hash}")
 
@@ -197,7 +220,7 @@ class K3sProcess:
             return False
         etcd.learner = ""
         # the new voter's data is synced before it counts as one: etcd acknowledges nothing unsynced
-        ticket = machine.disk.write({DATA: Data("server", etcd.ca_hash, machine.tun_ipv4)})
+        ticket = machine.disk.write({DATA: Data("server", etcd.ca_hash, machine.tun_ipv4, etcd.reset)})
         machine.disk.sync(ticket)
         etcd.members[machine.peer] = machine.tun_ipv4
         return True
@@ -212,7 +235,7 @@ class K3sProcess:
         machine = self._machine
         while True:
             data: Data = machine.disk.read(DATA)
-            etcd = self._world.etcds[data.ca_hash]
+            etcd = self._world.etcds[data.store]
             if machine.k3s_broken:
                 raise Exited("exec format error")
             if data.role == "agent":

@@ -112,7 +112,28 @@ class SimK3sUnit:
         """`set_aside` will be called soon."""
         self._will_set_aside = True
 
-    async def set_aside(self, label: str) -> None:
+    async def reset(self, effect: events.ResetK3s, snapshot: str) -> str:
+        """Make this machine the only member of its datastore."""
+        self._wanted = self._tried = None
+        async with self._lock:
+            self._process.stop()
+            self._is_ours = False
+            await self._tasks.sleep(self._chance(1.0, 8.0))
+            data = self._process.reset(effect.epoch)
+            if data is None:
+                return "there is no datastore here"
+            dropped = DropIn("server", effect.epoch, effect.ca_hash, False, "")
+            await self._machine.fsync(self._tasks, self._machine.disk.write({DATA: data, DROP_IN: dropped}))
+        return ""
+
+    async def count_workloads(self) -> int | None:
+        """Objects of users in the datastore, as far as it answers."""
+        data = self._machine.disk.read(DATA)
+        if data is None or self._process.observed.state != "ready":
+            return None
+        return self._machine.world.etcds[data.store].workloads
+
+    async def set_aside(self, label: str, *, only_datastore: bool = False, keep: bool = False) -> None:
         """Stop k3s and move its data out of the way."""
         self._wanted = None
         self._machine.world.checkers.wiped(self._machine, int(label.removeprefix("epoch-")))
