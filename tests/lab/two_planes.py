@@ -66,6 +66,7 @@ class Place:
     folder: Path
     outer: str
     outer6: str
+    carriers: tuple[str, ...] = ("tcp", "udp")
     daemon: subprocess.Popen[bytes] | None = None
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -137,6 +138,7 @@ class Place:
             self_id=self.name,
             addresses=(f"{self.inner}/32", f"{self.inner6}/128"),
             networks=(MESH4, MESH6),
+            carriers=self.carriers,
         )
 
     def as_peer(self, keys: session.PeerSession, *, dial: bool, six: bool = False) -> PutPeer:
@@ -173,11 +175,11 @@ def nodad(address: str) -> tuple[str, ...]:
 class Field:
     """Places that reach each other. `plug`/`unplug` need `hub`."""
 
-    def __init__(self, count: int, *, hub: bool) -> None:
+    def __init__(self, count: int, *, hub: bool, carriers: tuple[str, ...] = ("tcp", "udp")) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="kpp-"))
         self._hub = f"kpp{os.getpid()}-h" if hub else ""
         self.places = [
-            Place(i, f"kpp{os.getpid()}-{i}", self.folder, f"192.0.2.{i}", f"fd99::{i}")
+            Place(i, f"kpp{os.getpid()}-{i}", self.folder, f"192.0.2.{i}", f"fd99::{i}", carriers)
             for i in range(1, count + 1)
         ]
         assert hub or count == 2
@@ -236,7 +238,9 @@ def session_pair(
 ) -> tuple[session.PeerSession, session.PeerSession]:
     """A new session as (one, other) see it."""
     mine, theirs = X25519PrivateKey.generate(), X25519PrivateKey.generate()
-    sent = session.offer(mine, os.urandom(16), ciphers=ciphers, offloads=offloads, mtu=MTU)
+    sent = session.offer(
+        mine, os.urandom(16), ciphers=ciphers, offloads=offloads, carriers=one.carriers, mtu=MTU
+    )
     got, for_other = session.answer(
         theirs,
         sent,
@@ -245,6 +249,7 @@ def session_pair(
         mesh_id="lab",
         ciphers=ciphers,
         offloads=offloads,
+        carriers=other.carriers,
         mtu=MTU,
     )
     for_one = session.conclude(mine, sent, got, self_id=one.name, peer_id=other.name, mesh_id="lab")

@@ -106,6 +106,6 @@ def test_a_queue_that_stands_still_takes_no_more() -> None:
 @given(st.lists(st.integers(0, 20)))
 def test_connection_numbers_are_taken_once_and_upwards(numbers: list[int]) -> None:
     session = Session(PeerSession(bytes(16), CHACHA, bytes(32), bytes(32), 0, ("tcp",), 1420))
-    taken = [number for number in numbers if session.take_number(number)]
+    taken = [number for number in numbers if session.take_number("tcp", number)]
     assert taken == sorted(set(taken))
     assert all(number > 0 for number in taken)

@@ -16,8 +16,10 @@ import socket
 from typing import Final, Protocol
 
 from p2p_network.dataplane import preface
+from p2p_network.dataplane.choice import TCP, Path
 from p2p_network.dataplane.forward import Forwarder
 from p2p_network.dataplane.loop import READ, WRITE, Loop, Timer
+from p2p_network.dataplane.path import LEAST_SAMPLE
 from p2p_network.dataplane.peers import Peer, Session
 from p2p_network.dataplane.records import (
     MAX_FRAME_BYTES,
@@ -30,6 +32,7 @@ from p2p_network.dataplane.records import (
     control_entry,
     sealed_size,
 )
+from p2p_network.dataplane.sockets import tcp_facts
 
 HANDSHAKE_S: Final = 3.0
 RETIRE_S: Final = 5.0
@@ -60,6 +63,7 @@ class Buffers:
         self.received = mmap.mmap(-1, _RECEIVE_BYTES)
         self.received_view = memoryview(self.received)
         self.frame_view = memoryview(mmap.mmap(-1, MAX_FRAME_BYTES))
+        self.scratch_view = memoryview(mmap.mmap(-1, MAX_FRAME_BYTES))
 
 
 class Owner(Protocol):
@@ -87,7 +91,7 @@ class Owner(Protocol):
 class TcpConnection:
     """A `peers.Carrier` over one TCP connection."""
 
-    kind = "tcp"
+    kind = TCP
 
     def __init__(self, owner: Owner, sock: socket.socket, endpoint: str) -> None:
         self._owner = owner
@@ -98,7 +102,7 @@ class TcpConnection:
         self._opener: Opener | None = None
         self._salt = b""
         self._number = 0
-        self._heard = False
+        self.heard = False
         self._peer_finished = False
         self._finished = False
         self._events = 0
@@ -107,6 +111,9 @@ class TcpConnection:
         self.session: Session | None = None
         self.phase = Phase.PREFACE
         self.ready = False
+        self.rtt_ms: float | None = None
+        self._counted = (0, 0)
+        self._loss: float | None = None
         self.last_received = owner.loop.now()
         self._deadline: Timer | None = self._close_in(HANDSHAKE_S, "it did not prove a session in time")
 
@@ -128,7 +135,7 @@ class TcpConnection:
             self.close(f"cannot connect: errno {code}")
             return
         assert self.session is not None
-        self._salt, self._number = self._owner.fresh_salt(), self.session.next_number()
+        self._salt, self._number = self._owner.fresh_salt(), self.session.next_number(self.kind)
         self.phase = Phase.WELCOME
         self._send_whole(preface.make_preface(self.session.keys, self._salt, self._number))
         self._watch(READ)
@@ -139,7 +146,7 @@ class TcpConnection:
             raise RecordViolation("unknown session")
         peer, session = found
         dialer_salt, number = preface.open_preface(session.keys, flight)
-        if not session.take_number(number):
+        if not session.take_number(self.kind, number):
             raise RecordViolation("a preface that was used before")
         self.peer, self.session = peer, session
         salt = self._owner.fresh_salt()
@@ -208,8 +215,8 @@ class TcpConnection:
             if self.phase is Phase.CONFIRM:
                 self._go_live()
             forwarder.deliver(self.peer, opened, self._on_beat)
-            if not self._heard:
-                self._heard = True
+            if not self.heard:
+                self.heard = True
                 self._owner.was_heard(self)
             if self.phase is Phase.CLOSED:
                 return
@@ -245,15 +252,24 @@ class TcpConnection:
     def _on_beat(self, kind: int, value: int) -> None:
         if kind == PING and self.ready:
             self.send(control_entry(PONG, value))
-        elif kind == PONG and self.peer is not None:
-            self.peer.rtt_ms = max(0, _clock_ns(self._owner.loop) - value) / 1e6
+        elif kind == PONG:
+            self.rtt_ms = max(0, clock_ns(self._owner.loop) - value) / 1e6
 
     # --- sending ---------------------------------------------------------------------------------
 
     def ping(self) -> None:
         """Ask for a sign of life, unless bytes are waiting anyway."""
         if self.ready:
-            self.send(control_entry(PING, _clock_ns(self._owner.loop)))
+            self.send(control_entry(PING, clock_ns(self._owner.loop)))
+
+    def path_facts(self) -> Path:
+        """What `choice` looks at."""
+        congestion, sent, again = tcp_facts(self._sock)
+        before_sent, before_again = self._counted
+        if sent - before_sent >= LEAST_SAMPLE:
+            self._counted = (sent, again)
+            self._loss = (again - before_again) / (sent - before_sent)
+        return Path(TCP, congestion, self._loss, self.rtt_ms)
 
     @property
     def worn(self) -> bool:
@@ -354,5 +370,6 @@ class TcpConnection:
         self._events = events
 
 
-def _clock_ns(loop: Loop) -> int:
+def clock_ns(loop: Loop) -> int:
+    """What a ping carries."""
     return int(loop.now() * 1e9)

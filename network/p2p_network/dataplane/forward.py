@@ -8,6 +8,7 @@ owns, a destination that is ours) and written to the device from where it lies.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
+from p2p_network.dataplane.icmp import too_big
 from p2p_network.dataplane.messages import Configure
 from p2p_network.dataplane.packet import (
     MAX_PACKET_BYTES,
@@ -54,7 +56,7 @@ class Forwarder:
         self._own: RouteTable[str] = RouteTable()
         self._batch = mmap.mmap(-1, _BATCH_BYTES)
         self._batch_view = memoryview(self._batch)
-        self._opened_view = memoryview(self.opened)
+        self.opened_view = memoryview(self.opened)
         self._tun: Tun | None = None
 
     def attach(self, tun: Tun, config: Configure) -> None:
@@ -144,7 +146,7 @@ class Forwarder:
         """
         buffer, view, owner_of, is_own = (
             self.opened,
-            self._opened_view,
+            self.opened_view,
             self._table.routes.owner_of,
             self._own.owner_of,
         )
@@ -172,6 +174,13 @@ class Forwarder:
                     continue
                 peer.rx_packets += 1
                 peer.rx_bytes += value
+
+    def answer_too_big(self, packet: memoryview, mtu: int) -> None:
+        """Tell whoever on this machine sent `packet` that its path takes at most `mtu` bytes."""
+        answer = too_big(bytes(packet[:MAX_PACKET_BYTES]), mtu)
+        if answer and self._tun is not None:
+            with contextlib.suppress(OSError):  # an answer may be lost, as on any path
+                os.write(self._tun.fd, bytes(VNET_BYTES) + answer)
 
     def _device_failed(self, exc: OSError) -> None:
         """The device may be down for a while (EIO); only if it was removed there is no way on."""

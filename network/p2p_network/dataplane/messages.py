@@ -13,7 +13,7 @@ import msgspec
 
 from p2p_network.session import PeerSession
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 FRAME_HEAD_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = 1 << 20
 ALREADY_RUNNING: Final = 7
@@ -36,6 +36,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
         addresses: this node's VPN addresses or networks (CIDR); a peer's packet to anything else is dropped.
         networks: the mesh's networks (CIDR): their broadcast addresses are dropped, and no carrier is dialled
             through them (a tunnel inside itself).
+        carriers: the kinds to accept and to dial.
     """
 
     device: str
@@ -44,6 +45,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     self_id: str
     addresses: tuple[str, ...]
     networks: tuple[str, ...]
+    carriers: tuple[str, ...] = ("tcp", "udp")
 
 
 class PutPeer(msgspec.Struct, frozen=True, tag="put_peer"):
@@ -119,7 +121,9 @@ class PeerStats(msgspec.Struct, frozen=True):
     Attributes:
         session_id: of the session that carries, or else the newest.
         pending_session_id: of a session that is to take over; empty for none.
-        carrier: "tcp" or "none".
+        carrier: "tcp", "udp" or "none".
+        reason: why this carrier.
+        loss: share of what was sent and did not arrive, lately; None if unknown.
         endpoint: the other end of the carrying connection; "" without one.
         rx_bytes, tx_bytes: inner bytes (IP packets); rx_packets, tx_packets: super-packets count once.
         drops: reason -> packets.
@@ -144,6 +148,8 @@ class PeerStats(msgspec.Struct, frozen=True):
     rtt_ms: float | None
     last_seen_s: float | None
     connects: int
+    loss: float | None = None
+    reason: str = ""
 
 
 class Stats(msgspec.Struct, frozen=True, tag="stats"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, Protocol
 
+from p2p_network.dataplane.choice import Path
 from p2p_network.dataplane.messages import PeerStats
 from p2p_network.dataplane.routes import RouteTable
 from p2p_network.session import PeerSession
@@ -26,37 +27,50 @@ QUEUE_FLOOR_BYTES: Final = 128 << 10
 class Session:
     """A session with what must never repeat: the numbers of its connections."""
 
-    __slots__ = ("dialled", "keys", "taken")
+    __slots__ = ("_dialled", "_taken", "keys")
 
     def __init__(self, keys: PeerSession) -> None:
         self.keys = keys
-        self.dialled = 0
-        self.taken = 0
+        self._dialled: dict[str, int] = {}
+        self._taken: dict[str, int] = {}
 
-    def next_number(self) -> int:
-        """Of the next connection that this side dials; from 1."""
-        self.dialled += 1
-        return self.dialled
+    def next_number(self, kind: str) -> int:
+        """Of the next connection of this kind that this side dials; from 1."""
+        number = self._dialled[kind] = self._dialled.get(kind, 0) + 1
+        return number
 
-    def take_number(self, number: int) -> bool:
+    def take_number(self, kind: str, number: int) -> bool:
         """Whether a dialer's connection number is new; each is good once, and none below an accepted one."""
-        if number <= self.taken:
+        if number <= self._taken.get(kind, 0):
             return False
-        self.taken = number
+        self._taken[kind] = number
         return True
 
 
 class Carrier(Protocol):
-    """A way for batches to reach a peer: today a TCP connection."""
+    """A way for batches to reach a peer."""
 
-    kind: str
-    endpoint: str
-    session: Session | None
-    ready: bool
-    """Takes a batch now; while False batches go to the peer's queue."""
+    @property
+    def kind(self) -> str:
+        """One of `choice.KINDS`."""
+
+    @property
+    def endpoint(self) -> str:
+        """The other end's address."""
+
+    @property
+    def session(self) -> Session | None:
+        """Whose keys it uses."""
+
+    @property
+    def ready(self) -> bool:
+        """Takes a batch now; while False batches go to the peer's queue."""
+
+    def path_facts(self) -> Path:
+        """What is known of its path."""
 
     def send(self, batch: memoryview | bytes) -> None:
-        """Take a batch of entries; only while `ready`."""
+        """Take a batch of entries; only while `ready`. A writable batch may be used up."""
 
     def retire(self, reason: str) -> None:
         """Another carrier took over: send what was begun, keep delivering what arrives, then close."""
@@ -131,7 +145,7 @@ class Peer:
         "last_received",
         "name",
         "queue",
-        "rtt_ms",
+        "reason",
         "rx_bytes",
         "rx_packets",
         "sessions",
@@ -149,7 +163,7 @@ class Peer:
         self.drops: dict[str, int] = {}
         self.rx_bytes = self.rx_packets = self.tx_bytes = self.tx_packets = 0
         self.connects = 0
-        self.rtt_ms: float | None = None
+        self.reason = ""
         self.last_received: float | None = None
 
     @property
@@ -180,6 +194,7 @@ class Peer:
     def stats(self, now: float) -> PeerStats:
         """The peer as shown outside."""
         carrier = self.carrier
+        facts = carrier.path_facts() if carrier is not None else None
         carrying = carrier.session if carrier is not None and carrier.session is not None else self.newest
         return PeerStats(
             peer=self.name,
@@ -194,7 +209,9 @@ class Peer:
             tx_packets=self.tx_packets,
             drops=dict(self.drops),
             queued_bytes=self.queue.size_bytes,
-            rtt_ms=self.rtt_ms,
+            rtt_ms=facts.rtt_ms if facts is not None else None,
+            loss=facts.loss if facts is not None else None,
+            reason=self.reason if carrier is not None else "",
             last_seen_s=None if self.last_received is None else now - self.last_received,
             connects=self.connects,
         )

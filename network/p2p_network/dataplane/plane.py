@@ -15,6 +15,7 @@ from p2p_network.core import log
 from p2p_network.core.errors import MeshError
 from p2p_network.dataplane import sockets
 from p2p_network.dataplane.carriers import Carriers
+from p2p_network.dataplane.choice import KINDS
 from p2p_network.dataplane.cpu import ciphers_by_speed
 from p2p_network.dataplane.forward import Forwarder
 from p2p_network.dataplane.loop import READ, Loop
@@ -99,7 +100,7 @@ class Plane:
         fresh = Tun(wanted.device) if new_tun else self._tun
         assert fresh is not None
         try:
-            self._carriers.listen(wanted.listen)
+            self._carriers.listen(wanted.listen, wanted.carriers)
         except MeshError:
             if new_tun:
                 fresh.close()
@@ -138,7 +139,6 @@ class Plane:
             )
             self._close_device()
             self._config = None
-            self._carriers.listen(())
 
     def _suit_all_peers(self) -> None:
         """Offloads and MTU that every peer can take."""
@@ -232,6 +232,10 @@ def _check_config(wanted: Configure) -> None:
         )
     if not MTU_MIN <= wanted.mtu <= MTU_MAX:
         raise MeshError(f"an inner MTU of {wanted.mtu} is not possible", hint=f"use {MTU_MIN} to {MTU_MAX}")
+    if not wanted.carriers or not set(wanted.carriers) <= set(KINDS):
+        raise MeshError(
+            f"carriers {wanted.carriers!r} are not possible", hint=f"use one or both of {', '.join(KINDS)}"
+        )
     _checked("address", lambda: parse_networks((*wanted.addresses, *wanted.networks)))
     _checked("endpoint", lambda: [sockets.parse_endpoint(text) for text in wanted.listen])
 
@@ -245,7 +249,7 @@ def _check_peer(wanted: PutPeer) -> tuple[Network, ...]:
         not whole
         or keys.send_key == keys.receive_key
         or keys.cipher not in CIPHERS
-        or "tcp" not in keys.carriers
+        or not set(keys.carriers) & set(KINDS)
     ):
         raise MeshError("the session is not usable", hint="make it with p2p_network.session")
     if not MTU_MIN <= keys.mtu <= MTU_MAX:

@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from p2p_network.dataplane.datagrams import LOWEST_ID, DatagramOpener, DatagramSealer
 from p2p_network.dataplane.records import TAG_BYTES, Opener, RecordViolation, Sealer, cipher
 from p2p_network.session import KEY_BYTES, SESSION_ID_BYTES, PeerSession
 
@@ -37,30 +38,36 @@ def session_id_of(preface: bytes) -> bytes:
     return preface[:SESSION_ID_BYTES]
 
 
-def make_preface(session: PeerSession, salt: bytes, number: int) -> bytes:
-    """Flight 1. `salt`: 32 fresh random bytes."""
+def make_preface(session: PeerSession, salt: bytes, number: int, carrier: str = "tcp") -> bytes:
+    """Flight 1. `salt`: 32 fresh random bytes; `number`: of the session's connections of this kind."""
     assert len(salt) == SALT_BYTES
-    aead = cipher(session.cipher, _key(session, session.send_key, "preface", salt))
+    aead = cipher(session.cipher, _key(session, session.send_key, _flight("preface", carrier), salt))
     return session.session_id + salt + aead.encrypt(_NONCE, number.to_bytes(_NUMBER_BYTES, "big"), None)
 
 
-def open_preface(session: PeerSession, preface: bytes) -> tuple[bytes, int]:
+def open_preface(session: PeerSession, preface: bytes, carrier: str = "tcp") -> tuple[bytes, int]:
     """(dialer's salt, number) of flight 1. Raises RecordViolation."""
     if len(preface) != PREFACE_BYTES or session_id_of(preface) != session.session_id:
         raise RecordViolation("not a preface of this session")
     salt = preface[SESSION_ID_BYTES : SESSION_ID_BYTES + SALT_BYTES]
     sealed = preface[SESSION_ID_BYTES + SALT_BYTES :]
-    return salt, _open(session, _key(session, session.receive_key, "preface", salt), sealed)
+    return salt, _open(session, _key(session, session.receive_key, _flight("preface", carrier), salt), sealed)
 
 
-def make_welcome(session: PeerSession, dialer_salt: bytes, salt: bytes, number: int) -> bytes:
+def make_welcome(
+    session: PeerSession, dialer_salt: bytes, salt: bytes, number: int, carrier: str = "tcp"
+) -> bytes:
     """Flight 2. `salt`: 32 fresh random bytes; `number`: that of flight 1."""
     assert len(salt) == SALT_BYTES
-    aead = cipher(session.cipher, _key(session, session.send_key, "welcome", dialer_salt + salt))
+    aead = cipher(
+        session.cipher, _key(session, session.send_key, _flight("welcome", carrier), dialer_salt + salt)
+    )
     return salt + aead.encrypt(_NONCE, number.to_bytes(_NUMBER_BYTES, "big"), None)
 
 
-def open_welcome(session: PeerSession, dialer_salt: bytes, number: int, welcome: bytes) -> bytes:
+def open_welcome(
+    session: PeerSession, dialer_salt: bytes, number: int, welcome: bytes, carrier: str = "tcp"
+) -> bytes:
     """The acceptor's salt.
 
     Raises RecordViolation unless it is an answer to flight 1 with this salt and number.
@@ -68,7 +75,7 @@ def open_welcome(session: PeerSession, dialer_salt: bytes, number: int, welcome:
     if len(welcome) != WELCOME_BYTES:
         raise RecordViolation("not a welcome")
     salt = welcome[:SALT_BYTES]
-    key = _key(session, session.receive_key, "welcome", dialer_salt + salt)
+    key = _key(session, session.receive_key, _flight("welcome", carrier), dialer_salt + salt)
     if _open(session, key, welcome[SALT_BYTES:]) != number:
         raise RecordViolation("a welcome to another connection")
     return salt
@@ -81,6 +88,32 @@ def record_keys(session: PeerSession, dialer_salt: bytes, acceptor_salt: bytes) 
         Sealer(session.cipher, _key(session, session.send_key, "records", salts)),
         Opener(session.cipher, _key(session, session.receive_key, "records", salts)),
     )
+
+
+def datagram_keys(
+    session: PeerSession, dialer_salt: bytes, acceptor_salt: bytes
+) -> tuple[DatagramSealer, DatagramOpener, int]:
+    """Sealer, opener and own receiver's id of one UDP association, on either end."""
+    salts = dialer_salt + acceptor_salt
+    return (
+        DatagramSealer(
+            session.cipher,
+            _key(session, session.send_key, "datagrams", salts),
+            _receiver_id(session, session.send_key, salts),
+        ),
+        DatagramOpener(session.cipher, _key(session, session.receive_key, "datagrams", salts)),
+        _receiver_id(session, session.receive_key, salts),
+    )
+
+
+def _receiver_id(session: PeerSession, root: bytes, salts: bytes) -> int:
+    value = int.from_bytes(_key(session, root, "receiver's id", salts)[:4], "big")
+    return value if value >= LOWEST_ID else value + LOWEST_ID
+
+
+def _flight(name: str, carrier: str) -> str:
+    """A flight on one kind of carrier is none on another."""
+    return name if carrier == "tcp" else f"{name} {carrier}"
 
 
 def _key(session: PeerSession, root: bytes, purpose: str, salts: bytes) -> bytes:

@@ -30,6 +30,15 @@ WORN_RECORDS: Final = 1 << 31
 
 PING: Final = 1
 PONG: Final = 2
+REPORT: Final = 3
+"""Datagrams: the receiver's highest number plus one, and how many came, 32 bits each."""
+PROBE: Final = 4
+PROBED: Final = 5
+"""A padded datagram of so many bytes on the wire; the answer says that it came."""
+BYE: Final = 6
+"""No more will be sent on this association."""
+_PADDING: Final = 255
+_KNOWN: Final = frozenset((PING, PONG, REPORT, PROBE, PROBED, BYE))
 
 _SIZE = Struct("!I")
 _LENGTH = Struct("!H")
@@ -134,6 +143,20 @@ def control_entry(kind: int, value: int) -> bytes:
     return _CONTROL.pack(0, kind, 8, value)
 
 
+def padded_entry(kind: int, value: int, size: int) -> bytes:
+    """A control entry, made `size` bytes long (at least 16) with entries that everyone passes over."""
+    parts = [control_entry(kind, value)]
+    left = size - len(parts[0])
+    while left:
+        assert left >= 4, "too short to be padded"
+        body = min(255, left - 4)
+        if 0 < left - 4 - body < 4:
+            body -= 4
+        parts.append(bytes((0, 0, _PADDING, body)) + bytes(body))
+        left -= 4 + body
+    return b"".join(parts)
+
+
 def entries(plain: Buffer, size: int) -> Iterator[tuple[int, int, int]]:
     """The entries of an opened record: (kind, position, value).
 
@@ -157,7 +180,7 @@ def entries(plain: Buffer, size: int) -> Iterator[tuple[int, int, int]]:
         start, at = at, at + 4 + body
         if at > size:
             raise RecordViolation("a control entry is cut off")
-        if kind in (PING, PONG):
+        if kind in _KNOWN:
             if body != 8:
-                raise RecordViolation("a heartbeat of the wrong size")
+                raise RecordViolation("a control entry of the wrong size")
             yield kind, start, _CONTROL.unpack_from(plain, start)[3]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import struct
 from ipaddress import ip_address
 from typing import Final
 
@@ -20,6 +21,11 @@ _TCP_NOTSENT_LOWAT: Final = 25  # include/uapi/linux/tcp.h; Python's socket modu
 _UNSENT_BYTES: Final = 1 << 20
 """More than this waits in the peer's queue, where it can still be dropped or take another way."""
 _BACKLOG: Final = 128
+_TCP_INFO_BYTES: Final = 160
+# offsets in struct tcp_info (include/uapi/linux/tcp.h)
+_TOTAL_RETRANS: Final = 100
+_SEGS_OUT: Final = 136
+_U32: Final = struct.Struct("@I")
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:
@@ -87,6 +93,18 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
     with contextlib.suppress(OSError):  # the kernel may lack it, or not allow it
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION_CONTROL)
+
+
+def tcp_facts(sock: socket.socket) -> tuple[str, int, int]:
+    """(congestion control, segments sent, segments sent again) of a connection."""
+    try:
+        name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return "", 0, 0
+    again = _U32.unpack_from(info, _TOTAL_RETRANS)[0] if len(info) >= _TOTAL_RETRANS + 4 else 0
+    sent = _U32.unpack_from(info, _SEGS_OUT)[0] if len(info) >= _SEGS_OUT + 4 else 0
+    return name.rstrip(b"\0").decode(errors="replace"), sent, again
 
 
 def name_of(address: tuple[object, ...]) -> str:

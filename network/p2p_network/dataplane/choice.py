@@ -1,0 +1,56 @@
+"""Which of a peer's live carriers takes its packets?
+
+Pure. Two kinds: records over TCP carry most where the path is good, datagrams where TCP inside TCP would
+stall. The figures behind the rule are in the benchmark's table (tests/bench).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+TCP: Final = "tcp"
+UDP: Final = "udp"
+KINDS: Final = (TCP, UDP)
+_LOSSY: Final = 0.0005
+"""Share of lost segments from which a loss-driven congestion control starves: Mathis et al. 1997."""
+_MIN_INNER_MTU: Final = 1280
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """What is known of one live carrier.
+
+    Attributes:
+        kind: "tcp" or "udp".
+        congestion: TCP's congestion control, e.g. "bbr"; "" for datagrams.
+        loss: share of segments or datagrams lost lately; None if unknown.
+        rtt_ms: of the last heartbeat; None if unknown.
+        inner_mtu: the largest packet it takes, bytes.
+    """
+
+    kind: str
+    congestion: str = ""
+    loss: float | None = None
+    rtt_ms: float | None = None
+    inner_mtu: int = 65535
+
+
+def choose(paths: Sequence[Path], current: str) -> tuple[str, str]:
+    """(kind, reason) of the carrier to use; `current` is that in use, or "". There is at least one path."""
+    assert paths, "nothing to choose from"
+    by_kind = {path.kind: path for path in paths}
+    if len(by_kind) == 1:
+        only = next(iter(by_kind))
+        return only, f"only {only.upper()} reaches it"
+    tcp, udp = by_kind[TCP], by_kind[UDP]
+    if udp.inner_mtu < _MIN_INNER_MTU:
+        return TCP, f"datagrams of {udp.inner_mtu} bytes are too small for the VPN"
+    if tcp.congestion == "bbr":
+        return TCP, "records over TCP carry most; its congestion control (bbr) bears loss"
+    threshold = _LOSSY / 4 if current == UDP else _LOSSY  # don't swing to and fro
+    loss = max(tcp.loss or 0.0, udp.loss or 0.0)
+    if loss > threshold:
+        return UDP, f"{loss:.2%} loss, and TCP's congestion control ({tcp.congestion}) would starve"
+    return TCP, "records over TCP carry most; hardly any loss"
