@@ -100,7 +100,9 @@ class StatusDoc(TypedDict):
 
 class PeerDoc(TypedDict):
     """One row of ``GET /v1/peers``. `address`: the multiaddress in use, "" if none; `rtt_ms`: None if
-    unknown; `carrier`: what packets travel on, "none" if nothing does; byte counts are of VPN packets."""
+    unknown; `carrier`: what packets travel on, "none" if nothing does, `carrier_reason` why,
+    `carrier_rtt_ms` and `loss` (share of what was sent) what is known of its path; byte counts are of VPN
+    packets."""
 
     peer: str
     hostname: str
@@ -112,6 +114,9 @@ class PeerDoc(TypedDict):
     address: str
     rtt_ms: float | None
     carrier: str
+    carrier_reason: str
+    carrier_rtt_ms: float | None
+    loss: float | None
     role: RoleName
     rx_bytes: int
     tx_bytes: int

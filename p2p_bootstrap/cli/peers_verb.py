@@ -14,8 +14,12 @@ from p2p_bootstrap.cli.options import output_option, socket_option
 from p2p_network.core.ids import short
 
 
-def _rtt(peer: PeerDoc) -> str:
-    return "" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms"
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} ms"
+
+
+def _loss(peer: PeerDoc) -> str:
+    return "" if peer["loss"] is None else f"{peer['loss']:.2%}"
 
 
 COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
@@ -25,7 +29,7 @@ COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
     out.Column("STATE", lambda peer: peer["state"]),
     out.Column("ROLE", lambda peer: peer["role"]),
     out.Column("IPV4", lambda peer: peer["ipv4"]),
-    out.Column("RTT", _rtt, right=True),
+    out.Column("RTT", lambda peer: _ms(peer["rtt_ms"]), right=True),
     out.Column("CARRIER", lambda peer: peer["carrier"]),
     out.Column("RX", lambda peer: out.bytes_text(peer["rx_bytes"]), right=True),
     out.Column("TX", lambda peer: out.bytes_text(peer["tx_bytes"]), right=True),
@@ -33,19 +37,31 @@ COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
 )
 
 
+PATH_COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
+    out.Column("NODE", lambda peer: peer["hostname"]),
+    out.Column("IPV4", lambda peer: peer["ipv4"]),
+    out.Column("CARRIER", lambda peer: peer["carrier"]),
+    out.Column("RTT", lambda peer: _ms(peer["carrier_rtt_ms"]), right=True),
+    out.Column("LOSS", _loss, right=True),
+    out.Column("WHY", lambda peer: peer["carrier_reason"]),
+)
+
+
 @click.command()
+@click.option("--paths", is_flag=True, help="How each peer's packets travel, and why so.")
 @output_option
 @socket_option
-def peers(output: out.Output, socket: Path) -> None:
+def peers(paths: bool, output: out.Output, socket: Path) -> None:
     """Who else is here, and how are they reached?
 
     Lists every peer this node knows. CARRIER is what VPN packets travel on, ADDRESS where the mesh
-    connection goes. With -o name: peer ids.
+    connection goes. With --paths: round trip and loss of the packets' own path, and why it was chosen. With
+    -o name: peer ids.
     """
     rows = sorted(AgentClient(socket).peers(), key=lambda peer: (peer["hostname"], peer["peer"]))
     out.print_rows(
         rows,
-        COLUMNS,
+        PATH_COLUMNS if paths else COLUMNS,
         output,
         name=lambda peer: peer["peer"],
         empty="no other node was seen yet; see what this one does with: kairos-p2p events -f",

@@ -232,6 +232,7 @@ Health = Annotated[
     Literal["mesh", "role", "ready", "never"],
     choice({"mesh": "mesh", "role": "role", "ready": "ready", "never": "never"}),
 ]
+Carrier = Annotated[Literal["auto", "tcp", "udp"], choice({"auto": "auto", "tcp": "tcp", "udp": "udp"})]
 Scope = Annotated[Literal["mesh", "region"], choice({"mesh": "mesh", "region": "region"})]
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from p2p_bootstrap.config.fields import (
     AddressRange,
     Bootstrap,
+    Carrier,
     Env,
     Flag,
     Health,
@@ -101,7 +102,11 @@ class VPN(_Section):
     )
     port: Port = Field(
         default=DEFAULT_DATA_PORT,
-        description="TCP port for VPN packets of other nodes.",
+        description="TCP and UDP port for VPN packets of other nodes.",
+    )
+    carrier: Carrier = Field(
+        default="auto",
+        description="How VPN packets travel: tcp (records), udp (datagrams), or auto: what measures best.",
     )
 
 

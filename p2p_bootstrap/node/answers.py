@@ -184,6 +184,9 @@ class Answers:
             address=self._host.address_of(peer),
             rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 2),
             carrier=stats.carrier if stats else "none",
+            carrier_reason=stats.reason if stats else "",
+            carrier_rtt_ms=None if stats is None or stats.rtt_ms is None else round(stats.rtt_ms, 2),
+            loss=None if stats is None or stats.loss is None else round(stats.loss, 5),
             role=said.role if said else "",  # type: ignore[typeddict-item]  # checked by _said
             rx_bytes=stats.rx_bytes if stats else 0,
             tx_bytes=stats.tx_bytes if stats else 0,

@@ -28,6 +28,7 @@ from p2p_network import addressing, netlink, session, wire
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError, P2PError, RemoteViolation
 from p2p_network.core.ids import PeerId
+from p2p_network.dataplane.choice import KINDS
 from p2p_network.dataplane.client import DataPlane
 from p2p_network.dataplane.messages import Configure, Configured, PeerStats, PutPeer, Stats
 from p2p_network.host.mesh import MeshHost
@@ -129,6 +130,12 @@ class Vpn:
         outer_ipv6 = any("/ip6/" in address for address in self._host.addresses())
         return MTU_IPV6_OUTER if outer_ipv6 else MTU_IPV4_OUTER
 
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        """The kinds of carrier this node uses."""
+        wanted = self._options.carrier
+        return KINDS if wanted == "auto" else (wanted,)
+
     def carriers(self) -> tuple[str, ...]:
         """``ip:port`` where this node's data plane takes connections; for the node's record."""
         if not self._options.create:
@@ -207,6 +214,7 @@ class Vpn:
                 self_id=self._self_id,
                 addresses=(f"{ipv4}/32", f"{ipv6}/128"),
                 networks=(str(self._network), str(net6)),
+                carriers=self._kinds,
             )
         )
         await trio.to_thread.run_sync(
@@ -317,6 +325,7 @@ class Vpn:
                 os.urandom(session.SESSION_ID_BYTES),
                 ciphers=capability.ciphers,
                 offloads=capability.offloads,
+                carriers=self._kinds,
                 mtu=self.mtu,
             )
             raw = await self._host.request(member.peer, OFFER_METHOD, wire.encode(offered))
@@ -357,6 +366,7 @@ class Vpn:
             mesh_id=self._mesh_id,
             ciphers=capability.ciphers,
             offloads=capability.offloads,
+            carriers=self._kinds,
             mtu=self.mtu,
         )
         await self._install(member, self._links.setdefault(peer, _Link()), agreed, dial=False)

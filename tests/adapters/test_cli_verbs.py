@@ -227,6 +227,13 @@ def test_peers_are_an_aligned_table(agent: Any) -> None:
     assert [line[column:].split()[0] for line in lines[1:]] == ["alive", "dead"]
 
 
+def test_paths_of_peers_are_told_with_the_reason(agent: Any) -> None:
+    lines = run("peers", "--paths", socket=agent.socket).stdout.splitlines()
+    assert lines[0].split() == ["NODE", "IPV4", "CARRIER", "RTT", "LOSS", "WHY"]
+    assert "1.25%" in lines[1]
+    assert lines[1].rstrip().endswith("records over TCP carry most")
+
+
 def test_an_empty_table_is_said_beside_the_data(agent: Any) -> None:
     agent.fake.peer_docs = []
     done = run("peers", socket=agent.socket)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import trio
 import two_planes
-from two_planes import Field, Place, carries, connect, session_pair, until
+from plane_traffic import BULK, PATIENCE_S, TCP4, UDP4, Transfer, ping
+from two_planes import Field, carries, connect, session_pair, until
 
 from p2p_network.core.errors import MeshError
 from p2p_network.dataplane import preface, records
@@ -25,11 +24,7 @@ from p2p_network.dataplane.messages import Configure
 WHY_NOT = two_planes.why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"the data plane's lab {WHY_NOT}")
 
-TCP4, TCP6 = (socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET6, socket.SOCK_STREAM)
-UDP4 = (socket.AF_INET, socket.SOCK_DGRAM)
 UDP_SEGMENT = 103
-BULK = os.urandom(1 << 20)
-PATIENCE_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -53,60 +48,6 @@ async def planes(lab: Field) -> AsyncIterator[list[DataPlane]]:
             await plane.aclose()
         for plane in planes:
             await plane.aclose()
-
-
-def ping(place: Place, target: str, *options: str) -> str:
-    return place.run("ping", "-n", "-c", "3", "-i", "0.05", "-W", "5", *options, target)
-
-
-class Transfer:
-    """A TCP connection from one place to another that carries `mib` MiB; both ends hash what they see."""
-
-    def __init__(self, source: Place, sink: Place, *, mib: int, six: bool = False) -> None:
-        kind, host = (TCP6, sink.inner6) if six else (TCP4, sink.inner)
-        (listener,), (self._sender,) = sink.sockets(kind), source.sockets(kind)
-        listener.bind((host, 0))
-        listener.listen(1)
-        listener.settimeout(PATIENCE_S)
-        self._sender.settimeout(PATIENCE_S)
-        self._listener, self._address, self._mib = listener, listener.getsockname()[:2], mib
-        self.received_bytes = 0
-        self._hashes: dict[str, str] = {}
-        self._threads = [threading.Thread(target=t, daemon=True) for t in (self._receive, self._send)]
-        for thread in self._threads:
-            thread.start()
-
-    def _receive(self) -> None:
-        connection, _ = self._listener.accept()
-        connection.settimeout(PATIENCE_S)
-        digest = hashlib.blake2b()
-        with connection:
-            while data := connection.recv(1 << 18):
-                self.received_bytes += len(data)
-                digest.update(data)
-        self._hashes["received"] = digest.hexdigest()
-
-    def _send(self) -> None:
-        digest = hashlib.blake2b()
-        with self._sender:
-            self._sender.connect(self._address)
-            for number in range(self._mib):
-                block = number.to_bytes(4, "big") + BULK[4:]
-                self._sender.sendall(block)
-                digest.update(block)
-        self._hashes["sent"] = digest.hexdigest()
-
-    @property
-    def running(self) -> bool:
-        return self._threads[0].is_alive()
-
-    async def arrived_unchanged(self) -> None:
-        """Wait for the end and compare."""
-        for thread in self._threads:
-            await trio.to_thread.run_sync(thread.join, PATIENCE_S)
-        self._listener.close()
-        assert self.received_bytes == self._mib << 20
-        assert self._hashes["sent"] == self._hashes["received"]
 
 
 async def test_ping_over_both_protocols_inside_and_outside(lab: Field, planes: list[DataPlane]) -> None:

@@ -175,9 +175,13 @@ def nodad(address: str) -> tuple[str, ...]:
 class Field:
     """Places that reach each other. `plug`/`unplug` need `hub`."""
 
-    def __init__(self, count: int, *, hub: bool, carriers: tuple[str, ...] = ("tcp", "udp")) -> None:
+    def __init__(
+        self, count: int, *, hub: bool = False, carriers: tuple[str, ...] = ("tcp", "udp"), link: str = ""
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="kpp-"))
         self._hub = f"kpp{os.getpid()}-h" if hub else ""
+        self._shape = link
+        self._link: subprocess.Popen[str] | None = None
         self.places = [
             Place(i, f"kpp{os.getpid()}-{i}", self.folder, f"192.0.2.{i}", f"fd99::{i}", carriers)
             for i in range(1, count + 1)
@@ -196,6 +200,8 @@ class Field:
                 self._wire(place.netns, self._hub, f"port{place.index}")
                 self.plug(place)
                 run("ip", "-n", self._hub, "link", "set", f"port{place.index}", "up")
+        elif self._shape:
+            self._open_link()
         else:
             self._wire(self.places[0].netns, self.places[1].netns, "wire")
         for place in self.places:
@@ -203,6 +209,30 @@ class Field:
                 run("ip", "-n", place.netns, "addr", "add", address, "dev", "wire", *nodad(address))
             run("ip", "-n", place.netns, "link", "set", "wire", "up")
         return self
+
+    def _open_link(self) -> None:
+        """A link that delays, loses and reorders, as its settings say."""
+        self._link = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "p2p_simulations.lab.link", "--between"),
+                *(place.netns for place in self.places),
+                *self._shape.split(),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._link.stdout is not None
+        assert self._link.stdout.readline() == "ready\n"
+
+    def shape(self, settings: str) -> None:
+        """Change the link, e.g. "loss=0.01 delay_ms=20"."""
+        assert self._link is not None
+        assert self._link.stdin is not None
+        assert self._link.stdout is not None
+        self._link.stdin.write(settings + "\n")
+        self._link.stdin.flush()
+        assert self._link.stdout.readline() == "changed\n"
 
     @staticmethod
     def _wire(one: str, other: str, other_name: str) -> None:
@@ -227,6 +257,8 @@ class Field:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+        if self._link is not None:
+            self._link.communicate(timeout=5)
         for netns in (*(p.netns for p in self.places), self._hub):
             if netns:
                 run("ip", "netns", "del", netns, check=False)

@@ -1,0 +1,241 @@
+"""Packets over datagrams between real TUN devices: whole, in spite of loss, small paths and forgery."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import trio
+import two_planes
+from plane_traffic import UDP4, Transfer, ping
+from two_planes import Field, connect, session_pair, until
+
+from p2p_network.dataplane import preface, records
+from p2p_network.dataplane.client import DataPlane
+from p2p_network.dataplane.datagram_socket import ANSWER, CALL, FLIGHT_BYTES
+from p2p_network.dataplane.datagrams import DatagramSealer
+from p2p_network.dataplane.messages import PeerStats
+from p2p_network.dataplane.udp import TAG_BYTES
+
+WHY_NOT = two_planes.why_not()
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"the data plane's lab {WHY_NOT}")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Field]:
+    """Two places on a link whose manners a test can change."""
+    with Field(2, link="delay_ms=0") as lab:
+        yield lab
+
+
+@pytest.fixture
+async def planes(lab: Field) -> AsyncIterator[list[DataPlane]]:
+    """Both use datagrams only."""
+    lab.shape("delay_ms=0 loss=0 reorder=0 mtu=0")
+    planes = []
+    for place in lab.places:
+        place.carriers = ("udp",)
+        planes.append(await place.configured())
+    yield planes
+    with trio.CancelScope(shield=True):
+        for plane in planes:
+            for peer in (await plane.stats()).peers:
+                await plane.drop_peer(peer.peer)
+            await plane.aclose()
+
+
+async def only_peer(plane: DataPlane) -> PeerStats:
+    return (await plane.stats()).peers[0]
+
+
+@pytest.mark.parametrize("six", [False, True], ids=["ipv4", "ipv6"])
+async def test_bulk_arrives_unchanged_both_ways(lab: Field, planes: list[DataPlane], six: bool) -> None:
+    one, two = lab.places
+    await connect(one, two, six=six)
+    there, back = Transfer(one, two, mib=4, six=six), Transfer(two, one, mib=4)
+    await there.arrived_unchanged()
+    await back.arrived_unchanged()
+    sent = await only_peer(planes[0])
+    assert sent.carrier == "udp"
+    assert sent.tx_bytes / sent.tx_packets > 2000, "no super-packets: offloads are off"
+    assert not sent.drops.keys() & {"unauthentic", "forged"}
+
+
+async def test_bulk_arrives_in_spite_of_loss_and_reordering(lab: Field, planes: list[DataPlane]) -> None:
+    one, two = lab.places
+    await connect(one, two)
+    lab.shape("loss=0.02 reorder=0.02 reorder_ms=3 delay_ms=2")
+    there, back = Transfer(one, two, mib=2), Transfer(two, one, mib=2, six=True)
+    await there.arrived_unchanged()
+    await back.arrived_unchanged()
+    stats = await until(planes[0], lambda s: bool(s.peers[0].loss))
+    assert 0 < (stats.peers[0].loss or 0) < 0.2
+    assert not stats.peers[0].drops.keys() & {"unauthentic", "forged"}
+
+
+async def test_a_path_that_takes_less_is_found_and_told(lab: Field, planes: list[DataPlane]) -> None:
+    one, two = lab.places
+    lab.shape("mtu=1400")
+    await connect(one, two)
+    large = ("ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", "1380", two.inner)
+    with trio.fail_after(30):  # "Frag needed and DF set (mtu = 1311)"
+        while "mtu" not in await trio.to_thread.run_sync(lambda: one.run(*large, check=False)):
+            pass
+    assert " 0% packet loss" in ping(one, two.inner, "-s", "1200", "-M", "do")
+    await Transfer(one, two, mib=1).arrived_unchanged()
+    assert (await only_peer(planes[0])).drops["too_big"] > 0
+
+
+async def test_a_peer_that_changes_its_address_keeps_its_association(
+    lab: Field, planes: list[DataPlane]
+) -> None:
+    one, two = lab.places
+    await connect(one, two)
+    connects = (await only_peer(planes[1])).connects
+    other = "192.0.2.77"
+    one.run("sysctl", "-qw", "net.ipv4.conf.all.promote_secondaries=1")
+    one.run("ip", "addr", "add", f"{other}/24", "dev", "wire")
+    one.run("ip", "addr", "del", f"{one.outer}/24", "dev", "wire")
+    try:
+        await until(planes[1], lambda s: s.peers[0].endpoint == f"{other}:{two_planes.PORT}")
+        assert " 0% packet loss" in ping(two, one.inner)
+        assert (await only_peer(planes[1])).connects == connects
+    finally:
+        one.run("ip", "addr", "replace", f"{one.outer}/24", "dev", "wire")
+        one.run("ip", "addr", "del", f"{other}/24", "dev", "wire")
+
+
+async def test_carriers_change_under_traffic_and_no_connection_is_lost(lab: Field) -> None:
+    one, two = lab.places
+    planes = []
+    for place in lab.places:
+        place.carriers = ("tcp", "udp")
+        planes.append(await place.configured())
+    await connect(one, two)
+    transfer = Transfer(one, two, mib=8)
+    await until(planes[0], lambda s: s.peers[0].carrier == "tcp")
+    for _ in range(2):
+        one.run("nft", "add", "table", "inet", "kp")
+        one.run("nft", "add", "chain", "inet", "kp", "out", "{ type filter hook output priority 0 ; }")
+        one.run("nft", "add", "rule", "inet", "kp", "out", "tcp", "dport", str(two_planes.PORT), "drop")
+        one.run("ss", "-K", "dst", two.outer, "dport", "=", str(two_planes.PORT))
+        stats = await until(planes[0], lambda s: s.peers[0].carrier == "udp")
+        assert stats.peers[0].reason == "only UDP reaches it"
+        one.run("nft", "delete", "table", "inet", "kp")
+        await until(planes[0], lambda s: s.peers[0].carrier == "tcp", seconds=20)
+    await transfer.arrived_unchanged()
+    for plane in planes:
+        for peer in (await plane.stats()).peers:
+            await plane.drop_peer(peer.peer)
+        await plane.aclose()
+
+
+class FakeCaller:
+    """Place 2, with the right keys and the wrong manners: datagram by datagram."""
+
+    def __init__(self, lab: Field) -> None:
+        self._one, self._two = lab.places
+        self.keys, self.other_keys = session_pair(self._two, self._one)
+        self.sock = self._two.sockets(UDP4)[0]
+        self.sock.settimeout(0.5)
+        self._target = (self._one.outer, two_planes.PORT)
+
+    async def introduce(self, plane: DataPlane) -> None:
+        await plane.put_peer(self._two.as_peer(self.other_keys, dial=False))
+
+    def put(self, data: bytes) -> None:
+        self.sock.sendto(data, self._target)
+
+    def answer(self) -> bytes:
+        """What comes back, b"" for nothing."""
+        try:
+            return self.sock.recv(2048)
+        except TimeoutError:
+            return b""
+
+    def call(self, number: int) -> tuple[bytes, bytes]:
+        """(the call as sent, salt)."""
+        salt = os.urandom(preface.SALT_BYTES)
+        flight = preface.make_preface(self.keys, salt, number, "udp")
+        return CALL.to_bytes(4, "big") + flight + bytes(FLIGHT_BYTES - 4 - len(flight)), salt
+
+    def greet(self, number: int) -> tuple[bytes, DatagramSealer]:
+        """A whole handshake; (the call, what seals data)."""
+        call, salt = self.call(number)
+        self.put(call)
+        answer = self.answer()
+        assert int.from_bytes(answer[:4], "big") == ANSWER
+        assert answer[4 : 4 + TAG_BYTES] == salt[:TAG_BYTES]
+        welcome = answer[4 + TAG_BYTES :][: preface.WELCOME_BYTES]
+        other_salt = preface.open_welcome(self.keys, salt, number, welcome, "udp")
+        return call, preface.datagram_keys(self.keys, salt, other_salt)[0]
+
+
+def bundle(sealer: DatagramSealer, plain: bytes) -> bytes:
+    frame = memoryview(bytearray(len(plain) + 64))
+    return bytes(frame[: sealer.seal_bundle(plain, frame)])
+
+
+async def test_strangers_get_no_byte_back(lab: Field, planes: list[DataPlane]) -> None:
+    fake = FakeCaller(lab)
+    await fake.introduce(planes[0])
+
+    def attack() -> None:
+        with fake.sock:
+            call, _ = fake.call(1)
+            tcp = preface.make_preface(fake.keys, os.urandom(32), 1)  # of the other kind of carrier
+            for data in (
+                *(call[:-60], call[:40] + bytes([call[40] ^ 1]) + call[41:], os.urandom(128), b"x", b""),
+                CALL.to_bytes(4, "big") + tcp + bytes(FLIGHT_BYTES - 4 - len(tcp)),
+                ANSWER.to_bytes(4, "big") + bytes(124),
+                os.urandom(1400),
+            ):
+                fake.put(data)
+            assert fake.answer() == b""
+
+    await trio.to_thread.run_sync(attack)
+    stats = await planes[0].stats()
+    assert not stats.peers[0].connected
+
+
+async def test_replayed_and_forged_datagrams_carry_nothing(lab: Field, planes: list[DataPlane]) -> None:
+    fake = FakeCaller(lab)
+    await fake.introduce(planes[0])
+    ping_entry = records.control_entry(records.PING, 1)
+
+    def play() -> None:
+        with fake.sock:
+            call, sealer = fake.greet(1)
+            fake.put(call)
+            assert fake.answer(), "a call that was repeated in time gets the same answer"
+            first = bundle(sealer, ping_entry)
+            fake.put(first)
+            assert fake.answer(), "a pong"
+            while fake.answer():
+                pass
+            fake.put(first)
+            late = bundle(sealer, ping_entry)
+            fake.put(late[:-1] + bytes([late[-1] ^ 1]))
+            fake.put(late[:11] + bytes([3, 200, 255]) + late[14:])
+            pings = [fake.answer() for _ in range(2)]
+            assert not any(len(p) == 45 + 12 for p in pings), "no pong to a replay or a forgery"
+            fake.put(call)
+            old_call, _ = fake.call(1)
+            fake.put(old_call)
+
+    await trio.to_thread.run_sync(play)
+    stats = await until(planes[0], lambda s: s.peers[0].drops.get("unauthentic", 0) >= 3)
+    assert stats.peers[0].rx_packets == 0
+    assert stats.refused >= 1
+
+
+async def test_nobody_is_amplified(lab: Field, planes: list[DataPlane]) -> None:
+    """An answer is never longer than the call, whoever seems to have sent it."""
+    fake = FakeCaller(lab)
+    await fake.introduce(planes[0])
+    call, _ = fake.call(1)
+    with fake.sock:
+        fake.put(call)
+        answer = await trio.to_thread.run_sync(fake.answer)
+    assert 0 < len(answer) <= len(call)
