@@ -1,14 +1,15 @@
 """``kairos-p2p sim``: whole clusters in virtual time, and everything that can go wrong in them.
 
 The verbs are thin: a world is made of a plan and a seed (`sim.world.run_world`), a plan comes from a file
-(`sim.files`) or from the seed itself (`sim.chance`).
+(`sim.files`) or from the seed itself (`sim.chance`). What failed is made small (`sim.shrink`), told
+(`sim.story`) and shown (`sim.report`, `sim.junit`).
 """
 
 from __future__ import annotations
 
 import secrets
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -16,18 +17,36 @@ import click
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.options import PATH, Duration, format_duration
 from p2p_network.core.errors import P2PError, UsageError
+from p2p_simulations.sim import story
 from p2p_simulations.sim.chance import random_plan
-from p2p_simulations.sim.faults import describe
 from p2p_simulations.sim.files import MAX_FILE_BYTES, parse_scenario
+from p2p_simulations.sim.junit import junit as junit_of
 from p2p_simulations.sim.plan import Plan
+from p2p_simulations.sim.progress import Bar
+from p2p_simulations.sim.report import report as report_of
+from p2p_simulations.sim.shrink import Shrunk
+from p2p_simulations.sim.shrink import shrink as shrunk_of
 from p2p_simulations.sim.swarm import Summary, swarm
 from p2p_simulations.sim.world import Outcome, run_world
+from p2p_simulations.sim.writing import describe, render
 
-_SAY_EVERY_S = 2.0
+_WORLDS_PER_LINE = 50
 
 
 class SimulationFailed(P2PError):
     """An invariant did not hold, or what was expected was not seen."""
+
+
+_REPORT = click.option("--report", type=PATH, help="Write what happened as one HTML page.")
+_JUNIT = click.option("--junit", type=PATH, help="Write the verdict as JUnit XML, for a CI system.")
+_SHRINK = click.option(
+    "--shrink-for",
+    "shrink_s",
+    type=Duration(),
+    default="60s",
+    show_default=True,
+    help="For how long to look for a smaller world that fails in the same way; 0s: not at all.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -35,53 +54,104 @@ def group() -> None:
     """Run whole clusters in virtual time, and break them.
 
     The code that decides is the production code; network, disks, clocks and k3s are simulated. The same
-    seed always gives the same run. Exit code 1: something did not hold; the seed is named.
+    seed always gives the same run. What fails is made small and printed as a scenario file.
 
     \b
-    kairos-p2p sim run simulations/scenarios/power-cut.yaml
+    kairos-p2p sim run simulations/scenarios/power-cut.yaml --report power-cut.html
     kairos-p2p sim swarm --for 60s        random worlds, random faults
     kairos-p2p sim replay 4711            the trace of one of them
+
+    \b
+    Exit codes: 0 all held, 1 something did not (the seed is named), 2 the file or an option is wrong.
     """
 
 
 @group.command()
 @click.argument("scenario", type=PATH)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Which run of it.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 10_000),
+    default=1,
+    show_default=True,
+    help="How many runs, from --seed on.",
+)
 @click.option("--trace", is_flag=True, help="Print a line per transition, also if all is well.")
-def run(scenario: Path, seed: int, trace: bool) -> None:
-    """Play a scenario file and check what it expects."""
+@_REPORT
+@_JUNIT
+@_SHRINK
+def run(
+    scenario: Path,
+    seed: int,
+    seeds: int,
+    trace: bool,
+    report: Path | None,
+    junit: Path | None,
+    shrink_s: float,
+) -> None:
+    """Play a scenario file and check what it expects.
+
+    With several seeds it ends at the first that fails; report and trace are of the last one played.
+    """
     plan = parse_scenario(_read(scenario), str(scenario))
-    outcome = run_world(plan, seed, keep_trace=True)
+    outcomes: list[Outcome] = []
+    took_s: list[float] = []
+    longest_s = plan.heal_at_s + plan.expect.within_s
+    for number in range(seed, seed + seeds):
+        began = time.monotonic()
+        with Bar(f"{scenario.name}, seed {number}", longest_s) as bar:
+            outcomes.append(
+                run_world(
+                    plan,
+                    number,
+                    keep_trace=True,
+                    draw=report is not None,
+                    progress=bar.at if bar.is_shown else None,
+                )
+            )
+        took_s.append(time.monotonic() - began)
+        if outcomes[-1].violation:
+            break
+    outcome = outcomes[-1]
+    again = f"kairos-p2p sim run {scenario} --seed {outcome.seed}"
     if trace or outcome.violation:
         _print_trace(outcome)
-    _conclude(outcome, f"kairos-p2p sim run {scenario} --seed {seed}")
+    _write(report, lambda: report_of(outcome, again=again, description=scenario.stem))
+    _write(junit, lambda: junit_of(scenario.stem, outcomes, took_s))
+    if outcome.violation:
+        _make_small(outcome, shrink_s)
+    _conclude(outcome, again)
 
 
 @group.command(name="swarm")
 @click.option("--for", "for_s", type=Duration(), default="60s", show_default=True, help="For how long.")
 @click.option("--seed", type=click.IntRange(0), help="The first seed; default: a random one.")
-def swarm_verb(for_s: float, seed: int | None) -> None:
-    """Play random worlds with random faults until the time is up."""
+@_REPORT
+@_JUNIT
+@_SHRINK
+def swarm_verb(
+    for_s: float, seed: int | None, report: Path | None, junit: Path | None, shrink_s: float
+) -> None:
+    """Play random worlds with random faults until the time is up.
+
+    The first violation ends it. That world is made smaller as long as it still fails in the same way, and
+    printed as a scenario file; the report is of the world that failed (none is written if none did).
+    """
     first = secrets.randbelow(1_000_000_000) if seed is None else seed
     out.note(f"swarm from seed {first} for {format_duration(for_s)}")
-    said_at = time.monotonic()
+    began = time.monotonic()
+    with Bar("swarm", for_s) as bar:
 
-    def progress(summary: Summary) -> None:
-        nonlocal said_at
-        if time.monotonic() - said_at >= _SAY_EVERY_S:
-            said_at = time.monotonic()
+        def progress(summary: Summary) -> None:
             text = (
                 f"{summary.worlds} worlds, {summary.events:,} events, {format_duration(summary.virtual_s)} "
                 "of virtual time"
             )
-            if out.is_terminal(sys.stderr):
-                print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)  # noqa: T201
-            elif summary.worlds % 50 == 0:
+            bar.at(time.monotonic() - began, text)
+            if not bar.is_shown and summary.worlds % _WORLDS_PER_LINE == 0:
                 out.note(text)
 
-    summary = swarm(for_s, first, progress)
-    if out.is_terminal(sys.stderr):
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # noqa: T201
+        summary = swarm(for_s, first, progress)
     out.print_sheet(
         [
             ("seeds", [f"{first} to {first + summary.worlds - 1}"]),
@@ -94,22 +164,53 @@ def swarm_verb(for_s: float, seed: int | None) -> None:
             ("violations", ["1" if summary.failed else "0"]),
         ]
     )
-    if summary.failed is not None:
-        failed = summary.failed
-        raise SimulationFailed(
-            f"seed {failed.seed}: {failed.violation}", hint=f"kairos-p2p sim replay {failed.seed}"
-        )
+    failed = summary.failed
+    if failed is None:
+        if junit is not None and summary.last is not None:
+            _write(
+                junit,
+                lambda: junit_of("swarm", [summary.last] if summary.last else [], [time.monotonic() - began]),
+            )
+        return
+    drawn = run_world(failed.plan, failed.seed, keep_trace=True, draw=True)
+    again = f"kairos-p2p sim replay {failed.seed}"
+    _write(report, lambda: report_of(drawn, again=again, description=f"world {failed.seed}"))
+    _write(junit, lambda: junit_of("swarm", [drawn], [time.monotonic() - began]))
+    _make_small(failed, shrink_s)
+    raise SimulationFailed(f"seed {failed.seed}: {failed.violation}", hint=again)
 
 
 @group.command()
 @click.argument("seed", type=click.IntRange(0))
-def replay(seed: int) -> None:
+@click.option("--scenario", type=PATH, help="Write the world's plan as a scenario file.")
+@click.option(
+    "--diagram", is_flag=True, help="Print the votes as a Mermaid sequence diagram instead of the trace."
+)
+@_REPORT
+@_JUNIT
+@_SHRINK
+def replay(
+    seed: int, scenario: Path | None, diagram: bool, report: Path | None, junit: Path | None, shrink_s: float
+) -> None:
     """Print the world of a seed of the swarm, a line per transition with its reason."""
     plan = random_plan(seed)
-    _print_plan(plan)
-    outcome = run_world(plan, seed, keep_trace=True)
-    _print_trace(outcome)
-    _conclude(outcome, f"kairos-p2p sim replay {seed}")
+    began = time.monotonic()
+    outcome = run_world(plan, seed, keep_trace=True, draw=True)
+    again = f"kairos-p2p sim replay {seed}"
+    if diagram and outcome.record is not None:
+        out.emit(story.mermaid(outcome.record, story.steps(outcome.record)))
+    else:
+        _print_plan(plan)
+        _print_trace(outcome)
+    _write(scenario, lambda: render(plan, comment=f"the plan of world {seed} of the swarm"))
+    _write(report, lambda: report_of(outcome, again=again, description=f"world {seed}"))
+    _write(junit, lambda: junit_of("replay", [outcome], [time.monotonic() - began]))
+    if outcome.violation:
+        _make_small(outcome, shrink_s)
+    _conclude(outcome, again)
+
+
+# ---------------------------------------------------------------- what the verbs share
 
 
 def _read(path: Path) -> bytes:
@@ -121,21 +222,55 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"{path}: {exc.strerror}", hint=hint) from exc
 
 
+def _write(path: Path | None, text: Callable[[], str]) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(text(), encoding="utf-8")
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}", hint="name a file in a folder that exists") from exc
+    out.note(f"written: {path}")
+
+
 def _print_plan(plan: Plan) -> None:
-    out.emit(
-        f"{len(plan.nodes)} nodes, {plan.servers} servers wanted, minimum_nodes {plan.minimum_nodes}, "
-        f"VPN {plan.network}, k3s starts in {plan.k3s.start_s[0]:g} to {plan.k3s.start_s[1]:g} s and fails "
-        f"with {plan.k3s.failure:g}, chaos {plan.chaos:g}, {plan.weather}"
-    )
-    for node in plan.nodes:
-        out.emit(f"  {node}")
+    out.emit(render(plan))
     for trigger in plan.triggers:
-        out.emit(f"  {trigger.after_s:.3f} s after the first {trigger.state}: {describe(trigger.fault)}")
+        out.emit(f"# {trigger.after_s:.3f} s after the first {trigger.state}: {describe(trigger.fault)}")
 
 
 def _print_trace(outcome: Outcome) -> None:
     for line in outcome.trace:
         out.emit(out.printable(line))
+
+
+def _make_small(outcome: Outcome, shrink_s: float) -> None:
+    """Print the smallest scenario file that fails in the same way, and the votes in it."""
+    if shrink_s <= 0:
+        return
+    end = time.monotonic() + shrink_s
+    with Bar("making it small", shrink_s) as bar:
+
+        def is_over() -> bool:
+            bar.at(shrink_s - (end - time.monotonic()))
+            return time.monotonic() >= end
+
+        small = shrunk_of(outcome, _play, is_over=is_over)
+    out.note(
+        f"the smallest world found that fails so ({small.plays} played); "
+        f"save it as FILE, then: kairos-p2p sim run FILE --seed {small.seed}"
+    )
+    out.emit(render(small.plan, comment=_head_of(small)))
+    drawn = run_world(small.plan, small.seed, draw=True)
+    if drawn.record is not None:
+        out.emit("```mermaid\n" + story.mermaid(drawn.record, story.steps(drawn.record, 40)) + "```")
+
+
+def _head_of(small: Shrunk) -> str:
+    return out.printable(f"seed {small.seed}: {small.violation}"[:300])
+
+
+def _play(plan: Plan, seed: int, limit_s: float) -> Outcome:
+    return run_world(plan, seed, limit_s=limit_s)
 
 
 def _conclude(outcome: Outcome, again: str) -> None:

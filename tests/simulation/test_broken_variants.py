@@ -16,7 +16,7 @@ from p2p_roles.genesis import messages
 from p2p_roles.genesis.messages import GENESIS
 from p2p_simulations.sim.chance import SMALL_NETWORK
 from p2p_simulations.sim.machine import SimMachine
-from p2p_simulations.sim.plan import Expectations, Forge, K3sPlan, NodePlan, Partition, Plan
+from p2p_simulations.sim.plan import Byzantine, Expectations, K3sPlan, NodePlan, Partition, Plan
 from p2p_simulations.sim.world import World, run_world
 from p2p_simulations.world.tasks import Tasks
 
@@ -91,7 +91,12 @@ def test_a_ledger_that_does_not_check_authors_is_caught(
 
     def plan(seed: int) -> Plan:
         return Plan(
-            "forge", nodes(3), servers=1, minimum_nodes=3, faults=((6.0, Forge("n2")),), heal_at_s=20.0
+            "forge",
+            nodes(3),
+            servers=1,
+            minimum_nodes=3,
+            faults=((6.0, Byzantine("n2", "forge")),),
+            heal_at_s=20.0,
         )
 
     assert not run_world(plan(1), 1).violation

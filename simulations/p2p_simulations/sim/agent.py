@@ -14,6 +14,7 @@ from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.scope import ClusterOptions
 from p2p_network import wire
 from p2p_network.addressing import ipv6_of
+from p2p_network.core.errors import MeshError
 from p2p_network.records import NodeRecord
 from p2p_roles.bootstrap import Bootstrap
 from p2p_simulations.sim.mesh import SimHost
@@ -36,7 +37,7 @@ class SimAgent:
     def __init__(self, machine: SimMachine, life: int) -> None:
         self.machine, self.life = machine, life
         self.peer = machine.peer
-        self.tasks = Tasks(machine.world.engine, machine.resume_at, machine.touched)
+        self.tasks = Tasks(machine.world.engine, machine.resume_at, machine.touched, self._failed)
         world = machine.world
         self.host = SimHost(
             machine, self.tasks, life, lambda: [m for m in world.machines.values() if m is not machine]
@@ -44,6 +45,9 @@ class SimAgent:
         self.alarms: list[str] = []
         self.witness = AgentWitness(self)
         self.runtime = SimRuntime(machine, self.tasks, self.witness)
+        # decides, starts and claims; ends before the rest when the node leaves
+        self.work = Tasks(machine.world.engine, machine.resume_at, machine.touched, self._failed)
+        working = self.runtime.on(self.work)
         self.replication: Replication = Replication(
             runtime=self.runtime,
             identity=machine.identity,
@@ -53,7 +57,7 @@ class SimAgent:
             policy_for=lambda get: ledger_policy(world.mesh_id, get),
             ipv6_of=lambda peer: str(ipv6_of(world.mesh_id, peer)),
         )
-        vpn_changed = self.runtime.signal()
+        vpn_changed = working.signal()
         self.vpn = SimVpn(self, world.plan.network, vpn_changed)
         self.k3s = SimK3sUnit(self)
         auto = world.plan.infers_regions
@@ -68,7 +72,7 @@ class SimAgent:
         )
         self.bootstrap: Bootstrap
         self.cluster = Cluster(
-            runtime=self.runtime,
+            runtime=working,
             identity=machine.identity,
             mesh_id=world.mesh_id,
             options=ClusterOptions(
@@ -85,7 +89,7 @@ class SimAgent:
             k3s=self.k3s,
             durable=SimDurable(self),
             places=self.places,
-            changed=self.runtime.signal(),
+            changed=working.signal(),
             machine=self._make_bootstrap,
         )
         self.tasks.start(self._live())
@@ -99,6 +103,11 @@ class SimAgent:
         """Whether everything that the bootstrap machine decided so far is also done."""
         return self.witness.started and ROLES not in self.runtime.busy and not self.k3s.is_busy
 
+    def end(self) -> None:
+        """It is dead."""
+        self.work.end()
+        self.tasks.end()
+
     def note(self, text: str) -> None:
         """A line of the trace."""
         self.machine.world.note(self.machine.name, text)
@@ -108,13 +117,39 @@ class SimAgent:
         self.alarms.append(text)
         self.machine.world.alarms.append((self.machine.name, text))
         self.note(f"ALARM: {text}")
+        self.machine.world.mark("alarm", f"{self.machine.name}: {text}")
+
+    def _failed(self, exc: BaseException) -> bool:
+        """An error of the disk ends the agent, as it ends the real one; any other is a finding."""
+        if not isinstance(exc, MeshError) or not (self.machine.disk_full or self.machine.disk.is_damaged):
+            return False
+        if self.machine.agent is self:
+            self.machine.agent_failed(exc.message)
+        return True
+
+    async def leave(self) -> None:
+        """Out for ever: what `kairos-p2p leave` does (`Agent._leave`)."""
+        for _ in range(200):  # decisions are carried out whole
+            if not self.runtime.busy - {"ledger.core"}:
+                break
+            await self.tasks.sleep(0.05)
+        self.work.end()
+        await self.cluster.leave()
+        await self.replication.delete(f"role/{self.peer}")
+        await self.replication.delete(f"node/{self.peer}")
+        await self.replication.spread()
+        self.machine.gone = True
+        self.note("has left")
+        self.machine.world.engine.after(0.0, self.machine.power_off)
 
     async def _live(self) -> None:
         await self.replication.load()
         await self.places.load()
-        for job in (self.replication, self.host, self.vpn, self.cluster, self.places):
+        for job in (self.replication, self.host, self.places):
             self.tasks.start(job.run())
-        await self._keep_record()
+        for work in (self.vpn, self.cluster):
+            self.work.start(work.run())
+        self.work.start(self._keep_record())
 
     async def _keep_record(self) -> None:
         plan, world = self.machine.plan, self.machine.world

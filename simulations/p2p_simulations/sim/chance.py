@@ -8,10 +8,11 @@ clocks that are wrong by minutes at most.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from ipaddress import IPv4Network
-from typing import Final
+from typing import Final, Literal
 
 from p2p_network.addressing import DEFAULT_NETWORK
 from p2p_network.records import Wish
@@ -19,11 +20,16 @@ from p2p_roles.genesis.messages import covered
 from p2p_roles.placement import Placement
 from p2p_simulations.sim.plan import (
     BreakK3s,
+    Byzantine,
     ChangeWeather,
+    CorruptDurable,
+    Cut,
+    Depart,
+    DriftClock,
     Fault,
     Flap,
-    Forge,
     Freeze,
+    FullDisk,
     JumpClock,
     K3sPlan,
     KillAgent,
@@ -34,9 +40,11 @@ from p2p_simulations.sim.plan import (
     Plan,
     PowerCut,
     Reimage,
+    Slow,
     Trigger,
+    Upgrade,
 )
-from p2p_simulations.world.net import Weather
+from p2p_simulations.world.net import PairWeather, Weather
 
 SMALL_NETWORK: Final = IPv4Network("10.144.0.0/28")
 _STATES: Final = ("ELECT", "INIT", "WAIT", "JOIN", "MEMBER", "FENCED")
@@ -44,7 +52,8 @@ _STATES: Final = ("ELECT", "INIT", "WAIT", "JOIN", "MEMBER", "FENCED")
 
 def random_plan(seed: int) -> Plan:
     """The plan of a seed: the same on every machine."""
-    return _Dice(seed).plan()
+    dice = _Dice(seed)
+    return dice.more(dice.plan())
 
 
 class _Dice:
@@ -151,7 +160,7 @@ class _Dice:
                 self._freeze,
                 self._lose_ledger,
                 self._break_k3s,
-                self._forge,
+                self._lie,
             )
             if self._has(0.35)
         ]
@@ -225,5 +234,61 @@ class _Dice:
     def _break_k3s(self) -> Fault:
         return BreakK3s(self._one(), self.chance.choice((None, self.chance.uniform(5, 120))))
 
-    def _forge(self) -> Fault:
-        return Forge(self._one())
+    def _lie(self) -> Fault:
+        return Byzantine(self._one(), self.chance.choice(("forge", "replay", "equivocate", "backdate")))
+
+    # ------------------------------------------------------------ of a second die
+
+    def _cut(self) -> Fault:
+        pairs = [(a, b) for a in self.names for b in self.names if a < b]
+        chosen = self.chance.sample(pairs, self.chance.randint(1, max(1, len(pairs) // 2)))
+        return Cut(tuple(sorted(chosen)), self.chance.uniform(1, 90))
+
+    def _slow(self) -> Fault:
+        what: Literal["disk", "cpu"] = self.chance.choice(("disk", "cpu"))
+        return Slow(self._one(), what, self.chance.choice((10.0, 100.0, 600.0)), self.chance.uniform(5, 90))
+
+    def _full_disk(self) -> Fault:
+        return FullDisk(self._one(), self.chance.choice((None, self.chance.uniform(1, 60))))
+
+    def _drift(self) -> Fault:
+        return DriftClock(self._one(), self.chance.uniform(-0.05, 0.05))
+
+    def _upgrade(self) -> Fault:
+        return Upgrade(self._some(), self.chance.random() < 0.7, self.chance.choice((0.0, 5.0, 40.0)))
+
+    def _depart(self) -> Fault:
+        return Depart(self._one(), self.chance.random() < 0.6)
+
+    def more(self, plan: Plan) -> Plan:
+        """Later kinds of fault have a die of their own: the worlds of kept seeds stay what they were."""
+        self.chance = chance = random.Random(f"more {self.seed}")
+        if chance.random() < 0.5:
+            return plan
+        kinds = [
+            kind
+            for kind in (self._cut, self._slow, self._full_disk, self._drift, self._upgrade, self._depart)
+            if self._has(0.4)
+        ]
+        faults = list(plan.faults)
+        for _ in range(chance.choice((1, 2, 5)) if kinds else 0):
+            faults.append((chance.uniform(0, plan.heal_at_s), chance.choice(kinds)()))
+        spare = covered(plan.minimum_nodes) - len(plan.nodes)
+        spare -= sum(isinstance(fault, Reimage) for _, fault in faults)
+        if spare > 0 and not plan.per_region and self._has(0.1):
+            faults.append((chance.uniform(0, plan.heal_at_s), CorruptDurable(self._one(), 2.0)))
+        if self._has(0.15) and {"r1", "r2"} <= {node.region for node in plan.nodes}:
+            links = (
+                PairWeather(
+                    "r1",
+                    "r2",
+                    chance.uniform(0.05, 0.4),
+                    chance.uniform(0.01, 0.3),
+                    chance.choice((0.0, 0.1)),
+                ),
+            )
+            plan = dataclasses.replace(plan, weather=dataclasses.replace(plan.weather, links=links))
+        if self._has(0.15):  # one region behind a NAT: everybody has still a connection with everybody
+            nodes = tuple(dataclasses.replace(n, closed_nat=n.region == "r1") for n in plan.nodes)
+            plan = dataclasses.replace(plan, nodes=nodes)
+        return dataclasses.replace(plan, faults=tuple(sorted(faults, key=lambda planned: planned[0])))

@@ -90,6 +90,7 @@ class Checkers:
         value = certificates.value_of(seen)
         voters = ", ".join(self._world.name(vote.peer) for vote in seen.votes)
         self._world.note("(world)", f"certified {seen.instance} by {voters}: {type(value).__name__}")
+        self._world.mark("certificate", f"certified {seen.instance} by {voters}: {type(value).__name__}")
         if certificates.is_ready(seen):
             self._ready_certified(seen)
         if isinstance(value, Genesis):

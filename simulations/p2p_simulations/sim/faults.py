@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, assert_never
 
-from p2p_network import wire
-from p2p_network.core.clock import Stamp
-from p2p_network.ledger import sync
-from p2p_network.ledger.entry import sign_entry
-from p2p_network.ledger.events import Hint
-from p2p_network.records import AddressClaim
-from p2p_roles import assign
+from p2p_simulations.sim import byzantine, slots
 from p2p_simulations.sim.plan import (
     BreakK3s,
+    Byzantine,
     ChangeWeather,
+    CorruptDurable,
+    Cut,
+    Depart,
+    DriftClock,
     Fault,
     Flap,
-    Forge,
     Freeze,
+    FullDisk,
     JumpClock,
     KillAgent,
     LoseLedger,
@@ -26,8 +25,11 @@ from p2p_simulations.sim.plan import (
     Partition,
     PowerCut,
     Reimage,
+    Slow,
+    Upgrade,
 )
-from p2p_simulations.sim.store import STORED
+from p2p_simulations.sim.store import DURABLE, STORED
+from p2p_simulations.sim.writing import describe
 from p2p_simulations.world.net import CALM, groups_cut
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ def happen(world: World, fault: Fault) -> None:
     if world.healing:
         return
     world.note("(fault)", describe(fault))
+    if world.recorder is not None:
+        for_s = getattr(fault, "for_s", None) or getattr(fault, "down_s", None)
+        world.recorder.happened(world.engine.now, describe(fault), for_s)
     match fault:
         case PowerCut(nodes, down_s):
             for name in nodes:
@@ -47,33 +52,79 @@ def happen(world: World, fault: Fault) -> None:
         case KillAgent(nodes, down_s):
             for name in nodes:
                 kill_agent(world, world.machines[name], down_s)
-        case Partition() | OneWay() | Flap() | ChangeWeather():
+        case Partition() | OneWay() | Cut() | Flap() | ChangeWeather():
             _disturb_network(world, fault)
-        case JumpClock(node, by_s):
-            world.machines[node].clock_offset_s += by_s
-        case Freeze(node, for_s):
-            world.machines[node].freeze(for_s)
-        case LoseLedger(node, down_s):
-            machine = world.machines[node]
-            power_cut(world, machine, down_s)
-            machine.disk.lose(STORED)
-            world.lost_ledger.add(node)
-        case Reimage(node, down_s):
-            _reimage(world, world.machines[node], down_s)
-        case BreakK3s(node, for_s):
-            world.machines[node].k3s_broken = True
-            if for_s is not None:
-                world.engine.after(for_s, lambda: _mend_k3s(world.machines[node]))
-        case Forge(node):
-            _forge(world, world.machines[node])
+        case Upgrade(nodes, is_good, every_s):
+            for number, name in enumerate(nodes):
+                world.engine.after(
+                    number * every_s,
+                    lambda name=name: slots.upgrade(world.machines[name], is_good),  # type: ignore[misc]
+                )
+        case JumpClock() | DriftClock() | Freeze() | Slow() | FullDisk() | BreakK3s():
+            _hamper(world, world.machines[fault.node], fault)
+        case LoseLedger() | CorruptDurable() | Reimage() | Depart() | Byzantine():
+            _strike(world, world.machines[fault.node], fault)
         case _:
             assert_never(fault)
 
 
-def describe(fault: Fault) -> str:
-    """One line for people."""
-    values = ", ".join(f"{field.name}={getattr(fault, field.name)!r}" for field in dataclasses.fields(fault))
-    return f"{type(fault).__name__}({values})"
+def _hamper(
+    world: World, machine: SimMachine, fault: JumpClock | DriftClock | Freeze | Slow | FullDisk | BreakK3s
+) -> None:
+    """What makes a machine worse for a while."""
+    after = world.engine.after
+    match fault:
+        case JumpClock(_, by_s):
+            machine.clock_offset_s += by_s
+        case DriftClock(_, rate):
+            machine.drift(rate)
+        case Freeze(_, for_s):
+            machine.freeze(for_s)
+        case Slow(_, what, factor, slow_s):
+            machine.slow_down(what, factor)
+            if slow_s is not None:
+                after(slow_s, lambda: machine.slow_down(what, 1.0))
+        case FullDisk(_, full_s):
+            machine.disk_full = True
+            if full_s is not None:
+                after(full_s, lambda: _free_disk(machine))
+        case BreakK3s(_, broken_s):
+            machine.k3s_broken = True
+            if broken_s is not None:
+                after(broken_s, lambda: _mend_k3s(machine))
+        case _:
+            assert_never(fault)
+
+
+def _strike(
+    world: World, machine: SimMachine, fault: LoseLedger | CorruptDurable | Reimage | Depart | Byzantine
+) -> None:
+    """What a machine doesn't get over by waiting."""
+    if machine.gone:
+        return
+    match fault:
+        case LoseLedger(node, down_s):
+            power_cut(world, machine, down_s)
+            machine.disk.lose(STORED)
+            world.lost_ledger.add(node)
+        case CorruptDurable(_, down_s):
+            power_cut(world, machine, down_s)
+            for name in machine.disk.names(DURABLE):
+                machine.disk.corrupt(name)
+        case Reimage(_, down_s):
+            reimage(world, machine, down_s)
+        case Depart(node, said):
+            world.departed.add(node)
+            if said and machine.agent is not None:
+                agent = machine.agent
+                agent.tasks.start(agent.leave())
+            else:
+                machine.gone = True
+                machine.power_off()
+        case Byzantine(_, how):
+            byzantine.lie(world, machine, how)
+        case _:
+            assert_never(fault)
 
 
 def aimed(fault: PowerCut | KillAgent | Partition, name: str) -> Fault:
@@ -106,17 +157,24 @@ def kill_agent(world: World, machine: SimMachine, down_s: float | None) -> None:
 def heal(world: World) -> None:
     """No fault any more: the network works, clocks are right, everything is switched on."""
     world.note("(world)", "everything heals")
+    world.mark("healing", "everything heals")
     world.healing = True
     world.network.mend()
     world.network.weather = CALM
     for machine in world.machines.values():
+        machine.drift(0.0)
         machine.clock_offset_s = 0.0
-        machine.k3s_broken = False
+        machine.k3s_broken = machine.disk_full = False
+        for what in ("disk", "cpu"):
+            machine.slow_down(what, 1.0)
         machine.thaw()
-        machine.boot()
+        if machine.disk.is_damaged:  # the agent refuses to start, and says to image the machine anew
+            reimage(world, machine, 1.0)
+        else:
+            machine.boot()
 
 
-def _disturb_network(world: World, fault: Partition | OneWay | Flap | ChangeWeather) -> None:
+def _disturb_network(world: World, fault: Partition | OneWay | Cut | Flap | ChangeWeather) -> None:
     network, engine = world.network, world.engine
     label = f"{engine.events}"
     for_s: float | None = None
@@ -127,6 +185,8 @@ def _disturb_network(world: World, fault: Partition | OneWay | Flap | ChangeWeat
             network.cut(label, groups_cut((*groups, rest)))
         case OneWay(sources, targets, for_s):
             network.cut(label, {(a, b) for a in sources for b in targets if a != b})
+        case Cut(pairs, for_s):
+            network.cut(label, {(a, b) for one, other in pairs for a, b in ((one, other), (other, one))})
         case Flap():
             _flap(world, fault, label, engine.now + fault.for_s)
         case ChangeWeather(weather):
@@ -148,7 +208,8 @@ def _flap(world: World, flap: Flap, label: str, end: float) -> None:
     engine.after(down_s + up_s, lambda: _flap(world, flap, label, end))
 
 
-def _reimage(world: World, machine: SimMachine, down_s: float) -> None:
+def reimage(world: World, machine: SimMachine, down_s: float) -> None:
+    """Another disk in the same machine, which has the same name."""
     world.reimaged.add(machine.peer)
     machine.reimage()
     world.named(machine)
@@ -156,30 +217,9 @@ def _reimage(world: World, machine: SimMachine, down_s: float) -> None:
     world.engine.after(down_s, machine.boot)
 
 
+def _free_disk(machine: SimMachine) -> None:
+    machine.disk_full = False
+
+
 def _mend_k3s(machine: SimMachine) -> None:
     machine.k3s_broken = False
-
-
-def _forge(world: World, machine: SimMachine) -> None:
-    """Entries that this node has no right to write, signed by itself and newer than all others."""
-    agent = machine.agent
-    if agent is None:
-        return
-    chance = world.engine.random
-    victim = chance.choice([m for m in world.machines.values() if m is not machine])
-    stamp = Stamp(int(machine.wall_s() * 1000) + 60_000, 0)
-    claim = wire.encode(AddressClaim("10.144.0.77", 0, 1))
-    word = assign.encode(assign.Assignment("server", "because I say so", 1, "0" * 16))
-    entries = [
-        sign_entry(machine.identity, world.mesh_id, key, stamp, value)
-        for key, value in (
-            (f"address/{victim.peer}", claim),
-            (f"node/{victim.peer}", None),
-            (f"assign/{machine.scope}/{victim.peer}", word),
-            (f"genesis/{machine.scope}/1/1", b"\x01"),
-            (f"genesis/{machine.scope}/1/2", b""),
-        )
-    ]
-    payload = sync.encode_hint(Hint(bytes(16), tuple(entries)))
-    for peer in sorted(agent.host.connected()):
-        agent.host.notify(peer, sync.HINT_METHOD, payload)

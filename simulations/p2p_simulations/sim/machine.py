@@ -7,12 +7,13 @@ The agent may die alone (`crash_agent`: a bug, an OOM kill, kill -9) or with eve
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from p2p_network.core.ids import PeerId
 from p2p_network.identity import Identity
 from p2p_simulations.sim.agent import SimAgent
 from p2p_simulations.sim.k3s import DATA, Data, Etcd, K3sProcess
+from p2p_simulations.sim.slots import SlotDisk, booted
 from p2p_simulations.world.disk import Disk
 from p2p_simulations.world.tasks import Tasks
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from p2p_simulations.sim.plan import NodePlan
     from p2p_simulations.sim.world import World
 
+RESTART_S = 5.0  # until the service manager starts an agent again that ended with an error
 EPOCH_S = 1_800_000_000.0  # Unix time at which every world begins
 
 
@@ -32,6 +34,9 @@ class SimMachine:
         routes: VPN address -> peer, as its agent last knew.
         k3s_broken: its k3s can't run at present.
         clock_offset_s: how wrong its wall clock is.
+        disk_full: nothing can be written.
+        gone: it left, or was switched off, for ever.
+        slots: its boot images.
     """
 
     def __init__(self, world: World, plan: NodePlan) -> None:
@@ -48,6 +53,12 @@ class SimMachine:
         self._lives = 0
         self._frozen_until = 0.0
         self._clock_base = 0.0
+        self._drift = (0.0, 0.0)  # seconds gained per second, since when
+        self._slow = {"disk": 1.0, "cpu": 1.0}
+        self.disk_full = False
+        self.gone = False  # for ever
+        self.slots = SlotDisk()
+        self.boots = 0
         self.identity = self._make_identity()
         self.k3s = K3sProcess(self)
         if plan.stale_k3s:  # somebody ran a k3s here before; its datastore wins over any flag
@@ -72,7 +83,16 @@ class SimMachine:
 
     def wall_s(self) -> float:
         """What this machine takes for Unix time."""
-        return EPOCH_S + self.world.engine.now + self.clock_offset_s
+        rate, since = self._drift
+        now = self.world.engine.now
+        return EPOCH_S + now + self.clock_offset_s + rate * (now - since)
+
+    def drift(self, rate: float) -> None:
+        """From now on the wall clock gains `rate` seconds per second."""
+        now = self.world.engine.now
+        before, since = self._drift
+        self.clock_offset_s += before * (now - since)
+        self._drift = (rate, now)
 
     @property
     def is_frozen(self) -> bool:
@@ -93,48 +113,70 @@ class SimMachine:
 
     def lag_s(self) -> float:
         """How long this machine takes to look at a message."""
-        return self.world.engine.random.expovariate(1 / (0.0005 * self.plan.slowness))
+        slowness = self.plan.slowness * self._slow["cpu"]
+        return self.world.engine.random.expovariate(1 / (0.0005 * slowness))
+
+    def slow_down(self, what: Literal["disk", "cpu"], factor: float) -> None:
+        """Its disk or CPU is `factor` times as slow (1: as usual)."""
+        self._slow[what] = factor
 
     async def fsync(self, tasks: Tasks, ticket: int) -> None:
         """Make a write durable; takes a moment in which the power may go."""
-        await tasks.sleep(self.world.engine.random.expovariate(1 / (0.003 * self.plan.slowness)))
+        slowness = self.plan.slowness * self._slow["disk"]
+        await tasks.sleep(self.world.engine.random.expovariate(1 / (0.003 * slowness)))
         self.disk.sync(ticket)
 
     # ------------------------------------------------------------ on and off
 
     def boot(self) -> None:
-        """Power on, and the agent starts."""
+        """Power on, and the agent starts, if the image that boots is a good one."""
+        if self.gone:
+            return
         if not self.is_on:
             self.is_on = True
             self._clock_base = self.world.engine.random.uniform(1, 100_000)
+            self.boots += 1
+            self.world.slot_booted(self, self.slots.boot())
+            booted(self)
         self.start_agent()
 
     def start_agent(self) -> None:
         """The service manager starts the agent."""
-        if self.is_on and self.agent is None:
+        if self.is_on and self.agent is None and not self.gone and self.slots.is_healthy:
             self._lives += 1
             self.agent = SimAgent(self, self._lives)
 
     def crash_agent(self) -> None:
         """The agent dies; the machine, its page cache, device and k3s go on."""
         if self.agent is not None:
-            self.agent.tasks.end()
+            self.agent.end()
             self.agent = None
+            self.touched()
 
     def power_off(self) -> None:
         """Everything volatile is lost."""
+        self.slots.crash(self.world.engine.random)
         self.crash_agent()
         self.k3s.power_off()
         self.disk.crash()
         self.tun_ipv4, self.routes = "", {}
         self.is_on = False
+        self.touched()
 
     def reimage(self) -> None:
         """Off, with an empty disk and so a new identity; the name stays."""
         self.power_off()
         self.disk.lose()
+        self.disk.repair()
+        self.slots = SlotDisk()
         self.generation += 1
         self.identity = self._make_identity()
+
+    def agent_failed(self, why: str) -> None:
+        """The agent ended with an error; the service manager starts it again after a while."""
+        self.world.note(self.name, f"AGENT ENDED: {why}")
+        self.crash_agent()
+        self.world.engine.after(RESTART_S, self.start_agent)
 
     def touched(self) -> None:
         """Something goes on here: the checkers will look."""

@@ -89,7 +89,7 @@ class SimHost:
             and agent.host is not None
             and not other.is_frozen
             and self._network.linked(self.machine.name, other.name)
-            and chance.random() >= self._network.weather.loss
+            and chance.random() >= self._network.loss(self.machine.name, other.name)
         )
         link = self._links.get(peer)
         if link is None:
@@ -144,8 +144,11 @@ class SimHost:
         if link is None or target is None:
             return False
         assert len(payload) <= wire.MAX_FRAME_BYTES, f"a {method} frame of {len(payload)} bytes"
-        life = link.life
+        life, recorder = link.life, self.machine.world.recorder
         self.machine.world.count_message(self.machine.name)
+        if recorder is not None:
+            recorder.sent(self._engine.now, len(payload) + _FRAME_BYTES)
+            recorder.asked(self._engine.now, self.machine.name, target.name, method, payload)
 
         def arrive() -> None:
             agent = target.agent
@@ -189,3 +192,6 @@ class SimHost:
             assert size <= wire.MAX_FRAME_BYTES, f"a {method} answer of {size} bytes"
             self.machine.world.count_message(self.machine.name)
             self._network.send(self.machine.name, source.name, size, lambda: back(final))
+            if (recorder := self.machine.world.recorder) is not None:
+                recorder.sent(self._engine.now, size)
+                recorder.answered(self._engine.now, self.machine.name, source.name, method, final)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from p2p_network.addressing import DEFAULT_NETWORK
 from p2p_network.records import Wish
@@ -27,6 +27,8 @@ class NodePlan:
         k3s_broken: its k3s can't run until everything heals.
         stale_k3s: a datastore of another cluster lies on its disk.
         boots_at_s: when it is switched on.
+        closed_nat: it dials out, but nobody outside its region can dial it. Two such nodes of different
+            regions have no connection at all: the agent punches no holes, so cone and symmetric NATs are one.
     """
 
     name: str
@@ -39,6 +41,7 @@ class NodePlan:
     k3s_broken: bool = False
     stale_k3s: bool = False
     boots_at_s: float = 0.0
+    closed_nat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class K3sPlan:
 
 
 # ---------------------------------------------------------------- faults
+
+Lie: TypeAlias = Literal["forge", "replay", "equivocate", "backdate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +149,73 @@ class BreakK3s:
 
 
 @dataclass(frozen=True, slots=True)
-class Forge:
-    """The node spreads entries that it may not write."""
+class Byzantine:
+    """The node, a member, lies with its own key, once, in one way (`byzantine`)."""
 
     node: str
+    how: Lie
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The links between these pairs of nodes are down both ways, and no others: a partial partition.
+    `for_s`: None until healing."""
+
+    pairs: tuple[tuple[str, str], ...]
+    for_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """The node's disk or CPU is `factor` times as slow, for `for_s` (None: until healing)."""
+
+    node: str
+    what: Literal["disk", "cpu"]
+    factor: float
+    for_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FullDisk:
+    """Nothing can be written on the node, for `for_s` (None: until healing): its agent ends, and again."""
+
+    node: str
+    for_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptDurable:
+    """A sector under the node's votes can't be read any more, at a power cut. The agent refuses to start
+    until a person images the machine anew, which is part of healing."""
+
+    node: str
+    down_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DriftClock:
+    """From now on the node's wall clock gains `rate` seconds per second (negative: it loses them)."""
+
+    node: str
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Depart:
+    """The node is gone for ever: said (the verb `leave`) or just switched off."""
+
+    node: str
+    said: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """These nodes, one after the other, write a new image into a boot slot and reboot into it. A bad image
+    does not start the agent: the boot counter must bring the old one back."""
+
+    nodes: tuple[str, ...]
+    is_good: bool
+    every_s: float
 
 
 Fault: TypeAlias = (
@@ -162,7 +230,14 @@ Fault: TypeAlias = (
     | LoseLedger
     | Reimage
     | BreakK3s
-    | Forge
+    | Byzantine
+    | Cut
+    | Slow
+    | FullDisk
+    | CorruptDurable
+    | DriftClock
+    | Depart
+    | Upgrade
 )
 
 

@@ -6,6 +6,7 @@ node crash between any two.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, TypeVarTuple
@@ -46,6 +47,12 @@ class SimRuntime:
         self.monotonic, self.wall_s = machine.monotonic, machine.wall_s
         self.random = machine.world.engine.random.random
 
+    def on(self, tasks: Tasks) -> SimRuntime:
+        """The same for activities that may end before the others."""
+        other = copy.copy(self)
+        other._tasks = tasks
+        return other
+
     def signal(self) -> Signal:
         """See `Runtime`, here and below."""
         return Signal(self._tasks, self.monotonic)
@@ -65,7 +72,8 @@ class SimRuntime:
 
     async def in_thread(self, work: Callable[[*Ts], T], /, *args: *Ts) -> T:
         result = work(*args)
-        lasting, self._lasting = self._lasting, []
+        lasting = [*self._lasting]
+        self._lasting.clear()
         for rest in lasting:
             await rest()
         return result

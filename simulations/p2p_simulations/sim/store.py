@@ -7,13 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from p2p_network.core.errors import MeshError
 from p2p_network.ledger.entry import Entry
 from p2p_network.ledger.store import Loaded
+from p2p_simulations.world.disk import Unreadable
 
 if TYPE_CHECKING:
     from p2p_simulations.sim.agent import SimAgent
+    from p2p_simulations.sim.machine import SimMachine
 
 STORED, DURABLE = "ledger/", "durable/"
+
+
+def refuse_if_full(machine: SimMachine) -> None:
+    """Raise what a write on a full disk raises: as in production, the agent ends with it."""
+    if machine.disk_full:
+        raise MeshError("no space left on device", hint="make room")
 
 
 class SimStore:
@@ -36,6 +45,7 @@ class SimStore:
         self._write({f"{STORED}{key}": None for key in keys})
 
     def _write(self, values: dict[str, Entry | None]) -> None:
+        refuse_if_full(self._machine)
         ticket = self._machine.disk.write(values)
         self._agent.runtime.lasts(lambda: self._machine.fsync(self._agent.tasks, ticket))
 
@@ -48,11 +58,15 @@ class SimDurable:
 
     def get(self, key: str) -> bytes | None:
         """What was last set; None if never."""
-        raw: bytes | None = self._machine.disk.read(f"{DURABLE}{key}")
+        try:
+            raw: bytes | None = self._machine.disk.read(f"{DURABLE}{key}")
+        except Unreadable as exc:  # as `DurableFiles`: damage is an error, never an empty answer
+            raise MeshError(f"{exc} is damaged", hint="image this machine anew") from exc
         return raw
 
     def set(self, key: str, value: bytes) -> None:
         """Keep `value`."""
+        refuse_if_full(self._machine)
         ticket = self._machine.disk.write({f"{DURABLE}{key}": value})
         self._agent.runtime.lasts(lambda: self._persist(ticket))
 

@@ -17,7 +17,7 @@ from p2p_simulations.sim.world import Outcome, World, run_world
 
 @dataclass(slots=True)
 class Summary:
-    """What a swarm has seen. `failed`: the outcome that ended it, if one did."""
+    """What a swarm has seen. `failed`: the outcome that ended it, if one did; `last`: the newest."""
 
     first_seed: int
     worlds: int = 0
@@ -27,10 +27,12 @@ class Summary:
     slowest_healing_s: float = 0.0
     exempt: Counter[str] = field(default_factory=Counter)
     failed: Outcome | None = None
+    last: Outcome | None = None
 
     def add(self, outcome: Outcome) -> None:
         """Count one world."""
         self.worlds += 1
+        self.last = outcome
         self.events += outcome.events
         self.messages += outcome.messages
         self.virtual_s += outcome.virtual_s

@@ -136,7 +136,8 @@ class SimK3sUnit:
     async def set_aside(self, label: str, *, only_datastore: bool = False, keep: bool = False) -> None:
         """Stop k3s and move its data out of the way."""
         self._wanted = None
-        self._machine.world.checkers.wiped(self._machine, int(label.removeprefix("epoch-")))
+        if label != "left":  # what leaves may take its data with it
+            self._machine.world.checkers.wiped(self._machine, int(label.removeprefix("epoch-")))
         async with self._lock:
             self._process.stop()
             self._is_ours = False

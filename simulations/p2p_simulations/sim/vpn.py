@@ -30,12 +30,12 @@ class SimVpn:
     """The VPN of one simulated agent."""
 
     def __init__(self, agent: SimAgent, network: IPv4Network, changed: Signal) -> None:
-        self._agent, self._machine, self._tasks = agent, agent.machine, agent.tasks
+        self._agent, self._machine, self._tasks = agent, agent.machine, agent.work
         self._world = agent.machine.world
         self._changed = changed
         self.status = Status()
         self._address = Address(
-            runtime=agent.runtime,
+            runtime=agent.runtime.on(agent.work),
             self_id=agent.peer,
             mesh_id=self._world.mesh_id,
             network=network,

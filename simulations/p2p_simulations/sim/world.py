@@ -7,10 +7,12 @@ violation carries the seed and the plan's name; the same seed gives the same tra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from p2p_network.core.ids import PeerId, short
+from p2p_network.ledger.entry import Entry
 from p2p_roles.bootstrap import Bootstrap
 from p2p_roles.transitions import State
 from p2p_simulations.sim import faults
@@ -18,6 +20,7 @@ from p2p_simulations.sim.checkers import Checkers, Violation
 from p2p_simulations.sim.k3s import DATA, Data, Etcd
 from p2p_simulations.sim.machine import SimMachine
 from p2p_simulations.sim.plan import Plan
+from p2p_simulations.sim.record import Record, Recorder
 from p2p_simulations.world.engine import Engine
 from p2p_simulations.world.net import Network
 from p2p_simulations.world.tasks import Future, Tasks
@@ -42,6 +45,12 @@ class Outcome:
     trace_hash: str
     trace: tuple[str, ...]
     alarms: tuple[tuple[str, str], ...]
+    bytes: int = 0
+    record: Record | None = None
+
+
+class _Limit(Exception):
+    """Nobody wants to know how it goes on."""
 
 
 class World:
@@ -49,23 +58,30 @@ class World:
 
     fences = True
 
-    def __init__(self, plan: Plan, seed: int, *, keep_trace: bool = False) -> None:
+    def __init__(self, plan: Plan, seed: int, *, keep_trace: bool = False, draw: bool = False) -> None:
         self.plan = plan
+        self.progress: Callable[[float], None] | None = None
+        self.limit_s: float | None = None
+        self.recorder = Recorder({node.name: node.region for node in plan.nodes}) if draw else None
         self.engine = Engine(seed, keep_trace=keep_trace)
         self.network = Network(self.engine, plan.weather)
+        if self.recorder is not None:
+            self.network.on_cut = self.recorder.cut
         self.mesh_id = MESH_ID
         self.etcds: dict[str, Etcd] = {}
         self.alarms: list[tuple[str, str]] = []
         self.readdressed: set[str] = set()
         self.lost_ledger: set[str] = set()
         self.reimaged: set[PeerId] = set()
+        self.departed: set[str] = set()  # nodes that left, or were switched off, for ever
+        self.recorded: dict[str, list[Entry]] = {}  # what a node that replays has kept
         self.touched: dict[str, SimMachine] = {}
         self.healing = False
         self._chaos_left = plan.max_chaos if plan.chaos else 0
         self._names: dict[str, str] = {}
         self.machines: dict[str, SimMachine] = {}
         for node in plan.nodes:
-            self.network.place(node.name, node.region)
+            self.network.place(node.name, node.region, closed_nat=node.closed_nat)
             machine = self.machines[node.name] = SimMachine(self, node)
             self.named(machine)
         self.checkers = Checkers(self)
@@ -117,6 +133,11 @@ class World:
         nothing: Future[None] = Future()
         await nothing
 
+    def slot_booted(self, machine: SimMachine, problem: str) -> None:
+        """A machine booted, or its boot slots changed. `problem`: "" if something whole boots."""
+        if problem:
+            raise Violation(f"{machine.name} {problem}")
+
     def count_message(self, name: str) -> None:
         """A node sends something."""
         self.checkers.message(name)
@@ -160,11 +181,20 @@ class World:
         return self.engine.now - healed_at
 
     def _go(self, until_s: float, until: Any = None) -> bool:
-        return self.engine.run(until_s, stop=until, after_each=self._after_each)
+        if self.limit_s is None or until_s < self.limit_s:
+            return self.engine.run(until_s, stop=until, after_each=self._after_each)
+        if self.engine.run(self.limit_s, stop=until, after_each=self._after_each):
+            return True
+        raise _Limit
 
     def _after_each(self) -> None:
+        if self.progress is not None and self.engine.events % 4096 == 0:
+            self.progress(self.engine.now)
         if self.touched:
             self.checkers.look(self.touched.values())
+            if self.recorder is not None:
+                for machine in self.touched.values():
+                    self.recorder.looked(self.engine.now, machine)
             self.touched.clear()
         if self._triggers and not self.healing:
             self._pull()
@@ -180,6 +210,11 @@ class World:
                         lambda fault=fault: None if self.healing else faults.happen(self, fault),  # type: ignore[misc]
                     )
                     break
+
+    def mark(self, what: str, text: str) -> None:
+        """Something that the picture of this world must show."""
+        if self.recorder is not None:
+            self.recorder.mark(self.engine.now, what, text)
 
     def close(self) -> None:
         """Drop everything that still goes on."""
@@ -201,7 +236,7 @@ class World:
         """What is not yet as it should be: every node a ready member of one cluster; "" if all is."""
         clusters: dict[str, set[str]] = {}
         for machine in self.machines.values():
-            if machine.plan.stale_k3s or self._waits_for_stale(machine):
+            if machine.plan.stale_k3s or machine.name in self.departed or self._waits_for_stale(machine):
                 continue
             agent = machine.agent
             if agent is None:
@@ -215,7 +250,7 @@ class World:
 
     def _waits_for_stale(self, machine: SimMachine) -> bool:
         """It is to be one server more, and a named one that can never come up stands before it."""
-        stale = {m.peer for m in self.machines.values() if m.plan.stale_k3s}
+        stale = {m.peer for m in self.machines.values() if m.plan.stale_k3s or m.name in self.departed}
         ready = self.checkers.ready(machine.scope)
         if ready is None or machine.agent is None or not stale & set(ready[1].servers):
             return False
@@ -231,8 +266,16 @@ class World:
         for scope in sorted({machine.scope for machine in self.machines.values()}):
             ready = self.checkers.ready(scope)
             if ready is None:
+                here = [m for m in self.machines.values() if m.scope == scope]
+                left = [m for m in here if m.name not in self.departed]
+                if len(left) < len(here) and len(left) < max(
+                    m.plan.minimum_nodes or self.plan.minimum_nodes for m in here
+                ):
+                    return f"fewer nodes than minimum_nodes are left in {scope}"
                 continue
             _, decided = ready
+            if self._is_gone(decided.initiator):
+                return f"the initiator of {scope} is gone for ever"
             if decided.initiator in self.reimaged:
                 return f"the initiator of {scope} was re-imaged after READY"
             etcd = self.etcds.get(decided.ca_hash)
@@ -240,13 +283,18 @@ class World:
             lost = {
                 peer
                 for peer, ipv4 in (etcd.members.items() if etcd is not None else ())
-                if peer in self.reimaged or self._address_changed(peer, ipv4)
+                if peer in self.reimaged or self._address_changed(peer, ipv4) or self._is_gone(peer)
             }
             if len(lost) * 2 >= len(members) > 0:
-                return f"a majority of the etcd members of {scope} was re-imaged or has another address"
+                return (
+                    f"a majority of the etcd members of {scope} was re-imaged, is gone or has another address"
+                )
             if any(self._address_changed(peer, ipv4) for peer, ipv4 in self._k3s_addresses()):
                 return "a server's address changed after its k3s had started: an older claim turned up"
         return ""
+
+    def _is_gone(self, peer: str) -> bool:
+        return self._names.get(peer, "").partition("'")[0] in self.departed
 
     def _k3s_addresses(self) -> list[tuple[PeerId, str]]:
         found = []
@@ -261,16 +309,37 @@ class World:
         return machine is not None and machine.tun_ipv4 not in ("", ipv4)
 
 
-def run_world(plan: Plan, seed: int, *, keep_trace: bool = False, world_type: type[World] = World) -> Outcome:
-    """Play one plan; never raises for what goes wrong inside: that is the outcome's `violation`."""
-    world = world_type(plan, seed, keep_trace=keep_trace)
+def run_world(
+    plan: Plan,
+    seed: int,
+    *,
+    keep_trace: bool = False,
+    draw: bool = False,
+    world_type: type[World] = World,
+    progress: Callable[[float], None] | None = None,
+    limit_s: float | None = None,
+) -> Outcome:
+    """Play one plan; never raises for what goes wrong inside: that is the outcome's `violation`.
+
+    Args:
+        keep_trace: keep a line per transition, in `trace`.
+        draw: keep what reports are made of, in `record`. Changes nothing of what happens.
+        progress: told the virtual time now and then.
+        limit_s: end there, as if all were well: for whoever looks for a violation before that.
+    """
+    world = world_type(plan, seed, keep_trace=keep_trace, draw=draw)
+    world.progress, world.limit_s = progress, limit_s
     violation, took_s = "", 0.0
     try:
         took_s = world.run()
+    except _Limit:
+        world.note("(world)", "is not played any further")
     except Exception as exc:  # of a checker, or of a core: whatever it is, the seed must be told
         violation = str(exc) if isinstance(exc, Violation) else f"{type(exc).__name__}: {exc}"
         world.note("(world)", f"VIOLATION: {violation}")
+        world.mark("violation", violation)
     finally:
+        record = world.recorder.end(world.engine.now, world.machines.values()) if world.recorder else None
         world.close()
     engine = world.engine
     return Outcome(
@@ -285,4 +354,6 @@ def run_world(plan: Plan, seed: int, *, keep_trace: bool = False, world_type: ty
         trace_hash=engine.trace_hash,
         trace=tuple(engine.trace),
         alarms=tuple(world.alarms),
+        bytes=world.network.sent_bytes,
+        record=record,
     )

@@ -19,6 +19,17 @@ _HEAVY_MAX_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
+class PairWeather:
+    """How bad the network is between two regions. `tail_s` is the scale of its own, heavy tail."""
+
+    one: str
+    other: str
+    delay_s: float
+    tail_s: float
+    loss: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Weather:
     """How bad the network is. Delays in seconds; `loss` and `duplication` are probabilities.
 
@@ -26,6 +37,7 @@ class Weather:
         base_delay_s: between two nodes of a region.
         region_delay_s: added between two regions.
         tail_delay_s: mean of the ordinary variation, and scale of the heavy tail.
+        links: pairs of regions that are unlike the others.
     """
 
     base_delay_s: float = 0.001
@@ -33,6 +45,7 @@ class Weather:
     tail_delay_s: float = 0.002
     loss: float = 0.0
     duplication: float = 0.0
+    links: tuple[PairWeather, ...] = ()
 
 
 CALM = Weather()
@@ -43,21 +56,43 @@ class Network:
 
     def __init__(self, engine: Engine, weather: Weather) -> None:
         self.engine = engine
-        self.weather = weather
         self.sent = 0
         self.sent_bytes = 0
         self._region: dict[str, str] = {}
+        self._behind_nat: set[str] = set()
+        self._links: dict[tuple[str, str], PairWeather] = {}
+        self.weather = weather
         self._cuts: dict[str, frozenset[tuple[str, str]]] = {}
         self._lost: frozenset[tuple[str, str]] = frozenset()
+        self.on_cut: Callable[[float, frozenset[tuple[str, str]]], None] | None = None
 
-    def place(self, name: str, region: str) -> None:
-        """Put a node into a region."""
+    @property
+    def weather(self) -> Weather:
+        """How bad the network is now."""
+        return self._weather
+
+    @weather.setter
+    def weather(self, weather: Weather) -> None:
+        self._weather = weather
+        self._links = {
+            pair: link for link in weather.links for pair in ((link.one, link.other), (link.other, link.one))
+        }
+
+    def place(self, name: str, region: str, *, closed_nat: bool = False) -> None:
+        """Put a node into a region; `closed_nat`: it can dial out of it, and nobody can dial in."""
         self._region[name] = region
+        if closed_nat:
+            self._behind_nat.add(name)
+
+    def loss(self, source: str, target: str) -> float:
+        """The probability that something from `source` to `target` is lost."""
+        link = self._links.get((self._region[source], self._region[target])) if self._links else None
+        return self._weather.loss if link is None else 1 - (1 - self._weather.loss) * (1 - link.loss)
 
     def cut(self, label: str, pairs: Iterable[tuple[str, str]]) -> None:
         """Lose everything that goes from the first to the second of any of `pairs`, until `mend`."""
         self._cuts[label] = frozenset(pairs)
-        self._lost = frozenset().union(*self._cuts.values())
+        self._changed()
 
     def mend(self, label: str | None = None) -> None:
         """End one cut, or all."""
@@ -65,32 +100,46 @@ class Network:
             self._cuts.clear()
         else:
             self._cuts.pop(label, None)
+        self._changed()
+
+    def _changed(self) -> None:
         self._lost = frozenset().union(*self._cuts.values())
+        if self.on_cut is not None:
+            self.on_cut(self.engine.now, self._lost)
 
     def reaches(self, source: str, target: str) -> bool:
         """Whether a message from `source` could arrive at `target` now."""
         return (source, target) not in self._lost
 
     def linked(self, one: str, other: str) -> bool:
-        """Whether messages can go both ways: what a TCP connection needs."""
-        return self.reaches(one, other) and self.reaches(other, one)
+        """Whether a connection can be: messages go both ways, and one of the two can dial the other."""
+        if self._lost and not (self.reaches(one, other) and self.reaches(other, one)):
+            return False
+        behind = self._behind_nat
+        return not (behind and one in behind and other in behind and self._region[one] != self._region[other])
 
     def delay_s(self, source: str, target: str) -> float:
         """How long a message takes that goes now."""
-        chance, weather = self.engine.random, self.weather
-        delay = weather.base_delay_s + chance.expovariate(1 / weather.tail_delay_s)
-        if self._region[source] != self._region[target]:
+        chance, weather = self.engine.random, self._weather
+        here, there = self._region[source], self._region[target]
+        link = self._links.get((here, there)) if self._links else None
+        tail_s = weather.tail_delay_s if link is None else link.tail_s
+        delay = weather.base_delay_s + chance.expovariate(1 / tail_s)
+        if link is not None:
+            delay += link.delay_s
+        elif here != there:
             delay += weather.region_delay_s
         if chance.random() < _HEAVY:
-            delay += min(_HEAVY_MAX_S, weather.tail_delay_s * chance.paretovariate(_HEAVY_SHAPE))
+            delay += min(_HEAVY_MAX_S, tail_s * chance.paretovariate(_HEAVY_SHAPE))
         return delay
 
     def send(self, source: str, target: str, size_bytes: int, deliver: Callable[[], None]) -> None:
         """Carry one message; `deliver` is called zero, one or two times, later."""
         self.sent += 1
         self.sent_bytes += size_bytes
-        chance, weather = self.engine.random, self.weather
-        copies = 0 if weather.loss and chance.random() < weather.loss else 1
+        chance, weather = self.engine.random, self._weather
+        loss = self.loss(source, target)
+        copies = 0 if loss and chance.random() < loss else 1
         if copies and weather.duplication and chance.random() < weather.duplication:
             copies = 2
         for _ in range(copies):

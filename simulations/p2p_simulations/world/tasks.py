@@ -59,11 +59,19 @@ class Tasks:
         resume_at: the earliest moment at which anything here may go on: later than now while the machine
             is frozen.
         touched: called with every step of an activity.
+        failed: told what an activity ended with; True if this life's owner deals with it.
     """
 
-    def __init__(self, engine: Engine, resume_at: Callable[[], float], touched: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        resume_at: Callable[[], float],
+        touched: Callable[[], None],
+        failed: Callable[[BaseException], bool] | None = None,
+    ) -> None:
         self.engine = engine
         self.alive = True
+        self._failed = failed
         self._resume_at, self._touched = resume_at, touched
         self._running: dict[int, Coroutine[Any, Any, Any]] = {}
         self._number = 0
@@ -109,8 +117,10 @@ class Tasks:
         except StopIteration:
             self._running.pop(number, None)
             return
-        except BaseException:
+        except BaseException as exc:
             self._running.pop(number, None)
+            if self._failed is not None and self._failed(exc):
+                return
             raise
         future.on_set(lambda: self._plan(number))
 
