@@ -8,6 +8,7 @@ says so (``rd.immucore.rebootonfailure``, ``panic=N``), or waits. There is no sh
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import logging
@@ -59,9 +60,13 @@ def fail(made: record.Record, command: cmdline.CommandLine, *, counted: bool = F
     """The screen, then a reboot or waiting for ever. `counted`: the boot loader has another entry to try."""
     wait_s = command.panic_s or (REBOOT_AFTER_S if command.reboot_on_failure or counted else 0)
     what_next = f"It starts anew in {wait_s} s." if wait_s else "Mend it and start it anew; it waits here."
-    print(record.screen(made, what_next), file=sys.stderr, flush=True)  # noqa: T201 - the console is all there is
+    text = record.screen(made, what_next)
+    say(text)
     if os.getpid() != 1:
         return
+    for console in command.consoles[:-1]:  # the kernel gave us the last one; a person may sit at another
+        with contextlib.suppress(OSError):
+            Path("/dev", os.path.basename(console.split(",")[0])).write_text(text.replace("\n", "\r\n"))
     while not wait_s:
         time.sleep(3600)
     time.sleep(wait_s)
@@ -72,6 +77,11 @@ def fail(made: record.Record, command: cmdline.CommandLine, *, counted: bool = F
 def say(line: str) -> None:
     """A line on the console."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - the console is all there is
+
+
+def step_said(name: str) -> None:
+    """What ``rd.immucore.debug`` wants: each step on the console before it is done."""
+    say(f"kairos-p2p: {time.clock_gettime(time.CLOCK_BOOTTIME):.2f} s: {name}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,7 +107,9 @@ def main(argv: list[str] | None = None) -> int:
     command = cmdline.parse(first.cmdline)
     counted = first.efi is not None and bool(first.efi.counted)
     logging.getLogger("p2p_bootstrap").addHandler(logging.NullHandler())  # remarks say it better
-    runner = Runner(LinuxKernel(StagesOnRoot(say)), observer, clock=time.monotonic, sleep=time.sleep)
+    kernel = LinuxKernel(StagesOnRoot(say))
+    before = step_said if command.debug else (lambda name: None)
+    runner = Runner(kernel, observer, clock=time.monotonic, sleep=time.sleep, before=before)
     try:
         stopped = runner.run()
     except Exception as exc:

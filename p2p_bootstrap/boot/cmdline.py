@@ -1,12 +1,13 @@
 """What does the kernel command line ask of the boot?
 
 `parse` reads every key that Kairos documents (``rd.cos.*`` and ``rd.immucore.*`` are two names of one
-thing) and keeps what it doesn't know as it is. Words that look like ours but aren't are collected in
-`unknown`, with the nearest right one: a misspelt switch must not be silently without effect.
+thing), but for those that set the cloud-config (`cloudconfig.cmdline`). Words that look like ours but aren't
+are collected in `unknown`, with the nearest right one: a misspelt switch must not be silently without effect.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,9 +24,8 @@ _KAIROS: Final = {
 _OURS: Final = tuple(f"rd.{who}.{key}" for who in ("cos", "immucore") for key in sorted(_FLAGS | _VALUES))
 _TRUE: Final = {"", "1", "true", "yes", "on", "y"}
 _FALSE: Final = {"0", "false", "no", "off", "n"}
-_STAGES: Final = (
-    "rootfs", "initramfs", "fs", "boot", "network", "reconcile", "before-", "after-", "kairos-", "stages",
-)  # fmt: skip
+# a stage's name without the key it belongs below: set by nobody, and easily written
+_STAGE: Final = re.compile(r"(rootfs|initramfs|fs|boot|network|reconcile)(\.before|\.after)?[.\[][a-z0-9]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class CommandLine:
         live: the medium of ``live:...``, e.g. ``LABEL=COS_LIVE``; "" if this is no live boot.
         counted: whether the boot loader took a try off the slot pointer already (`grubcfg`).
         mounts: ``rd.*.mount=``, each ``SELECTOR:/path``.
-        stages: ``boot.commands[0]=...`` and the like, as (key, value).
+        consoles: ``console=``, each a device and its options.
         unknown: one sentence for each word that looks like ours but isn't.
     """
 
@@ -74,12 +74,8 @@ class CommandLine:
     panic_s: int = 0
     fsck_mode: str = ""
     fsck_repair: str = ""
-    config: str = ""
-    config_url: str = ""
-    cos_setup: str = ""
     consoles: tuple[str, ...] = ()
     init: str = ""
-    stages: tuple[tuple[str, str], ...] = ()
     unknown: tuple[str, ...] = ()
 
     @property
@@ -137,7 +133,6 @@ class _Reader:
         self._flags: set[str] = set()
         self._mounts: list[str] = []
         self._consoles: list[str] = []
-        self._stages: list[tuple[str, str]] = []
         self._unknown: list[str] = []
 
     def take(self, key: str, value: str | None) -> None:
@@ -152,13 +147,12 @@ class _Reader:
             self._one["live"] = key.removeprefix("live:") + (f"={value}" if value is not None else "")
         elif key == "console" and value:
             self._consoles.append(value)
-        elif key in ("root", "cos-img/filename", "fsck.mode", "fsck.repair", "kairos.config",
-                     "kairos.config_url", "cos.setup", "panic", "init") and value is not None:  # fmt: skip
-            self._one[key] = value
-        elif key.startswith("kairos."):
+        elif key in ("root", "cos-img/filename", "fsck.mode", "fsck.repair", "panic", "init"):
+            self._one[key] = value or ""
+        elif key.startswith("kairos.") and key not in _KAIROS:
             self._complain(key, tuple(_KAIROS))
-        elif "." in key and value is not None and key.startswith(_STAGES):
-            self._stages.append((key, value))
+        elif value is not None and _STAGE.match(key):
+            self._unknown.append(f"{key} sets nothing; write stages.{key}=... to add to a stage")
 
     def _take_rd(self, key: str, name: str, value: str | None) -> None:
         if name in _FLAGS:
@@ -231,7 +225,6 @@ class _Reader:
             sysroot_wait_s=wait_s, debug_rw="debugrw" in flags, debug="debug" in flags,
             reboot_on_failure="rebootonfailure" in flags, panic_s=panic_s,
             fsck_mode=one.get("fsck.mode", ""), fsck_repair=one.get("fsck.repair", ""),
-            config=one.get("kairos.config", ""), config_url=one.get("kairos.config_url", ""),
-            cos_setup=one.get("cos.setup", ""), consoles=tuple(self._consoles), init=one.get("init", ""),
-            stages=tuple(self._stages), unknown=tuple(self._unknown),
+            consoles=tuple(self._consoles), init=one.get("init", ""),
+            unknown=tuple(self._unknown),
         )  # fmt: skip

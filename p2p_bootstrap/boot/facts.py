@@ -106,17 +106,19 @@ class Efi:
 
 @dataclass(frozen=True, slots=True)
 class UkiRoot:
-    """The root image that came with a unified kernel image. `fstype` "": what tells of it is damaged.
+    """The root image that came with the initrd. `fstype` "": it, or what tells of it, is damaged.
 
     Attributes:
         file: where it is, in the initrd; "" if it lies beside.
-        beside: its path on the EFI system partition.
+        beside: its path on the EFI system partition, compared with `sha256`.
+        identity: tells images apart.
     """
 
     file: str
     beside: str
     sha256: str
     fstype: str
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class Facts:
     Attributes:
         images: the images on the state partition; None while it isn't mounted.
         recovery_images: those on the recovery partition.
-        uki_root: None if the initrd itself is the root.
+        uki_root: an image in (or named by) the initrd; None: the initrd itself is the root.
         pointer: text of the slot pointer (`slots`), "" if there is none.
         layout: layout files in the order of precedence; None before the `rootfs` stage has run.
         wishes: mounts of the cloud-config, known together with `layout`.

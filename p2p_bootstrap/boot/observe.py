@@ -181,16 +181,20 @@ def _read_table(path: Path) -> tuple[superblock.Partition, ...]:
 
 
 def _uki_root(initrd: str) -> UkiRoot | None:
-    """What the note in the initrd says; None without one."""
+    """What the note in the initrd says, or the image that a boot loader put there; None without both."""
     text = files.read_text(Path(f"{initrd}/{uki.ROOT_NOTE}"), uki.MAX_NOTE_BYTES)
     if not text:
-        return None
+        plain = Path(f"{initrd}/{uki.LOADED_ROOT}")
+        if not plain.exists():
+            return None
+        block = probe_file(plain)
+        return UkiRoot(str(plain), "", "", block.fstype if block else "", block.identity if block else "")
     try:
         note = uki.parse_note(text)
     except BootError:
         return UkiRoot("", "", "", "")
     file = "" if note.path else f"{initrd}/{uki.ROOT_FILE}"
-    return UkiRoot(file, note.path, note.sha256, note.fstype)
+    return UkiRoot(file, note.path, note.sha256, note.fstype, note.sha256)
 
 
 def _images(mounted_on: str) -> tuple[SlotImage, ...] | None:

@@ -138,7 +138,9 @@ def _mount_slot_partition(build: Builder, way: Choice) -> tuple[SlotImage, str]:
         build.remarks.append(f"{exc.message}; Kairos's names of the images are taken instead")
     path = table.image("recovery" if repair else way.slot)
     if not facts.pointer and command.image and way == dispatch.wanted(facts, command):
-        path = command.image
+        # a word like kairos.reset may stand beside the image of another slot: somebody typed it in the menu
+        typed = repair and command.image in (slots.KAIROS_IMAGES["active"], slots.KAIROS_IMAGES["passive"])
+        path = path if typed else command.image
     if images is None:  # not looked yet: assume the best, plan anew at the horizon
         return SlotImage(path, "ext4", ""), target + path
     image = next((image for image in images if image.path == path), None)
@@ -170,10 +172,22 @@ def _live(build: Builder, way: Choice) -> None:
         option = "ro" if device.read_only or device.fstype in ("squashfs", "erofs", "iso9660") else "rw"
         build.add("root", do.Mount(device.path, places.sysroot, device.fstype, (option,)))
         return
-    if not command.netboot:
-        device = devices.need(facts.devices, command.live or "LABEL=COS_LIVE")
-        build.add("live", do.Mount(device.path, places.live, device.fstype, ("ro",)))
-    _over_memory(build, f"{places.live}/{LIVE_IMAGES}", "squashfs", build.last("live"))
+    if command.netboot or command.live.startswith(("http:", "https:")):
+        root = facts.uki_root
+        if root is None or not root.file or root.fstype not in IMAGE_TYPES:
+            raise devices.Refused(
+                "the root image did not come with the initrd"
+                if root is None
+                else "the root image is damaged",
+                hint="the initramfs has no network: let the boot loader load the image too, for iPXE with: "
+                f"initrd --name {LIVE_IMAGES} ADDRESS /{LIVE_IMAGES}",
+            )
+        _over_memory(build, root.file, root.fstype)
+        tail(build, root.identity, lasting=False)
+        return
+    device = devices.need(facts.devices, command.live or "LABEL=COS_LIVE")
+    build.add("live", do.Mount(device.path, places.live, device.fstype, ("ro",)))
+    _over_memory(build, f"{places.live}/{LIVE_IMAGES}", "squashfs", "live")
     tail(build, "", lasting=False)
 
 
@@ -230,7 +244,7 @@ def _uki(build: Builder, way: Choice) -> None:
         return
     if root.fstype not in IMAGE_TYPES:
         raise devices.Refused(
-            "the note about the root image in the initrd is damaged",
+            "the root image in the initrd, or the note about it, is damaged",
             hint="build the unified kernel image anew",
         )
     file, before = root.file, ""
@@ -246,7 +260,7 @@ def _uki(build: Builder, way: Choice) -> None:
         build.add("copy", copy, "esp", "memory")
     build.add("root", do.MountImage(file, places.sysroot, root.fstype), before)
     build.add("image-view", do.View(places.sysroot, build.image_view), "root")
-    tail(build, root.sha256, lasting=lasting)
+    tail(build, root.identity, lasting=lasting)
 
 
 def describe(steps: Sequence[do.Step]) -> list[str]:

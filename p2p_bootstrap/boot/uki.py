@@ -18,6 +18,7 @@ from p2p_bootstrap.boot import cpio, pe
 from p2p_network.core.errors import BootError
 
 ROOT_FILE: Final = "usr/lib/kairos-p2p/root.img"
+LOADED_ROOT: Final = "rootfs.squashfs"  # what a boot loader adds to the initrd itself (iPXE: initrd --name)
 ROOT_NOTE: Final = "usr/lib/kairos-p2p/root.json"
 BESIDE: Final = "/EFI/kairos-p2p"  # folder of roots on the EFI system partition
 SWITCH: Final = "rd.immucore.uki"

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +138,11 @@ class Disk:
 
     def boot(
         self, probe: str = "", *, cmdline: str = CMDLINE, kill_at: str = "", kill_call: int = 0,
-        layout: str | None = None,
+        layout: str | None = None, initrd: Path | None = None, efi: dict[str, Any] | None = None,
     ) -> Boot:  # fmt: skip
         """Boot this disk. `probe`: shell lines that the new root's init runs.
 
+        `initrd`: folder that stands for the initramfs; `efi`: the EFI variables, as `facts.Efi` has them.
         `kill_at`: kill -9 before a step; `kill_call`: before that many calls that make something last.
         """
         self.plug()
@@ -153,7 +154,7 @@ class Disk:
         orders.write_text(json.dumps({
             "sysroot": str(sysroot), "cmdline": cmdline, "probe": probe, "kill_at": kill_at,
             "only": [Path(d).name for d in self.loops.values()], "layout": layout, "report": str(report),
-            "kill_call": kill_call,
+            "kill_call": kill_call, "initrd": str(initrd or self.folder / "no-initrd"), "efi": efi,
         }))  # fmt: skip
         ear, mouth = os.pipe()
         child = subprocess.Popen(
@@ -186,7 +187,7 @@ class Disk:
 def child(orders_path: str, mouth: int) -> None:
     """Process 1 of the namespace: boot, and become the image's init."""
     from p2p_bootstrap.boot import syscalls
-    from p2p_bootstrap.boot.facts import Places
+    from p2p_bootstrap.boot.facts import BlockDevice, Efi, Places
     from p2p_bootstrap.boot.kernel import LinuxKernel
     from p2p_bootstrap.boot.observe import Observer
     from p2p_bootstrap.boot.record import to_json
@@ -231,7 +232,18 @@ def child(orders_path: str, mouth: int) -> None:
         if name == "switch-root":
             os.write(report, Path("/run/cos/boot.json").read_bytes())
 
-    observer = Observer(Places(sysroot=orders["sysroot"]), cmdline=orders["cmdline"], only=orders["only"])
+    places = Places(sysroot=orders["sysroot"], initrd=orders["initrd"])
+
+    class Firmware(Observer):
+        """A machine with the firmware that the test wants; a disk's label stands for its PARTUUID."""
+
+        def efi(self) -> Efi | None:
+            return Efi(**orders["efi"]) if orders["efi"] else None
+
+        def devices(self) -> tuple[BlockDevice, ...]:
+            return tuple(replace(one, partuuid=one.label.lower()) for one in super().devices())
+
+    observer = Firmware(places, cmdline=orders["cmdline"], only=orders["only"])
     runner = Runner(
         LinuxKernel(StagesOnRoot()), observer, clock=time.monotonic, sleep=time.sleep, before=before
     )

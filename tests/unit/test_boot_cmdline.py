@@ -26,12 +26,11 @@ def test_other_keys() -> None:
         "BOOT_IMAGE=/vmlinuz root=LABEL=COS_ACTIVE cos-img/filename=/cOS/active.img fsck.mode=force "
         "fsck.repair=no panic=5 console=tty1 console=ttyS0,115200 init=/bin/other kairos.config=/c "
         "kairos.config_url=http://x/y "
-        'cos.setup=/s boot.commands[0]="echo hi there" ro quiet -- recovery-mode'
+        'cos.setup=/s stages.boot[0].commands[0]="echo hi there" ro quiet -- recovery-mode'
     )
     assert found == CommandLine(
         root="LABEL=COS_ACTIVE", image="/cOS/active.img", fsck_mode="force", fsck_repair="no", panic_s=5,
-        consoles=("tty1", "ttyS0,115200"), init="/bin/other", config="/c", config_url="http://x/y",
-        cos_setup="/s", stages=(("boot.commands[0]", "echo hi there"),),
+        consoles=("tty1", "ttyS0,115200"), init="/bin/other",
     )  # fmt: skip
     assert found.root_label == "COS_ACTIVE"
 
@@ -62,6 +61,8 @@ def test_ram() -> None:
         ("rd.cos.overlay", "rd.cos.overlay needs a value"),
         ("rd.cos.debug=perhaps", "neither true nor false"),
         ("rd.cos.oemtimeout=soon", "no number of seconds"),
+        ("boot[0].commands[0]=x", "write stages.boot[0].commands[0]=... to add to a stage"),
+        ("initramfs.after[0].commands[0]=x", "write stages.initramfs.after[0].commands[0]="),
     ],
 )
 def test_what_looks_like_ours_but_is_not_is_told(text: str, what: str) -> None:

@@ -53,7 +53,6 @@ def names(made: Plan) -> list[str]:
         ("rd.immucore.uki kairos.ram", "ram", "live"),
         ("rd.cos.disable root=/dev/vda1", "live", "live"),
         ("root=live:LABEL=COS_LIVE rd.immucore.uki", "live", "live"),
-        ("netboot", "live", "live"),
         ("rd.immucore.uki rd.immucore.securebootdisabled", "uki", "live"),
     ],
 )
@@ -101,6 +100,18 @@ def test_a_root_image_inside_is_mounted_where_it_is_and_one_beside_is_compared_f
     assert (damaged.mode, "is damaged" in damaged.reason) == ("stop", True)
     lost = plan(replace(there, devices=PARTITIONS))
     assert lost.awaits == ("PARTUUID=some-uuid",)
+
+
+def test_netboot_takes_the_image_that_came_with_the_initrd() -> None:
+    loaded = replace(NODE, cmdline="netboot", uki_root=UkiRoot("/rootfs.squashfs", "", "", "squashfs", "i"))
+    made = plan(loaded)
+    assert (made.mode, made.slot) == ("live", "live")
+    assert "live" not in names(made)  # no medium is looked for
+    for cmdline in ("netboot", "root=live:http://boot.example/rootfs.squashfs"):
+        without = plan(replace(loaded, cmdline=cmdline, uki_root=None))
+        assert without.mode == "stop"
+        assert "initrd --name rootfs.squashfs" in without.hint
+        assert plan(replace(loaded, cmdline=cmdline)).slot == "live"
 
 
 def test_the_order_of_a_normal_boot() -> None:
