@@ -74,6 +74,9 @@ def build_app(service: AgentService) -> Starlette:
             Route("/v1/events", _guarded(routes.events, "read"), methods=["GET"]),
             Route("/v1/wait", _guarded(routes.wait, "read"), methods=["GET"]),
             Route("/v1/kubeconfig", _guarded(routes.kubeconfig, "all"), methods=["GET"]),
+            Route("/v1/kubeconfigs", _guarded(routes.kubeconfigs, "all"), methods=["GET"]),
+            Route("/v1/regions", _guarded(routes.regions, "read"), methods=["GET"]),
+            Route("/v1/regions/confirm", _guarded(routes.confirm_regions, "all"), methods=["POST"]),
             Route("/v1/leave", _guarded(routes.leave, "all"), methods=["POST"]),
             Route("/v1/stop", _guarded(routes.stop, "all"), methods=["POST"]),
             Route("/metrics", _guarded(routes.metrics, "read"), methods=["GET"]),
@@ -141,6 +144,15 @@ class _Routes:
 
     async def kubeconfig(self, request: Request) -> Response:
         return Response(await self._service.kubeconfig(), media_type="application/yaml")
+
+    async def kubeconfigs(self, request: Request) -> Response:
+        return JSONResponse(await self._service.kubeconfigs())
+
+    async def regions(self, request: Request) -> Response:
+        return JSONResponse(await self._service.regions())
+
+    async def confirm_regions(self, request: Request) -> Response:
+        return JSONResponse(list(await self._service.confirm_regions()))
 
     async def leave(self, request: Request) -> Response:
         await self._service.leave()

@@ -87,6 +87,18 @@ class PhaseDoc(TypedDict):
     at_s: float
 
 
+class ClusterDoc(TypedDict):
+    """One cluster of the mesh. `name`: network id, or network id/region; `ready`: nodes that are alive and
+    ready; `self`: this node belongs to it."""
+
+    name: str
+    cluster_id: str
+    servers: int
+    agents: int
+    ready: int
+    self: bool
+
+
 class StatusDoc(TypedDict):
     """``GET /v1/status``."""
 
@@ -95,14 +107,15 @@ class StatusDoc(TypedDict):
     vpn: VpnDoc
     role: RoleDoc
     k3s: K3sDoc
+    clusters: list[ClusterDoc]
     phases: list[PhaseDoc]
 
 
 class PeerDoc(TypedDict):
     """One row of ``GET /v1/peers``. `address`: the multiaddress in use, "" if none; `rtt_ms`: None if
-    unknown; `carrier`: what packets travel on, "none" if nothing does, `carrier_reason` why,
-    `carrier_rtt_ms` and `loss` (share of what was sent) what is known of its path; byte counts are of VPN
-    packets."""
+    unknown; `cluster`: the name of its cluster; `carrier`: what packets travel on, "none" if nothing does,
+    `carrier_reason` why, `carrier_rtt_ms` and `loss` (share of what was sent) what is known of its path; byte
+    counts are of VPN packets."""
 
     peer: str
     hostname: str
@@ -117,6 +130,7 @@ class PeerDoc(TypedDict):
     carrier_reason: str
     carrier_rtt_ms: float | None
     loss: float | None
+    cluster: str
     role: RoleName
     rx_bytes: int
     tx_bytes: int
@@ -128,12 +142,64 @@ class RoleRow(TypedDict):
     peer: str
     hostname: str
     region: str
+    cluster: str
     ipv4: str
     role: RoleName
     state: str
     ready: bool
     reason: str
     self: bool
+
+
+class RegionRow(TypedDict):
+    """One node in ``GET /v1/regions``. `region`: that counts, "" if none does; `how`: "declared",
+    "confirmed", "auto" or ""; `inferred`: from round trips, "" if it can't be told; `why`: one sentence;
+    `error`: of its coordinate, None if it has none; times in milliseconds from the node that answers."""
+
+    peer: str
+    hostname: str
+    region: str
+    zone: str
+    how: str
+    inferred: str
+    why: str
+    error: float | None
+    measured_ms: float | None
+    estimated_ms: float | None
+    self: bool
+
+
+class PairDoc(TypedDict):
+    """The round trip between two nodes, milliseconds: measured by one of them, estimated by coordinates."""
+
+    a: str
+    b: str
+    measured_ms: float | None
+    estimated_ms: float | None
+
+
+class RegionsDoc(TypedDict):
+    """``GET /v1/regions``."""
+
+    nodes: list[RegionRow]
+    pairs: list[PairDoc]
+
+
+class ConfirmedDoc(TypedDict):
+    """One row of ``POST /v1/regions/confirm``. `error`: why this node has no region, "" if it has."""
+
+    peer: str
+    hostname: str
+    region: str
+    how: str
+    error: str
+
+
+class KubeconfigsDoc(TypedDict):
+    """``GET /v1/kubeconfigs``. `missing`: clusters that are not in it, and why."""
+
+    kubeconfig: str
+    missing: dict[str, str]
 
 
 class EventDoc(TypedDict):
@@ -195,6 +261,18 @@ class AgentService(Protocol):
 
     async def kubeconfig(self) -> str:
         """The cluster-admin kubeconfig. Raises RoleError on an agent node, naming the servers."""
+        ...
+
+    async def kubeconfigs(self) -> KubeconfigsDoc:
+        """One kubeconfig for all clusters of the mesh. Raises RoleError on an agent node."""
+        ...
+
+    async def regions(self) -> RegionsDoc:
+        """Who is where, and how far apart."""
+        ...
+
+    async def confirm_regions(self) -> Sequence[ConfirmedDoc]:
+        """Make what every reachable node infers of itself durable there."""
         ...
 
     async def wait_for(self, goal: Goal, timeout_s: float) -> StatusDoc:

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
-from p2p_bootstrap.api.service import EventDoc, Goal, PeerDoc, RoleRow, StatusDoc, VersionDoc
+from p2p_bootstrap.api.service import (
+    ConfirmedDoc,
+    EventDoc,
+    Goal,
+    KubeconfigsDoc,
+    PeerDoc,
+    RegionsDoc,
+    RoleRow,
+    StatusDoc,
+    VersionDoc,
+)
 from p2p_network.core.errors import (
     DaemonNotRunning,
     NotPermitted,
@@ -30,6 +40,7 @@ DEFAULT_SOCKET: Final = "/run/kairos-p2p/agent.sock"
 SOCKET_VARIABLE: Final = "KAIROS_P2P_SOCKET"
 REQUEST_TIMEOUT_S: Final = 15.0
 LEAVE_TIMEOUT_S: Final = 120.0
+ASKING_TIMEOUT_S: Final = 60.0  # for what the agent asks its peers
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 MAX_LINE_BYTES: Final = 1024 * 1024
 
@@ -100,6 +111,19 @@ class AgentClient:
     def kubeconfig(self) -> str:
         """The cluster-admin kubeconfig, YAML."""
         return self._request("GET", "/v1/kubeconfig", self._timeout_s).decode(errors="replace")
+
+    def kubeconfigs(self) -> KubeconfigsDoc:
+        """One kubeconfig for all clusters of the mesh."""
+        return cast(KubeconfigsDoc, self._json("GET", "/v1/kubeconfigs", timeout_s=ASKING_TIMEOUT_S))
+
+    def regions(self) -> RegionsDoc:
+        """Who is where, and how far apart."""
+        return cast(RegionsDoc, self._json("GET", "/v1/regions", timeout_s=ASKING_TIMEOUT_S))
+
+    def confirm_regions(self) -> list[ConfirmedDoc]:
+        """Make the inferred regions durable."""
+        found = self._json("POST", "/v1/regions/confirm", timeout_s=LEAVE_TIMEOUT_S)
+        return cast(list[ConfirmedDoc], found)
 
     def leave(self) -> None:
         """Take this node out of its mesh; the agent ends."""

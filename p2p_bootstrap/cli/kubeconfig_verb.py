@@ -16,15 +16,28 @@ from p2p_network.core.errors import P2PError, UsageError
 
 @click.command()
 @click.option("--server", metavar="URL", help="Put this API address in, e.g. https://10.144.3.9:6443.")
+@click.option("--merge", is_flag=True, help="One context for each cluster of the mesh.")
 @socket_option
-def kubeconfig(server: str | None, socket: Path) -> None:
+def kubeconfig(server: str | None, merge: bool, socket: Path) -> None:
     """Print the cluster's kubeconfig.
 
     It is a cluster-admin key: only root gets it, on a node with the server role. Keep it to yourself, e.g.
 
     \b
     (umask 077; kairos-p2p kubeconfig > kubeconfig)
+
+    With --merge, where each region is a cluster (p2p.cluster: region), it has a context for every cluster of
+    the mesh; this node's is the current one. A cluster that gives its kubeconfig to nobody is named on
+    standard error.
     """
+    if merge and server is not None:
+        raise UsageError("--merge and --server exclude each other", hint="each cluster has its own address")
+    if merge:
+        found = AgentClient(socket).kubeconfigs()
+        for name, why in sorted(found["missing"].items()):
+            click.echo(out.printable(f"not in here: cluster {name}: {why}"), err=True)
+        out.emit(found["kubeconfig"].rstrip("\n"))
+        return
     if server is not None:
         _check_url(server)
     text = AgentClient(socket).kubeconfig()

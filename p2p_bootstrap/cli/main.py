@@ -32,6 +32,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "wait": ("p2p_bootstrap.cli.wait_verb:wait", "Wait until this node has come that far."),
     "peers": ("p2p_bootstrap.cli.peers_verb:peers", "Who else is here, and how are they reached?"),
     "roles": ("p2p_bootstrap.cli.roles_verbs:group", "Who does what in the cluster, and why?"),
+    "regions": ("p2p_bootstrap.cli.regions_verbs:group", "Which node stands where, and how far apart?"),
     "events": ("p2p_bootstrap.cli.events_verb:events", "What happened on this node lately?"),
     "kubeconfig": ("p2p_bootstrap.cli.kubeconfig_verb:kubeconfig", "Print the cluster's kubeconfig."),
     "leave": ("p2p_bootstrap.cli.leave_verb:leave", "Take this machine out of its mesh."),

@@ -28,6 +28,7 @@ COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
     out.Column("REGION", lambda peer: peer["region"]),
     out.Column("STATE", lambda peer: peer["state"]),
     out.Column("ROLE", lambda peer: peer["role"]),
+    out.Column("CLUSTER", lambda peer: peer["cluster"]),
     out.Column("IPV4", lambda peer: peer["ipv4"]),
     out.Column("RTT", lambda peer: _ms(peer["rtt_ms"]), right=True),
     out.Column("CARRIER", lambda peer: peer["carrier"]),

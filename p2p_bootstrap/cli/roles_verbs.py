@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 COLUMNS: Final[tuple[out.Column[RoleRow], ...]] = (
     out.Column("NODE", lambda row: row["hostname"] + ("*" if row["self"] else "")),
     out.Column("REGION", lambda row: row["region"]),
+    out.Column("CLUSTER", lambda row: row["cluster"]),
     out.Column("IPV4", lambda row: row["ipv4"]),
     out.Column("ROLE", lambda row: row["role"]),
     out.Column("STATE", lambda row: row["state"]),
@@ -85,6 +86,7 @@ def explain(node: str | None, output: out.Output, socket: Path) -> None:
                         (row["hostname"], "this node" if row["self"] else "", f"peer {short(row['peer'])}"),
                     ),
                     ("region", (row["region"],)),
+                    ("cluster", (row["cluster"],)),
                     ("vpn", (row["ipv4"],)),
                     ("role", (row["role"] or out.NOTHING, row["state"])),
                     ("ready", ("yes" if row["ready"] else "no",)),

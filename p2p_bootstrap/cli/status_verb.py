@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from p2p_bootstrap.api.service import StatusDoc
+from p2p_bootstrap.api.service import ClusterDoc, StatusDoc
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.client import AgentClient
 from p2p_bootstrap.cli.options import format_duration, output_option, socket_option
@@ -81,6 +81,7 @@ def sheet(document: StatusDoc) -> Sheet:
     ]
     if role["cluster_id"]:
         lines.append(("cluster", (role["cluster_id"],)))
+    lines += [("also", (_other(cluster),)) for cluster in document.get("clusters", ()) if not cluster["self"]]
     ready = "ready" if role["ready"] else ""
     lines.append(("k3s", (k3s["state"], k3s["version"], f"pid {k3s['pid']}" if k3s["pid"] else "", ready)))
     if document["phases"]:
@@ -97,6 +98,14 @@ def problems(document: StatusDoc) -> list[tuple[str, str]]:
     """What has failed on this node: where, and the words of the failure."""
     parts = (("vpn", document["vpn"]["error"]), ("k3s", document["k3s"]["error"]))
     return [(where, text) for where, text in parts if text]
+
+
+def _other(cluster: ClusterDoc) -> str:
+    nodes = cluster["servers"] + cluster["agents"]
+    return (
+        f"cluster {cluster['name']} on this mesh: {cluster['ready']} of {nodes} nodes ready, "
+        f"servers {cluster['servers']}"
+    )
 
 
 def _company(document: StatusDoc) -> str:

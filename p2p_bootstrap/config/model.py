@@ -188,6 +188,11 @@ class P2P(_Section):
         description="By which times etcd and the leader elections go, on all servers. auto: by round trips "
         "measured between the first servers. lan: k3s's own. wan: longer leases. slow: above 300 ms.",
     )
+    share_kubeconfig: Flag = Field(
+        default=True,
+        description="Servers of other clusters of this mesh may have this cluster's kubeconfig, for "
+        "kubeconfig --merge.",
+    )
     listen: ListenList = Field(
         default=DEFAULT_LISTEN, max_length=16, description="IP:port on which to take peers."
     )

@@ -30,6 +30,7 @@ from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.scope import options_of
+from p2p_bootstrap.node.sharing import Sharing
 from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.trio_runtime import TrioRuntime
 from p2p_bootstrap.node.vpn import Vpn
@@ -187,6 +188,15 @@ class _Agent:
                 changed=roles_changed,
             )
             columns = _Columns(host, replication, vpn, cluster, places)
+            sharing = Sharing(
+                runtime=runtime,
+                self_id=identity.peer_id,
+                scope=cluster.scope,
+                is_open=self._config.p2p.share_kubeconfig,
+                host=host,
+                replication=replication,
+                own=lambda: answers.kubeconfig(),  # noqa: PLW0108  (made below)
+            )
             answers = Answers(
                 config=self._config,
                 hostname=self._hostname,
@@ -197,6 +207,7 @@ class _Agent:
                 vpn=vpn,
                 cluster=cluster,
                 places=places,
+                sharing=sharing,
                 k3s=k3s,
                 events=self._events,
                 changed=roles_changed,

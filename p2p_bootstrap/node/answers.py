@@ -6,6 +6,7 @@ Implements `api.service.AgentService` by reading the columns' snapshots; decides
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,14 +17,20 @@ from msgspec.structs import replace
 from p2p_bootstrap import __version__
 from p2p_bootstrap.api.events import EventLog
 from p2p_bootstrap.api.service import (
+    ClusterDoc,
+    ConfirmedDoc,
     EventDoc,
     Goal,
     K3sDoc,
+    KubeconfigsDoc,
     MeshDoc,
     NodeDoc,
+    PairDoc,
     PeerDoc,
     PhaseDoc,
     PhaseName,
+    RegionRow,
+    RegionsDoc,
     RoleDoc,
     RoleRow,
     StatusDoc,
@@ -34,10 +41,12 @@ from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.metrics import render
-from p2p_bootstrap.node.places import Places
+from p2p_bootstrap.node.places import Places, Row
 from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.sharing import Sharing
 from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.vpn import Vpn
+from p2p_network.coordinates import rtt_s
 from p2p_network.core.errors import RoleError, TimedOut
 from p2p_network.core.ids import PeerId
 from p2p_network.host.mesh import MeshHost
@@ -68,6 +77,7 @@ class Answers:
         vpn: Vpn,
         cluster: Cluster,
         places: Places,
+        sharing: Sharing,
         k3s: K3sUnit,
         events: EventLog,
         changed: Signal,
@@ -83,6 +93,7 @@ class Answers:
         self._vpn = vpn
         self._cluster = cluster
         self._places = places
+        self._sharing = sharing
         self._k3s = k3s
         self._events = events
         self._leave = leave
@@ -161,8 +172,54 @@ class Answers:
                 pid=k3s.pid,
                 error=f"{k3s.error} ({k3s.hint})" if k3s.hint else k3s.error,
             ),
+            clusters=self._clusters(),
             phases=[PhaseDoc(name=name, at_s=round(at_s, 3)) for name, at_s in phases],
         )
+
+    def _clusters(self) -> list[ClusterDoc]:
+        scope = self._cluster.scope
+        return [
+            ClusterDoc(
+                name=found.scope,
+                cluster_id=found.cluster_id,
+                servers=found.servers,
+                agents=found.agents,
+                ready=found.ready,
+                self=found.scope == scope,
+            )
+            for found in self._sharing.clusters()
+        ]
+
+    async def regions(self) -> RegionsDoc:
+        """Who is where, and how far apart; asks every connected peer what it measured."""
+        matrix = await self._places.matrix()
+        rows, where = self._places.rows(), self._places.coordinates
+        pairs = []
+        for a, b in itertools.combinations([row.peer for row in rows], 2):
+            said = [matrix.get(x, {}).get(y) for x, y in ((a, b), (b, a))]
+            known = [value for value in said if value is not None]
+            at_a, at_b = where.get(a), where.get(b)
+            estimated = rtt_s(at_a, at_b) if at_a and at_b else None
+            pairs.append(
+                PairDoc(a=a, b=b, measured_ms=_ms(min(known, default=None)), estimated_ms=_ms(estimated))
+            )
+        return RegionsDoc(nodes=[_region_row(row) for row in rows], pairs=pairs)
+
+    async def confirm_regions(self) -> Sequence[ConfirmedDoc]:
+        """Make what every reachable node infers of itself durable there."""
+        answers = await self._places.confirm_all()
+        names = {row.peer: row.hostname for row in self._places.rows()}
+        return [
+            ConfirmedDoc(
+                peer=peer, hostname=names.get(peer, ""), region=told.region, how=told.how, error=told.error
+            )
+            for peer, told in answers.items()
+        ]
+
+    async def kubeconfigs(self) -> KubeconfigsDoc:
+        """One kubeconfig for all clusters of the mesh. Raises RoleError on an agent node."""
+        text, missing = await self._sharing.merged()
+        return KubeconfigsDoc(kubeconfig=text, missing=missing)
 
     def peers(self) -> Sequence[PeerDoc]:
         """Every peer known, whatever its state."""
@@ -187,6 +244,7 @@ class Answers:
             carrier_reason=stats.reason if stats else "",
             carrier_rtt_ms=None if stats is None or stats.rtt_ms is None else round(stats.rtt_ms, 2),
             loss=None if stats is None or stats.loss is None else round(stats.loss, 5),
+            cluster=said.scope if said else "",
             role=said.role if said else "",  # type: ignore[typeddict-item]  # checked by _said
             rx_bytes=stats.rx_bytes if stats else 0,
             tx_bytes=stats.tx_bytes if stats else 0,
@@ -212,6 +270,7 @@ class Answers:
                     peer=member.peer,
                     hostname=member.record.hostname if member.record else "",
                     region=member.record.region if member.record else "",
+                    cluster=said.scope,
                     ipv4=member.ipv4,
                     role=said.role,  # type: ignore[typeddict-item]
                     state=self._cluster.status.state.value if itself else said.state,
@@ -297,6 +356,27 @@ class Answers:
             strangers=self._host.rejected,
             violations=self._host.violations,
         )
+
+
+def _ms(value_s: float | None) -> float | None:
+    return None if value_s is None else round(value_s * 1000, 2)
+
+
+def _region_row(row: Row) -> RegionRow:
+    inferred = row.inferred
+    return RegionRow(
+        peer=row.peer,
+        hostname=row.hostname,
+        region=row.region,
+        zone=row.zone,
+        how=row.how,
+        inferred=inferred.region if inferred else "",
+        why=inferred.reason if inferred else "nothing is known of it yet",
+        error=round(row.coordinate.error, 3) if row.coordinate else None,
+        measured_ms=_ms(row.measured_s),
+        estimated_ms=_ms(row.estimated_s),
+        self=row.itself,
+    )
 
 
 def own_hostname(config: Config) -> str:

@@ -17,9 +17,13 @@ import trio
 from p2p_bootstrap.api.events import EventLog
 from p2p_bootstrap.api.server import serve_api
 from p2p_bootstrap.api.service import (
+    ConfirmedDoc,
     EventDoc,
     Goal,
+    KubeconfigsDoc,
     PeerDoc,
+    RegionRow,
+    RegionsDoc,
     RoleRow,
     StatusDoc,
     find_node,
@@ -60,6 +64,24 @@ STATUS: StatusDoc = {
         "ready": True,
     },
     "k3s": {"state": "running", "version": "v1.33.1+k3s1", "pid": 4800, "error": ""},
+    "clusters": [
+        {
+            "name": "kairos/west",
+            "cluster_id": "c-77aa",
+            "servers": 3,
+            "agents": 1,
+            "ready": 4,
+            "self": True,
+        },
+        {
+            "name": "kairos/east",
+            "cluster_id": "c-88bb",
+            "servers": 3,
+            "agents": 2,
+            "ready": 4,
+            "self": False,
+        },
+    ],
     "phases": [
         {"name": "mesh", "at_s": 0.4},
         {"name": "role", "at_s": 6.02},
@@ -73,6 +95,7 @@ def role_row(number: int, **changes: Any) -> RoleRow:
         "peer": PEERS[number],
         "hostname": f"edge-{number}",
         "region": "west",
+        "cluster": "kairos/west",
         "ipv4": f"10.144.3.{9 + number}",
         "role": "server" if number < 3 else "agent",
         "state": "MEMBER",
@@ -98,11 +121,29 @@ def peer_doc(number: int, **changes: Any) -> PeerDoc:
         "carrier_reason": "records over TCP carry most",
         "carrier_rtt_ms": 0.5,
         "loss": 0.0125,
+        "cluster": "kairos/east",
         "role": "server",
         "rx_bytes": 1_500_000,
         "tx_bytes": 0,
     }
     return {**peer, **changes}  # type: ignore[typeddict-item]
+
+
+def region_row(number: int, **changes: Any) -> RegionRow:
+    row: RegionRow = {
+        "peer": PEERS[number],
+        "hostname": f"edge-{number}",
+        "region": "west",
+        "zone": "",
+        "how": "declared",
+        "inferred": "west",
+        "why": "declared",
+        "error": 0.1,
+        "measured_ms": None if number == 0 else 40.25,
+        "estimated_ms": None if number == 0 else 41.0,
+        "self": number == 0,
+    }
+    return {**row, **changes}  # type: ignore[typeddict-item]
 
 
 class FakeAgent:
@@ -145,6 +186,28 @@ class FakeAgent:
         if self.kubeconfig_text is None:
             raise RoleError("edge-0 is an agent and has no kubeconfig", hint="ask a server: edge-1")
         return self.kubeconfig_text
+
+    async def kubeconfigs(self) -> KubeconfigsDoc:
+        return {"kubeconfig": "current-context: kairos-west\n", "missing": {"kairos/east": "it says no"}}
+
+    async def regions(self) -> RegionsDoc:
+        return {
+            "nodes": [region_row(0), region_row(1, region="", how="", inferred="region-ab12cd")],
+            "pairs": [{"a": PEERS[0], "b": PEERS[1], "measured_ms": 40.25, "estimated_ms": 41.0}],
+        }
+
+    async def confirm_regions(self) -> Sequence[ConfirmedDoc]:
+        self.calls.append("confirm")
+        return [
+            {
+                "peer": PEERS[1],
+                "hostname": "edge-1",
+                "region": "region-ab12cd",
+                "how": "confirmed",
+                "error": "",
+            },
+            {"peer": PEERS[2], "hostname": "edge-2", "region": "", "how": "", "error": "too few round trips"},
+        ]
 
     async def wait_for(self, goal: Goal, timeout_s: float) -> StatusDoc:
         self.waiting += 1

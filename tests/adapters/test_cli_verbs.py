@@ -217,7 +217,7 @@ def test_names_are_one_a_line(agent: Any) -> None:
 def test_peers_are_an_aligned_table(agent: Any) -> None:
     lines = run("peers", socket=agent.socket).stdout.splitlines()
     assert lines[0].split() == [
-        *["NODE", "PEER", "REGION", "STATE", "ROLE", "IPV4", "RTT", "CARRIER", "RX", "TX", "ADDRESS"]
+        *["NODE", "PEER", "REGION", "STATE", "ROLE", "CLUSTER", "IPV4", "RTT", "CARRIER", "RX", "TX", "ADDRESS"]
     ]
     assert lines[1].split()[0] == "edge-1"
     assert "1.2 ms" in lines[1]
@@ -244,8 +244,8 @@ def test_an_empty_table_is_said_beside_the_data(agent: Any) -> None:
 
 def test_roles_mark_this_node_and_explain_it_by_default(agent: Any) -> None:
     lines = run("roles", "list", socket=agent.socket).stdout.splitlines()
-    assert lines[1].split()[:4] == ["edge-0*", "west", "10.144.3.9", "server"]
-    assert lines[4].split()[3] == "agent"
+    assert lines[1].split()[:5] == ["edge-0*", "west", "kairos/west", "10.144.3.9", "server"]
+    assert lines[4].split()[4] == "agent"
     assert "node 0 has its reason" in run("roles", "explain", socket=agent.socket).stdout
     missing = run("roles", "explain", "edge-9", socket=agent.socket)
     assert missing.returncode == 1
@@ -354,6 +354,31 @@ def test_kubeconfig_goes_to_stdout_with_another_address_if_asked(agent: Any) -> 
     done = run("kubeconfig", socket=agent.socket)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: edge-0 is an agent and has no kubeconfig\n hint: ask a server: edge-1\n"
+
+
+def test_other_clusters_of_the_mesh_are_shown_and_merged(agent: Any) -> None:
+    shown = run("status", socket=agent.socket).stdout
+    assert "cluster kairos/east on this mesh: 4 of 5 nodes ready, servers 3" in shown
+    assert "kairos/west on this mesh" not in shown
+    done = run("kubeconfig", "--merge", socket=agent.socket)
+    assert (done.returncode, done.stdout) == (0, "current-context: kairos-west\n")
+    assert done.stderr == "not in here: cluster kairos/east: it says no\n"
+    both = run("kubeconfig", "--merge", "--server", "https://10.144.3.9:6443", socket=agent.socket)
+    assert both.returncode == 2
+
+
+def test_regions_are_shown_and_confirmed(agent: Any) -> None:
+    lines = run("regions", socket=agent.socket).stdout.splitlines()
+    assert lines[1].split()[:4] == ["edge-0*", "west", "declared", "-"]
+    assert "region-ab12cd" in lines[2]
+    assert "40.2 ms" in lines[2]
+    pair = run("regions", "--matrix", socket=agent.socket).stdout.splitlines()[1]
+    assert pair.split() == ["edge-0", "edge-1", "40.2", "ms", "41.0", "ms"]
+    assert json.loads(run("regions", "-o", "json", socket=agent.socket).stdout)["pairs"][0]["measured_ms"]
+    done = run("regions", "confirm", socket=agent.socket)
+    assert done.returncode == 1
+    assert "without a region: edge-2" in done.stderr
+    assert agent.fake.calls == ["confirm"]
 
 
 # Waiting and leaving

@@ -130,6 +130,7 @@ PURE = (
     "roles/p2p_roles/assign.py",
     "roles/p2p_roles/placement.py",
     "roles/p2p_roles/timing.py",
+    "roles/p2p_roles/k3s/kubeconfig.py",
     "roles/p2p_roles/bootstrap.py",
     "roles/p2p_roles/duties.py",
     "roles/p2p_roles/joining.py",
