@@ -217,7 +217,20 @@ def test_names_are_one_a_line(agent: Any) -> None:
 def test_peers_are_an_aligned_table(agent: Any) -> None:
     lines = run("peers", socket=agent.socket).stdout.splitlines()
     assert lines[0].split() == [
-        *["NODE", "PEER", "REGION", "STATE", "ROLE", "CLUSTER", "IPV4", "RTT", "CARRIER", "RX", "TX", "ADDRESS"]
+        *[
+            "NODE",
+            "PEER",
+            "REGION",
+            "STATE",
+            "ROLE",
+            "CLUSTER",
+            "IPV4",
+            "RTT",
+            "CARRIER",
+            "RX",
+            "TX",
+            "ADDRESS",
+        ]
     ]
     assert lines[1].split()[0] == "edge-1"
     assert "1.2 ms" in lines[1]
