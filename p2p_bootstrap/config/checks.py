@@ -105,8 +105,8 @@ def remarks(root: MapNode, p2p: P2P, kubevip: KubeVip) -> Iterator[Problem]:
     if p2p.network_token is None or not p2p.network_token.get_secret_value():
         yield note(("p2p",), "no network token: a node with this configuration joins no mesh",
                    "add p2p.network_token")  # fmt: skip
-    if p2p.dns:
-        yield note(("p2p", "dns"), "has no effect yet: names of the mesh are not in DNS")
+    if p2p.dns and not p2p.vpn.create:
+        yield note(("p2p", "dns"), "has no effect: the mesh's names are of VPN addresses (p2p.vpn.create)")
     if p2p.dynamic_roles:
         yield note(("p2p", "dynamic_roles"), "has no effect yet: a dead server is not replaced by itself")
     for name in p2p.vpn.env:

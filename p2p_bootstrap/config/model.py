@@ -137,7 +137,9 @@ class P2P(_Section):
         default="auto",
         description="Force this node's role: server (old: master) or agent (old: worker).",
     )
-    dns: Flag = Field(default=False, description="Names of the mesh in DNS. No effect yet.")
+    dns: Flag = Field(
+        default=False, description="Let this machine's programs use the mesh's names: HOST.NETWORK_ID.p2p."
+    )
     disable_dht: Flag = Field(
         default=False, description="Find nodes by bootstrap and on the local network only."
     )

@@ -26,9 +26,11 @@ from p2p_bootstrap.node.answers import Answers, own_hostname
 from p2p_bootstrap.node.blessing import Blessing
 from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.k3s import K3sUnit
+from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
 from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.resolving import Resolving
 from p2p_bootstrap.node.scope import options_of
 from p2p_bootstrap.node.sharing import Sharing
 from p2p_bootstrap.node.signal import Signal
@@ -91,6 +93,7 @@ class _Columns:
     vpn: Vpn
     cluster: Cluster
     places: Places
+    names: Names
 
 
 class _Agent:
@@ -187,7 +190,17 @@ class _Agent:
                 places=places,
                 changed=roles_changed,
             )
-            columns = _Columns(host, replication, vpn, cluster, places)
+            names = Names(
+                is_on=self._config.p2p.dns and self._config.p2p.vpn.create,
+                network_id=self._config.p2p.network_id,
+                mesh_id=keys.mesh_id,
+                device=self._config.p2p.vpn.interface,
+                address_range=self._config.p2p.vpn.address_range,
+                replication=replication,
+                vpn=vpn,
+                resolving=Resolving(durable),
+            )
+            columns = _Columns(host, replication, vpn, cluster, places, names)
             sharing = Sharing(
                 runtime=runtime,
                 self_id=identity.peer_id,
@@ -251,6 +264,7 @@ class _Agent:
                 nursery.start_soon(columns.vpn.run)
                 nursery.start_soon(columns.cluster.run)
                 nursery.start_soon(columns.places.run)
+                nursery.start_soon(columns.names.run)
         self._idle.set()
 
     async def _end_work(self) -> None:
