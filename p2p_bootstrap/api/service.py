@@ -99,12 +99,22 @@ class ClusterDoc(TypedDict):
     self: bool
 
 
+class NamesDoc(TypedDict):
+    """The mesh's names here. `state`: "off", "starting", "up" or "failed"; `origin`: what they all
+    end in; `error`: "" unless failed."""
+
+    state: str
+    origin: str
+    error: str
+
+
 class StatusDoc(TypedDict):
     """``GET /v1/status``."""
 
     node: NodeDoc
     mesh: MeshDoc
     vpn: VpnDoc
+    names: NamesDoc
     role: RoleDoc
     k3s: K3sDoc
     clusters: list[ClusterDoc]

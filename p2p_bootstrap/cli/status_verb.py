@@ -79,6 +79,8 @@ def sheet(document: StatusDoc) -> Sheet:
             (role["role"] or out.NOTHING, role["state"], f"epoch {role['epoch']}" if role["epoch"] else ""),
         ),
     ]
+    if document["names"]["state"] != "off":
+        lines.insert(3, ("names", (document["names"]["state"], f"NODE.{document['names']['origin']}")))
     if role["cluster_id"]:
         lines.append(("cluster", (role["cluster_id"],)))
     lines += [("also", (_other(cluster),)) for cluster in document.get("clusters", ()) if not cluster["self"]]
@@ -96,7 +98,11 @@ def sheet(document: StatusDoc) -> Sheet:
 
 def problems(document: StatusDoc) -> list[tuple[str, str]]:
     """What has failed on this node: where, and the words of the failure."""
-    parts = (("vpn", document["vpn"]["error"]), ("k3s", document["k3s"]["error"]))
+    parts = (
+        ("vpn", document["vpn"]["error"]),
+        ("names", document["names"]["error"]),
+        ("k3s", document["k3s"]["error"]),
+    )
     return [(where, text) for where, text in parts if text]
 
 

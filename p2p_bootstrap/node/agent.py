@@ -218,6 +218,7 @@ class _Agent:
                 host=host,
                 replication=replication,
                 vpn=vpn,
+                names=names,
                 cluster=cluster,
                 places=places,
                 sharing=sharing,

@@ -24,6 +24,7 @@ from p2p_bootstrap.api.service import (
     K3sDoc,
     KubeconfigsDoc,
     MeshDoc,
+    NamesDoc,
     NodeDoc,
     PairDoc,
     PeerDoc,
@@ -41,6 +42,7 @@ from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.metrics import render
+from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.places import Places, Row
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.sharing import Sharing
@@ -75,6 +77,7 @@ class Answers:
         host: MeshHost,
         replication: Replication,
         vpn: Vpn,
+        names: Names,
         cluster: Cluster,
         places: Places,
         sharing: Sharing,
@@ -91,6 +94,7 @@ class Answers:
         self._host = host
         self._replication = replication
         self._vpn = vpn
+        self._names = names
         self._cluster = cluster
         self._places = places
         self._sharing = sharing
@@ -134,6 +138,7 @@ class Answers:
         vpn, role, k3s = self._vpn.status, self._cluster.status, self._k3s.observed
         p2p = self._config.p2p
         phases = sorted(self._phases.items(), key=lambda item: item[1])
+        names = self._names.status
         return StatusDoc(
             node=NodeDoc(
                 peer=self._self_id,
@@ -158,6 +163,7 @@ class Answers:
                 mtu=self._vpn.mtu,
                 error=vpn.error,
             ),
+            names=NamesDoc(state=names.state, origin=names.origin, error=names.error),
             role=RoleDoc(
                 state=role.state.value,
                 role=role.role or "",

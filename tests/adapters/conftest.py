@@ -55,6 +55,7 @@ STATUS: StatusDoc = {
         "mtu": 1420,
         "error": "",
     },
+    "names": {"state": "off", "origin": "", "error": ""},
     "role": {
         "state": "MEMBER",
         "role": "server",

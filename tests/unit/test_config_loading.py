@@ -217,7 +217,7 @@ def test_ha_with_kube_vip() -> None:
     assert c.p2p.network_id == "dev"
     found = {note.key for note in c.notes}
     assert found == {
-        "kubevip", "p2p.dns", "p2p.vpn.env.DHCP", "p2p.vpn.env.EDGEVPNMAXCONNS", "p2p.vpn.env.DNSFORWARDSERVER"
+        "kubevip", "p2p.vpn.env.DHCP", "p2p.vpn.env.EDGEVPNMAXCONNS", "p2p.vpn.env.DNSFORWARDSERVER"
     }  # fmt: skip
     files = c.value("stages.boot.after")
     assert isinstance(files, list)
@@ -394,7 +394,7 @@ def test_what_has_no_effect_is_said() -> None:
         "k3s: {enabled: true}\nkubevip: {eip: 10.0.0.1}\npackages: [vim]",
     )
     assert set(found) == {
-        "p2p.dns", "p2p.dynamic_roles", "p2p.vpn.env.EDGEVPNMTU", "p2p.vpn.env.X", "p2p.auto.ha.master_nodes",
+        "p2p.dynamic_roles", "p2p.vpn.env.EDGEVPNMTU", "p2p.vpn.env.X", "p2p.auto.ha.master_nodes",
         "k3s.enabled", "kubevip", "packages",
     }  # fmt: skip
     assert "p2p.vpn.mtu" in found["p2p.vpn.env.EDGEVPNMTU"]
