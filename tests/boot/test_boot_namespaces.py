@@ -156,6 +156,29 @@ def test_an_emptied_persistent_partition_is_not_taken_for_a_new_one(make_disk: M
     assert "version" not in boot.output
 
 
+@pytest.mark.parametrize("name", ["persistent", "oem", "state"])
+def test_a_partition_with_a_damaged_superblock_stops_the_boot_and_is_left_alone(
+    make_disk: MakeDisk, name: str
+) -> None:
+    """It is neither mounted, nor repaired away, nor taken for a missing one that may be done without."""
+    disk = make_disk()
+    booted(disk.boot("echo kept >/var/lib/rancher/state\n"))
+    disk.unplug()
+    part = disk.parts[name]
+    good = part.read_bytes()
+    bad = bytearray(good)
+    bad[1024 + 120] ^= 1  # in the label: the checksum no longer fits
+    part.write_bytes(bad)
+    boot = stopped(disk.boot(PROOF))
+    assert f"no partition answers to LABEL=COS_{name.upper()}" in boot.record["reason"]
+    assert "version" not in boot.output
+    disk.unplug()
+    assert part.read_bytes()[:4096] == bytes(bad)[:4096]
+    part.write_bytes(good)  # mended: everything is there
+    again = booted(disk.boot(PATH + "echo kept $(busybox cat /var/lib/rancher/state)\n"))
+    assert value(again, "kept") == "kept"
+
+
 def test_a_lost_bind_folder_is_not_taken_for_an_empty_one(make_disk: MakeDisk) -> None:
     disk = make_disk()
     booted(disk.boot("echo kept >/var/lib/rancher/state\n"))
