@@ -38,7 +38,7 @@ GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
 DATABASE = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 X509_LIST = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 AUTHENTICATED = 0x27  # kept, at boot and at run time, changed only with a signature that has a time
-TIMEOUT_S = 280
+TIMEOUT_S = 900  # a loaded machine takes many times the minute of a quiet one
 MIB = 1 << 20
 
 

@@ -109,7 +109,7 @@ def test_the_same_input_gives_the_same_bytes_and_any_change_another_value(bench:
     run("sbverify", "--cert", bench.keys.certificate, bench.folder / "signed.efi")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_signed_image_boots_as_measured_and_the_loader_falls_back_by_itself(bench: Bench) -> None:
     """Active's root lies beside and was changed: refused; then passive, whose root is inside."""
     active = bench.build("active.efi", "--beside", *bench.signature()).read_bytes()
@@ -134,7 +134,7 @@ def test_a_signed_image_boots_as_measured_and_the_loader_falls_back_by_itself(be
     assert "is not the image" in parts.files("oem", "/.kairos-p2p/boots/1.json")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_program_that_nobody_signed_is_refused(bench: Bench) -> None:
     plain = bench.build("plain.efi").read_bytes()
     foreign = lab.make_keys(bench.folder, "foreign")

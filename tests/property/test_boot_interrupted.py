@@ -188,8 +188,8 @@ def boot(facts: Facts, disk: Disk, calls: int, *, twice: bool = False) -> tuple[
 
 
 tables = st.builds(
-    slots.SlotTable, st.just("/cOS/active.img"), st.just("/cOS/passive.img"), st.booleans(), st.integers(0, 4),
-    st.just(3),
+    slots.SlotTable, st.just("/cOS/active.img"), st.just("/cOS/passive.img"), st.booleans(),
+    st.integers(0, 4), st.just(3),
 )  # fmt: skip
 
 

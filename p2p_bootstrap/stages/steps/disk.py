@@ -206,12 +206,12 @@ def _tell_kernel(path: Path, slice_: Slice, operation: int, sector_bytes: int) -
     length = (slice_.last - slice_.first + 1) * sector_bytes
     data = _BlkpgPartition(slice_.first * sector_bytes, length, slice_.number)
     argument = _BlkpgArgument(operation, 0, ctypes.sizeof(data), ctypes.addressof(data))
+    libc = ctypes.CDLL(None, use_errno=True)
     with path.open("rb") as file:
-        try:
-            fcntl.ioctl(file, _BLKPG, ctypes.addressof(argument))
-        except OSError as exc:
-            what = f"the kernel refuses partition {slice_.number}: {exc.strerror}"
-            raise BootError(what, hint="it takes the new table at the next boot") from exc
+        # not fcntl.ioctl: an address is no 32-bit number
+        if libc.ioctl(file.fileno(), ctypes.c_ulong(_BLKPG), ctypes.byref(argument)) != 0:
+            what = f"the kernel refuses partition {slice_.number}: {os.strerror(ctypes.get_errno())}"
+            raise BootError(what, hint="it takes the new table at the next boot")
 
 
 def _grow(node: str, context: Context) -> None:
@@ -222,6 +222,8 @@ def _grow(node: str, context: Context) -> None:
     except OSError:
         return  # no node: an image
     if start[1080:1082] == b"\x53\xef":
+        if f"{node} " not in context.root.text("/proc/mounts"):
+            context.system.run(["e2fsck", "-f", "-p", node])  # resize2fs wants one that was checked just now
         check(context.system.run(["resize2fs", node]), f"resize2fs {node}")
     elif start[:4] == b"XFSB":
         check(context.system.run(["xfs_growfs", node]), f"xfs_growfs {node}")
