@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from p2p_simulations.sim.files import parse_scenario
 from p2p_simulations.sim.plan import (
     Expectations,
     K3sPlan,
@@ -33,13 +31,6 @@ def played(plan: Plan, seed: int) -> Outcome:
     assert not outcome.violation, "\n".join([*outcome.trace[-40:], f"seed {seed}: {outcome.violation}"])
     assert not outcome.exempt
     return outcome
-
-
-@pytest.mark.parametrize("name", ["power-cut", "lost-region", "split-before-genesis"])
-def test_the_shipped_scenarios_end_well(scenarios: Path, name: str) -> None:
-    path = scenarios / f"{name}.yaml"
-    for seed in SEEDS:
-        played(parse_scenario(path.read_bytes(), path.name), seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
