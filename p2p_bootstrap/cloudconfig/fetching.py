@@ -17,7 +17,7 @@ from p2p_network.core.errors import P2PError
 TIMEOUT_S: Final = 30.0
 
 
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+class SafeRedirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but never from https down to http."""
 
     def redirect_request(
@@ -32,7 +32,7 @@ def fetch_http(address: str, limit: int, *, timeout_s: float = TIMEOUT_S) -> byt
     """Get an http(s) address; certificates are verified against the system's authorities. Raises P2PError."""
     public = Source(address).public()
     opener = urllib.request.build_opener(
-        _SafeRedirects(), urllib.request.HTTPSHandler(context=ssl.create_default_context())
+        SafeRedirects(), urllib.request.HTTPSHandler(context=ssl.create_default_context())
     )
     try:
         with opener.open(address, timeout=timeout_s) as answer:

@@ -29,10 +29,12 @@ import yaml
 
 STAND_IN = [sys.executable, "-m", "p2p_simulations.k3s"]
 FAST = {
-    "etcd-arg": ["heartbeat-interval=100", "election-timeout=600"],
+    "etcd-arg": ["heartbeat-interval=150", "election-timeout=1500"],
     "kube-controller-manager-arg": ["node-monitor-grace-period=2s"],
     "kubelet-arg": ["node-status-update-frequency=500ms"],
 }
+
+CONTROL_PLANE = ("--disable-agent", "--flannel-backend=none", "--egress-selector-mode=disabled")
 
 
 def real_k3s() -> list[str]:
@@ -156,12 +158,7 @@ class Host:
     def start(self, role: str = "server", *arguments: str) -> None:
         assert self.process is None or self.process.poll() is not None, "already running"
         if role == "server" and not self.simulated:
-            arguments = (
-                *arguments,
-                "--disable-agent",
-                "--flannel-backend=none",
-                "--egress-selector-mode=disabled",
-            )
+            arguments = (*arguments, *CONTROL_PLANE)
         self.role = role
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -205,6 +202,7 @@ class Host:
         *,
         method: str = "GET",
         body: Any = None,
+        raw: bytes | None = None,
         password: str = "",
         user: str = "server",
         port: int = 6443,
@@ -223,17 +221,18 @@ class Host:
         if password:
             sent["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=15)
-        raw = self.open_socket()
-        raw.settimeout(15)
+        stream = self.open_socket()
+        stream.settimeout(15)
+        content = raw if body is None else json.dumps(body).encode()
         try:
-            raw.connect(("127.0.0.1", port))
-            connection.sock = context.wrap_socket(raw, server_hostname="127.0.0.1")
-            connection.request(method, path, json.dumps(body) if body is not None else None, sent)
+            stream.connect(("127.0.0.1", port))
+            connection.sock = context.wrap_socket(stream, server_hostname="127.0.0.1")
+            connection.request(method, path, content, sent)
             answer = connection.getresponse()
             return Answer(answer.status, answer.read())
         finally:
             connection.close()
-            raw.close()
+            stream.close()
 
     def api(self, path: str, *, method: str = "GET", body: Any = None) -> Answer:
         """As the cluster's admin."""

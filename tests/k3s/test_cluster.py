@@ -36,8 +36,11 @@ def form(hosts: Hosts, *names: str, agent: str = "") -> list[Host]:
 
 
 def put(host: Host, name: str) -> bool:
-    """Did the cluster acknowledge it?"""
-    return host.api(CONFIGMAPS, method="POST", body={"metadata": {"name": name}}).status == 201
+    """Did the cluster acknowledge it? Without a quorum a real k3s does not answer at all."""
+    try:
+        return host.api(CONFIGMAPS, method="POST", body={"metadata": {"name": name}}).status == 201
+    except TimeoutError:
+        return False
 
 
 def has(host: Host, name: str) -> bool:
@@ -80,7 +83,7 @@ def test_a_wrong_password_is_refused(cluster: list[Host], shared_hosts: Hosts) -
     )
     stranger.start()
     assert stranger.wait() == 1
-    assert "401" in stranger.log
+    assert "failed to bootstrap cluster data: not authorized" in stranger.log
 
 
 def test_servers_must_agree_on_what_is_critical(cluster: list[Host], shared_hosts: Hosts) -> None:
@@ -163,24 +166,6 @@ def test_kill_of_one_and_of_all_loses_nothing(hosts: Hosts) -> None:
     for host in servers:
         eventually(f"{host.name} is ready", host.ready, 30 if host.simulated else 180, log_of=host)
     assert [name for name in written if not has(servers[0], name)] == []
-
-
-def test_deleting_a_node_removes_its_member_and_it_can_come_back(simulated_hosts: Hosts) -> None:
-    alpha, beta, gamma = form(simulated_hosts, "alpha", "beta", "gamma")
-    eventually("gamma is registered", lambda: "gamma" in alpha.nodes())
-    assert alpha.api("/api/v1/nodes/gamma", method="DELETE").status == 200
-    eventually("its member is gone", lambda: sorted(alpha.members()) == ["alpha", "beta"])
-    tombstone = gamma.data / "server" / "db" / "etcd" / "tombstone"
-    eventually("gamma knows", tombstone.exists)
-    assert "please restart k3s to rejoin the cluster" in gamma.log
-    gamma.kill(signal.SIGTERM)
-    refused = gamma.run("server", "--config=/dev/null", "--node-ip", gamma.address, "--cluster-init")
-    assert "tombstone file has been detected but --server is empty" in refused.stderr
-    gamma.start()  # its configuration has `server:`
-    eventually(
-        "gamma is a member again", lambda: not gamma.members()["gamma"].get("isLearner") and gamma.ready(), 30
-    )
-    assert sorted(beta.members()) == ["alpha", "beta", "gamma"]
 
 
 def test_a_join_waits_while_a_voter_is_dead(simulated_hosts: Hosts) -> None:

@@ -231,23 +231,3 @@ def test_what_the_command_line_refuses(hosts: Hosts) -> None:
     host.configure(cluster_init=True)
     refused = host.run("agent", "--server", "https://10.98.0.9:6443", "--token", "x")
     assert "flag provided but not defined: -cluster-init" in refused.stdout + refused.stderr
-
-
-def test_snapshot_and_cluster_reset(simulated_hosts: Hosts) -> None:
-    host = simulated_hosts.add("alpha")
-    host.configure(token="t", cluster_init=True, **FAST)
-    _start(host)
-    path = "/api/v1/namespaces/default/configmaps"
-    host.api(path, method="POST", body={"metadata": {"name": "kept"}})
-    saved = host.run("etcd-snapshot", "save", "--name", "before")
-    assert "Snapshot before-alpha-" in saved.stderr
-    assert "before-alpha-" in host.run("etcd-snapshot", "ls").stdout
-    (file,) = (host.data / "server" / "db" / "snapshots").iterdir()
-    host.api(f"{path}/kept", method="DELETE")
-    host.kill(signal.SIGTERM)
-    path_inside = f"/var/lib/rancher/k3s/server/db/snapshots/{file.name}"
-    done = host.run("server", "--cluster-reset", f"--cluster-reset-restore-path={path_inside}")
-    assert done.returncode == 0, done.stderr
-    assert "Managed etcd cluster membership has been reset" in done.stderr
-    _start(host)
-    assert host.api(f"{path}/kept").status == 200

@@ -148,6 +148,7 @@ PURE = (
     "roles/p2p_roles/transitions.py",
     "roles/p2p_roles/genesis",
     "roles/p2p_roles/k3s/causes.py",
+    "roles/p2p_roles/k3s/release.py",
     "roles/p2p_roles/k3s/spec.py",
     "roles/p2p_roles/k3s/units.py",
 )

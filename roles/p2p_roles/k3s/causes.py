@@ -108,9 +108,37 @@ TABLE: Final[tuple[_Entry, ...]] = (
         True,
     ),
     _Entry(
-        "must be run as root",
+        "requires additional privilege",
         "k3s is not run as root",
         "run the agent as root",
+        True,
+    ),
+    _Entry(
+        "newer than datastore and could cause a cluster outage",
+        "this server's files are newer than the cluster's: it was started with other tokens meanwhile",
+        "move the files that it names away and start again; k3s fetches them from the cluster",
+        True,
+    ),
+    _Entry(
+        "token is required to join a cluster",
+        "k3s was told whom to join but has no token",
+        "nothing of yours: the node asks for a new join secret by itself",
+    ),
+    _Entry(
+        "cluster data: not authorized",
+        "the cluster does not accept this node's join secret",
+        "the node asks for a new one by itself; if that does not help let it leave and join anew",
+    ),
+    _Entry(
+        "cannot perform cluster-reset while server url is set",
+        "a cluster is reset only without a server to join",
+        "remove server: from k3s's configuration for the reset",
+        True,
+    ),
+    _Entry(
+        "cluster membership was previously reset",
+        "this cluster was reset already",
+        "start k3s without --cluster-reset; for another reset remove server/db/reset-flag first",
         True,
     ),
     _Entry(
@@ -120,13 +148,13 @@ TABLE: Final[tuple[_Entry, ...]] = (
         True,
     ),
     _Entry(
-        "failed to find memory cgroup",
+        "find memory cgroup",
         "this kernel has no memory cgroup",
         "add cgroup_memory=1 cgroup_enable=memory to the kernel's command line",
         True,
     ),
     _Entry(
-        "fail-cgroupv1",
+        "kubelet is configured to not run on a host using cgroup v1",
         "this machine runs cgroup v1, which the kubelet refuses",
         "boot with cgroup v2, or add --kubelet-arg=fail-cgroupv1=false to k3s.args",
         True,

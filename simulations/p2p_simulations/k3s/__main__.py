@@ -193,8 +193,7 @@ def _snapshot(argv: Sequence[str]) -> int:
     order = {"operation": operation, "name": names, "retention": found.number("snapshot-retention")}
 
     async def ask() -> bytes:
-        url = found.text("server") or "https://127.0.0.1:6443"
-        access = await validate(url, tokens.render(ca, "server", password), "server")
+        access = await validate("https://127.0.0.1:6443", tokens.render(ca, "server", password), "server")
         return await access.request("/db/snapshot", method="POST", body=json.dumps(order).encode())
 
     try:
@@ -203,6 +202,10 @@ def _snapshot(argv: Sequence[str]) -> int:
         raise K3sError(f"see server log for details: {exc}") from exc
     if operation == "list":
         _print_snapshots(answer, found.text("output"))
+    if operation == "delete":
+        for name in names:
+            if name not in (answer.get("deleted") or []):
+                log.warning(f"Snapshot {name} not found.")
     for name in answer.get("created") or []:
         log.info(f"Snapshot {name} saved.")
     for name in answer.get("deleted") or []:

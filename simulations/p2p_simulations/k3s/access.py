@@ -42,10 +42,19 @@ class Access:
         url = self.url + path
         reply = await https.request(method, url, self.context(), headers=sent, body=body, timeout_s=timeout_s)
         if reply.status != 200:
-            raise HttpError(
-                reply.status, f"{url}: {reply.status} {https.REASONS.get(reply.status, '')}".rstrip()
-            )
+            raise HttpError(reply.status, _why(url, reply))
         return reply.body
+
+
+def _why(url: str, reply: https.Reply) -> str:
+    """As k3s: the message of a Kubernetes Status, else address and status line."""
+    try:
+        document = reply.json()
+        if document["kind"] == "Status":
+            return str(document["message"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    return f"{url}: {reply.status} {https.REASONS.get(reply.status, '')}".rstrip()
 
 
 async def validate(url: str, token: str, user: str, *, trusted_ca: str | None = None) -> Access:

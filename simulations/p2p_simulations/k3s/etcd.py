@@ -349,6 +349,17 @@ class Etcd:
         return "" if core.has_quorum() and own.name else raft.NO_LEADER
 
     async def _add(self, peer_url: str) -> int:
+        """A new learner's id, as soon as a change that is under way is decided. Raises Unavailable."""
+        deadline = self._loop.time() + timing.REQUEST_S
+        while True:
+            try:
+                return await self._try_to_add(peer_url)
+            except Unavailable as exc:
+                if str(exc) != raft.CHANGE_UNDER_WAY or self._loop.time() > deadline:
+                    raise
+                await self.changed()
+
+    async def _try_to_add(self, peer_url: str) -> int:
         config = self._core.config
         known = next((m for m in config.members if m.peer_url == peer_url), None)
         if known is not None:

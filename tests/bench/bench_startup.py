@@ -1,0 +1,130 @@
+"""How long from power-on until all servers are READY, beside the same cluster started by hand?
+
+    python tests/bench/bench_startup.py [--servers 1 3 5] [--repetitions 1]
+
+Both run in labs of the same shape with the same k3s (`K3S_BIN`: a real one, as a control plane without
+kubelets; else the stand-in) in one run, in turn, so that a busy machine is unfair to both alike. By hand
+means: as fast as a script that knows everything beforehand can be. The first server starts with
+`cluster-init` and, in the moment it is READY, all others with `server:`, at once; no VPN, no election. READY
+is the same for both: the server's own `/readyz` with the admin's certificate, seen on that node. Prints a
+table; asserts nothing. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from p2p_simulations.lab import outfit
+from p2p_simulations.lab.lab import Lab
+from p2p_simulations.lab.node import Node
+from p2p_simulations.lab.topology import Topology, make_topology
+
+PATIENCE_S = 420.0
+CONTROL_PLANE = (
+    "--disable-agent",
+    "--flannel-backend=none",
+    "--egress-selector-mode=disabled",
+    "--disable=traefik,servicelb,metrics-server,local-storage,coredns",
+    "--disable-helm-controller",
+    "--disable-network-policy",
+    "--disable-cloud-controller",
+)
+READY = """
+import pathlib, sys, time
+from p2p_roles.k3s import probe
+while True:
+    try:
+        probe.server_ready(pathlib.Path("/etc/rancher/k3s/k3s.yaml"))
+        break
+    except probe.NotReady:
+        time.sleep(0.1)
+"""
+
+
+def wait_ready(nodes: list[Node]) -> None:
+    """Until every node's own API says that it is READY, each seen by a process on that node."""
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        for done in pool.map(lambda node: node.exec([sys.executable, "-c", READY], PATIENCE_S), nodes):
+            assert done.returncode == 0, done.stderr
+
+
+def by_hand(lab: Lab, args: tuple[str, ...]) -> float:
+    """Seconds."""
+    nodes = list(lab.nodes.values())
+    first, *others = nodes
+    binary = outfit.k3s_binary(lab.folder)
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(node: Node, *more: str) -> None:
+        words = [binary, "server", "--node-ip", node.place.ipv4, "--node-name", node.name, *args, *more]
+        with (node.folder / "k3s.log").open("wb") as log:
+            running.append(subprocess.Popen(node.enter_argv(words), stdout=log, stderr=log))
+
+    try:
+        began = time.monotonic()
+        start(first, "--token", "by-hand", *(["--cluster-init"] if others else []))
+        wait_ready([first])
+        token = first.exec(["cat", "/var/lib/rancher/k3s/server/token"]).stdout.strip()
+        for node in others:
+            start(node, "--token", token, "--server", f"https://{first.place.ipv4}:6443")
+        wait_ready(nodes)
+        return time.monotonic() - began
+    finally:
+        lab.down()
+        for process in running:
+            process.wait()
+
+
+def by_agents(lab: Lab, args: tuple[str, ...]) -> float:
+    """Seconds. (The arguments are in the lab's cloud-config.)"""
+    began = time.monotonic()
+    for name in lab.topology.names:
+        lab.start_agent(name)
+    wait_ready(list(lab.nodes.values()))
+    return time.monotonic() - began
+
+
+def measure(how: Callable[[Lab, tuple[str, ...]], float], topology: Topology, args: tuple[str, ...]) -> float:
+    """One run in a lab of its own."""
+    with Lab.create(topology, f"bench-{os.getpid()}", bound=True) as lab:
+        lab.up(agents=False)
+        return how(lab, args)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--servers", type=int, nargs="+", default=[1, 3, 5])
+    parser.add_argument("--repetitions", type=int, default=1)
+    options = parser.parse_args()
+    own = os.environ.get("K3S_BIN", "")
+    said = (
+        subprocess.run([own, "--version"], capture_output=True, text=True, check=False).stdout if own else ""
+    )
+    real = bool(said) and "simulated" not in said
+    args = CONTROL_PLANE if real else ()
+    config = {"k3s": {"args": list(args)}} if args else {}
+    print(f"k3s: {said.splitlines()[0] if real else 'the stand-in'}; {os.cpu_count()} cores; ", end="")
+    print(f"load before {os.getloadavg()[0]:.1f}; {options.repetitions} repetition(s)\n")
+    print(f"{'servers':>7}  {'by hand':>16}  {'kairos-p2p':>16}  {'over by hand':>18}")
+    for servers in options.servers:
+        names = [f"n{number}" for number in range(1, servers + 1)]
+        topology = make_topology({"here": names}, servers=servers, config=config)
+        figures: dict[str, list[float]] = {"hand": [], "agents": []}
+        for _ in range(options.repetitions):
+            figures["hand"].append(measure(by_hand, topology, args))
+            figures["agents"].append(measure(by_agents, topology, args))
+        cells = [f"{statistics.median(f):.1f} ({min(f):.1f}-{max(f):.1f}) s" for f in figures.values()]
+        hand, agents = (statistics.median(f) for f in figures.values())
+        over = f"{agents - hand:+.1f} s, {(agents / hand - 1) * 100:+.0f} %"
+        print(f"{servers:>7}  {cells[0]:>16}  {cells[1]:>16}  {over:>18}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
