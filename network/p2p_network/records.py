@@ -29,6 +29,8 @@ class NodeRecord(msgspec.Struct, frozen=True):
         program: version of kairos-p2p.
         region_how: who says the region: "declared", "confirmed", "auto"; "" while it is unknown.
         region_pending: the region is being found out and will be built upon (``p2p.region: auto``).
+        prefer: the role it would rather have where both are possible, "" for none.
+        memory_mib: its memory, 0 if unknown.
     """
 
     hostname: str
@@ -42,6 +44,8 @@ class NodeRecord(msgspec.Struct, frozen=True):
     program: str
     region_how: str = ""
     region_pending: bool = False
+    prefer: str = ""
+    memory_mib: int = 0
 
 
 class PlaceRecord(msgspec.Struct, frozen=True):

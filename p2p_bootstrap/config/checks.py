@@ -42,13 +42,6 @@ def contradictions(root: MapNode, p2p: P2P, k3s: K3s) -> Iterator[Problem]:
             f"{p2p.servers} servers here, but p2p.auto.ha asks for {asked}",
             "remove one of them; master_nodes counts the servers beside the first",
         )
-    if p2p.auto.ha.external_db is not None and p2p.auto.ha.external_db.get_secret_value():
-        yield problem_at(
-            root,
-            ("p2p", "auto", "ha", "external_db"),
-            "an external database is not supported yet; the cluster would keep its data in its own etcd",
-            "remove the key to accept that",
-        )
     if p2p.cluster == "region" and not p2p.named_region:
         yield problem_at(
             root,
@@ -107,8 +100,12 @@ def remarks(root: MapNode, p2p: P2P, kubevip: KubeVip) -> Iterator[Problem]:
                    "add p2p.network_token")  # fmt: skip
     if p2p.dns and not p2p.vpn.create:
         yield note(("p2p", "dns"), "has no effect: the mesh's names are of VPN addresses (p2p.vpn.create)")
-    if p2p.dynamic_roles:
-        yield note(("p2p", "dynamic_roles"), "has no effect yet: a dead server is not replaced by itself")
+    if _written(root, "p2p", "replace_after") and not p2p.dynamic_roles:
+        yield note(
+            ("p2p", "replace_after"),
+            "has no effect by itself: a dead server is not replaced without being asked",
+            "add p2p.dynamic_roles: true",
+        )
     for name in p2p.vpn.env:
         if name == "EDGEVPNDHT":
             continue

@@ -23,6 +23,8 @@ from p2p_network.core.errors import nearest
 MAX_SERVERS: Final = 15
 MAX_NODES: Final = 200  # a quorum's certificate, 121 bytes a vote, must fit into one ledger entry
 MAX_TEXT_CHARS: Final = 32_768
+MIN_SILENCE_S: Final = 5.0
+MAX_SILENCE_S: Final = 7 * 86400.0
 _TRUE: Final = ("true", "yes", "on", "y")
 _FALSE: Final = ("false", "no", "off", "n")
 _TEMPLATE: Final = "{{"
@@ -88,6 +90,19 @@ def _whole(value: object) -> int:
         if re.fullmatch(r"[-+]?0[0-9]+", value.text):
             raise wrong(f"expected a whole number, found {found(value)}", "remove the zero in front")
     raise wrong(f"expected a whole number, found {found(value)}")
+
+
+def _silence(value: object) -> float:
+    if isinstance(value, float):
+        return value
+    text = _text(value)
+    parts = re.fullmatch(r"([0-9]{1,6})(s|m|h|d)", text)
+    if parts is None:
+        raise wrong(f"expected a duration, found {found(value)}", "write it as 90s, 5m or 1h")
+    seconds = float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
+    if not MIN_SILENCE_S <= seconds <= MAX_SILENCE_S:
+        raise wrong(f"{quoted(text)} is not between 5s and 7d")
+    return seconds
 
 
 def choice(words: Mapping[str, str]) -> BeforeValidator:
@@ -227,6 +242,11 @@ Speed = Annotated[
     Literal["auto", "lan", "wan", "slow"],
     choice({"auto": "auto", "lan": "lan", "wan": "wan", "slow": "slow"}),
 ]
+Preference = Annotated[
+    Literal["server", "agent"],
+    choice({"server": "server", "master": "server", "agent": "agent", "worker": "agent"}),
+]
+Silence = Annotated[float, BeforeValidator(_silence, json_schema_input_type=str)]
 PlacementKind = Annotated[Literal["spread", "pack"], choice({"spread": "spread", "pack": "pack"})]
 Health = Annotated[
     Literal["mesh", "role", "ready", "never"],

@@ -29,11 +29,13 @@ from p2p_bootstrap.config.fields import (
     NodeCount,
     PlacementKind,
     Port,
+    Preference,
     Role,
     Scope,
     Seconds,
     Secret,
     ServerCount,
+    Silence,
     Speed,
     Text,
 )
@@ -61,7 +63,8 @@ class HA(_Section):
     )
     external_db: Secret | None = Field(
         default=None,
-        description="Datastore instead of the embedded etcd. Not supported yet: an error.",
+        description="Datastore of the servers instead of the embedded etcd, e.g. postgres://...; the same "
+        "on all nodes that may be servers.",
     )
 
     @property
@@ -143,7 +146,21 @@ class P2P(_Section):
     disable_dht: Flag = Field(
         default=False, description="Find nodes by bootstrap and on the local network only."
     )
-    dynamic_roles: Flag = Field(default=False, description="Replace dead servers. No effect yet.")
+    prefer: Preference | None = Field(
+        default=None,
+        description="The role this node would rather have where both are possible: server or agent. "
+        "p2p.role forces one.",
+    )
+    dynamic_roles: Flag = Field(
+        default=False,
+        description="A server that stays silent is replaced by another node. false: only when an operator "
+        "says so (kairos-p2p apply --replace NODE).",
+    )
+    replace_after: Silence = Field(
+        default=300.0,
+        description="For how long a server must be silent, for the mesh and for Kubernetes, before it is "
+        "replaced: 90s, 5m, 1h. Counts on the servers.",
+    )
     minimum_nodes: NodeCount | None = Field(
         default=None,
         description="The cluster is formed when this many nodes see each other; the quorum that decides is a "

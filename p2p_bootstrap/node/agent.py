@@ -11,6 +11,7 @@ adopts them. SIGINT (a person's Ctrl-C) and ``leave`` stop k3s and the data plan
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,6 +324,8 @@ class _Agent:
                 program=__version__,
                 region_how=columns.places.how,
                 region_pending=columns.places.is_pending,
+                prefer=p2p.prefer or "",
+                memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
             )
             await columns.replication.write(f"node/{self_id}", wire.encode(record))
             await columns.places.said.wait(RECORD_EVERY_S)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVarTuple, assert_never
 
 from msgspec.structs import replace
 
+from p2p_bootstrap.node.authority import Authority, Standing
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.runner import Runner
 from p2p_bootstrap.node.runtime import Runtime, Signal, TaskGroup
@@ -110,12 +111,22 @@ class Cluster:
                 minimum_nodes=options.minimum_nodes,
                 placement=options.placement,
                 timing=options.timing,
+                datastore=options.datastore,
                 k3s_version=k3s.version,
                 args_hash=k3s.args_hash,
             ),
         )
         self._runner = Runner(
             runtime, "roles.bootstrap", self._machine, self._carry_out, events.Tick, after=self._publish
+        )
+        self.authority = Authority(
+            runtime=runtime,
+            self_id=self._self_id,
+            options=options,
+            replication=replication,
+            kube=lambda: k3s.kube,
+            uses_vpn=k3s.uses_vpn,
+            standing=self._standing,
         )
         host.serve(messages.METHOD, self._answer_vote)
         host.serve(JOIN_METHOD, self._answer_join)
@@ -137,6 +148,13 @@ class Cluster:
     def ready(self) -> bool:
         """Whether this node is a member and its k3s is ready."""
         return self.status.ready
+
+    def _standing(self) -> Standing | None:
+        """What the authority rests on, while this node is a server that is ready."""
+        member = self._machine.member
+        if not self.ready or member is None or member.role != "server":
+            return None
+        return Standing(self._machine.view, member.genesis, member.epoch, dict(self._machine.assignments))
 
     async def stop_k3s(self) -> None:
         """Stop k3s on this machine; its data stays."""
@@ -162,13 +180,16 @@ class Cluster:
             prefix = f"genesis/{self.scope}/"
             known = tuple(e.value for e in self._replication.ledger.items(prefix) if e.value is not None)
             await self._runner.feed(events.Started(raw, known))
+            await self._look_at_assignments({})
             self._started = True
             tasks.start_soon(self._runner.run)
             tasks.start_soon(self._watch_view)
             tasks.start_soon(self._watch_certificates, prefix)
             tasks.start_soon(self._watch_assignments)
+            tasks.start_soon(self._watch_ledger)
             tasks.start_soon(self._watch_vpn)
             tasks.start_soon(self._watch_places)
+            tasks.start_soon(self.authority.run)
             tasks.start_soon(self._watch_k3s)
             tasks.start_soon(self.k3s.run)
 
@@ -229,10 +250,18 @@ class Cluster:
         seen: dict[PeerId, assign.Assignment] = {}
         while True:
             await changed.wait()
-            for peer, assignment in read_by_peer(self._replication.ledger, prefix, assign.Assignment).items():
-                if seen.get(peer) != assignment:
-                    seen[peer] = assignment
-                    await self._feed(events.AssignmentChanged(peer, assignment))
+            await self._look_at_assignments(seen)
+
+    async def _look_at_assignments(self, seen: dict[PeerId, assign.Assignment]) -> None:
+        prefix = f"assign/{self.scope}/"
+        for peer, assignment in read_by_peer(self._replication.ledger, prefix, assign.Assignment).items():
+            if seen.get(peer) != assignment:
+                seen[peer] = assignment
+                await self._feed(events.AssignmentChanged(peer, assignment))
+
+    async def _watch_ledger(self) -> None:
+        await self._replication.settled.wait()
+        await self._feed(events.LedgerCompared())
 
     async def _watch_vpn(self) -> None:
         if self.k3s.uses_vpn:
@@ -267,8 +296,6 @@ class Cluster:
                 self._spawn(self._ask, peer, message)
             case events.PublishCertificate(key, raw):
                 await self._replication.write(key, raw)
-            case events.PublishAssignment(key, assignment):
-                await self._replication.write(key, assign.encode(assignment))
             case events.MakeSecrets(epoch):
                 self._spawn(self._make_secrets, epoch)
             case events.StartK3s():
@@ -290,6 +317,10 @@ class Cluster:
                 self._runtime.log(
                     logger, "roles.quorum_changed", level, to=quorum.health, reason=quorum.reason
                 )
+            case events.HoldK3s():
+                self.k3s.hold()
+            case events.SetAsideK3s():
+                self._spawn(self._set_aside, effect)
             case events.Alarm(message, hint):
                 self._runtime.log(logger, "roles.alarm", logging.ERROR, error=message, hint=hint)
             case _:
@@ -336,6 +367,14 @@ class Cluster:
         while self._machine.order is not None:
             await self._recovered.wait()
         return self._machine.order_outcome
+
+    async def _set_aside(self, effect: events.SetAsideK3s) -> None:
+        try:
+            await self.k3s.set_aside(f"{effect.was}-of-epoch-{effect.epoch}")
+        except P2PError as exc:  # the machine asks again
+            self._runtime.log(logger, "roles.not_set_aside", logging.ERROR, error=exc.message, hint=exc.hint)
+            return
+        await self._feed(events.K3sWiped(effect.epoch))
 
     # ------------------------------------------------------------ votes
 

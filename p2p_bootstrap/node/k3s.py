@@ -33,6 +33,7 @@ from p2p_roles.events import ReplaceInitDropIn, ResetK3s, StartK3s, StartKind
 from p2p_roles.genesis.messages import Datastore, Timing
 from p2p_roles.k3s import pki, spec, supervisor
 from p2p_roles.k3s.driver import K3sDriver, K3sObserved
+from p2p_roles.k3s.kube import Kube
 from p2p_roles.rules import Authorization
 
 logger = log.get(__name__)
@@ -54,7 +55,12 @@ def options_of(config: Config) -> spec.K3sOptions:
             embedded_registry=k3s.embedded_registry,
         )
 
-    return spec.K3sOptions(server=section(config.k3s), agent=section(config.k3s_agent))
+    database = config.p2p.auto.ha.external_db
+    return spec.K3sOptions(
+        server=section(config.k3s),
+        agent=section(config.k3s_agent),
+        external_db=database.get_secret_value() if database is not None else "",
+    )
 
 
 class K3sUnit:
@@ -86,6 +92,7 @@ class K3sUnit:
         self._node_ip = ""
         self._wanted: StartK3s | None = None
         self._tried: StartK3s | None = None  # what was wanted when k3s was started last
+        self._is_held = False
         self._asked = Signal()
         self._refused: P2PError | None = None  # why a wanted start could not even be tried
         self._missing: P2PError | None = None  # why there was no k3s when this process started
@@ -133,11 +140,17 @@ class K3sUnit:
             ) from exc
         return yaml.safe_dump(document, sort_keys=False)
 
+    @property
+    def kube(self) -> Kube:
+        """The Kubernetes API of this server."""
+        return Kube(Path(spec.K3sPaths().kubeconfig))
+
     # ------------------------------------------------------------ what is wanted
 
     def want(self, start: StartK3s | None) -> None:
         """Have k3s run like this, or (None) not at all. Returns at once."""
         self._wanted = start
+        self._is_held = False
         self._asked.raise_()
 
     def use_address(self, node_ip: str) -> None:
@@ -154,6 +167,11 @@ class K3sUnit:
         await self.driver.rewrite(
             await self._spec("server", effect.ca_hash, effect.join_ip, effect.datastore, effect.timing)
         )
+
+    def hold(self) -> None:
+        """Let k3s go on, but don't start it again when it ends."""
+        self._is_held = True
+        self.driver.hold()
 
     async def stop(self) -> None:
         """End k3s now, also when `run` does not run; its data stays."""
@@ -229,6 +247,8 @@ class K3sUnit:
         self._refuse(None)
         if self._wanted is wanted:  # it may have been stopped and set aside meanwhile
             self.driver.start(built)
+            if self._is_held:
+                self.driver.hold()
 
     def _refuse(self, exc: P2PError | None) -> None:
         if exc is not None and (self._refused is None or self._refused.message != exc.message):

@@ -6,7 +6,7 @@ Only this: the production adapters have these methods, and so have the simulator
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from p2p_bootstrap.node.runtime import Signal
@@ -85,6 +85,20 @@ class K3sObserved(Protocol):
     def event(self) -> K3sChanged: ...
 
 
+class KubeApi(Protocol):
+    """The Kubernetes API of this server; blocks. See `Kube`."""
+
+    def get(self, path: str) -> dict[str, Any]: ...
+
+    def create(self, path: str, item: dict[str, Any]) -> dict[str, Any]: ...
+
+    def replace(self, path: str, item: dict[str, Any]) -> dict[str, Any]: ...
+
+    def delete(self, path: str, *, version: str = ...) -> None: ...
+
+    def etcd_members(self) -> list[dict[str, Any]] | None: ...
+
+
 class K3s(Protocol):
     """k3s on this node; see `K3sUnit`."""
 
@@ -110,6 +124,11 @@ class K3s(Protocol):
     def use_address(self, node_ip: str) -> None: ...
 
     async def replace_init_drop_in(self, effect: ReplaceInitDropIn) -> None: ...
+
+    def hold(self) -> None: ...
+
+    @property
+    def kube(self) -> KubeApi: ...
 
     async def stop(self) -> None: ...
 

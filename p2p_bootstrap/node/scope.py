@@ -11,6 +11,7 @@ from p2p_network.ledger.core import Ledger
 from p2p_network.ledger.reading import read_by_peer
 from p2p_network.membership import MemberState
 from p2p_network.records import RoleRecord
+from p2p_roles.genesis.messages import Datastore
 from p2p_roles.placement import SPREAD, Placement
 from p2p_roles.timing import Speed
 from p2p_roles.view import ViewNode
@@ -30,6 +31,8 @@ class ClusterOptions:
         auto: whether roles are assigned at all.
         placement: where servers may stand.
         timing: how the times of etcd are chosen.
+        datastore: where a cluster that this node initialises keeps its state.
+        replaces, silence_s: whether a dead server is replaced by itself, and after how long a silence.
     """
 
     scope: str
@@ -39,6 +42,9 @@ class ClusterOptions:
     auto: bool = True
     placement: Placement = SPREAD
     timing: Speed = "auto"
+    datastore: Datastore = "etcd"
+    replaces: bool = False
+    silence_s: float = 300.0
 
 
 def options_of(config: Config) -> ClusterOptions:
@@ -52,9 +58,20 @@ def options_of(config: Config) -> ClusterOptions:
         minimum_nodes=config.minimum_nodes,
         auto=p2p.auto.enable,
         timing=p2p.timing,
+        datastore=_datastore(config),
+        replaces=p2p.dynamic_roles,
+        silence_s=p2p.replace_after,
         # one cluster per region stands in one region, whatever the rule says
         placement=SPREAD if by_region else Placement(p2p.placement, p2p.home_region or ""),
     )
+
+
+def _datastore(config: Config) -> Datastore:
+    """External where one is named; SQLite where the operator says "no HA"; else etcd, which can grow."""
+    ha = config.p2p.auto.ha
+    if ha.external_db is not None and ha.external_db.get_secret_value():
+        return "external"
+    return "sqlite" if ha.enable is False and config.declared_servers == 1 else "etcd"
 
 
 def first_ipv4(addresses: Sequence[str]) -> str:

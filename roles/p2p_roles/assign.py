@@ -19,7 +19,7 @@ from p2p_network import wire
 from p2p_network.core.ids import PeerId, stable_hash
 from p2p_network.ledger.entry import MAX_FENCE
 from p2p_roles import placement
-from p2p_roles.genesis.messages import MAX_SERVERS, Genesis
+from p2p_roles.genesis.messages import Genesis
 from p2p_roles.placement import SPREAD, Choice, Placement
 from p2p_roles.view import View, ViewNode
 
@@ -114,76 +114,15 @@ def first_servers(
     return placement.choose(rule, (view.by_peer[initiator],), ranked, servers)
 
 
-def assignments(
-    view: View, genesis: Genesis, known: Mapping[PeerId, Assignment], *, epoch: int
-) -> dict[PeerId, Assignment]:
-    """What the cluster's authority says of every node that the genesis does not name as a server.
-
-    What is `known` stays. A new node becomes an agent, unless its operator forces it to be a server or
-    fewer servers exist than the authority's own configuration declares and the certified placement has a
-    place for it. Servers join etcd one at a time (as learners), so a new one gets no assignment while
-    another living server is not ready yet.
-    """
-    given = {
-        peer: assignment
-        for peer, assignment in known.items()
-        if assignment.cluster_id == genesis.cluster_id and peer not in genesis.servers
-    }
-    servers = [*map(PeerId, genesis.servers), *(p for p, a in given.items() if a.role == "server")]
-    joining = next((peer for peer in servers if _is_joining(view, peer)), None)
-    own = view.by_peer.get(view.self_id)
-    declared = own.servers if own is not None else len(genesis.servers)
-    newcomers = sorted(
-        (n for n in view.nodes if n.alive and n.peer not in given and n.peer not in servers),
-        key=lambda n: (n.wish != "server", stable_hash("rank", view.scope, n.peer)),
-    )
-    there = [view.by_peer.get(peer) or ViewNode(peer, "", alive=False) for peer in servers]
-    free = [node for node in newcomers if node.wish == "auto" and not _was_agent(node)]
-    choice = placement.choose(placement.of_genesis(genesis), there, free, declared)
-    for node in newcomers:
-        role, reason = _wanted(node, len(servers), declared, choice)
-        if role == "server":
-            if joining is not None or len(servers) >= MAX_SERVERS:
-                continue
-            joining = node.peer
-            servers.append(node.peer)
-        given[node.peer] = Assignment(role, reason, epoch, genesis.cluster_id)
-    return given
-
-
-def _is_joining(view: View, peer: PeerId) -> bool:
-    node = view.by_peer.get(peer)
-    return node is not None and node.alive and not node.ready
-
-
-def _was_agent(node: ViewNode) -> bool:
-    """It is an agent already, of the cluster as it was before a recovery: it stays one."""
-    return node.role == "agent" and node.ready
-
-
-def _wanted(node: ViewNode, servers: int, declared: int, choice: Choice) -> tuple[Role, str]:
-    if node.wish == "server":
-        return "server", "server: forced by its own configuration (p2p.role), joined after the genesis"
-    if node.wish == "agent":
-        return "agent", "agent: forced by its own configuration (p2p.role)"
-    if _was_agent(node):
-        return "agent", "agent: it was one already when the cluster was brought back"
-    if servers < declared and node.peer not in choice.servers:
-        return "agent", f"agent: {choice.remark or 'there is no place for a server in its region'}"
-    if servers < declared:
-        return "server", f"server: {_ordinal(servers + 1)} of {declared}, the place was free when it came"
-    return "agent", f"agent: the {servers} server{'s' if servers != 1 else ''} declared are there already"
-
-
 def explain(view: View, genesis: Genesis | None, given: Mapping[PeerId, Assignment]) -> dict[PeerId, str]:
     """One sentence for every node of the view: what it is and why."""
     if genesis is None:
         return {node.peer: "no role yet: no quorum has decided the genesis" for node in view.nodes}
     certified = certified_reasons(view, genesis)
     return {
-        node.peer: certified.get(node.peer)
-        or (given[node.peer].reason if node.peer in given else "")
-        or f"no role yet: waits for an assignment by {view.name(genesis.initiator)}"
+        node.peer: (given[node.peer].reason if node.peer in given else "")
+        or certified.get(node.peer)
+        or "no role yet: waits for an assignment by the cluster's servers"
         for node in view.nodes
     }
 

@@ -30,6 +30,7 @@ from p2p_roles.events import (
     K3sChanged,
     K3sReset,
     K3sWiped,
+    LedgerCompared,
     RecoveryOrdered,
     RoundTripsMeasured,
     SecretsMade,
@@ -91,6 +92,7 @@ class Bootstrap(Duties):
             Cause.ABORTED: lambda now: self.open_genesis() is None,
             Cause.SUPERSEDED: lambda now: self.ready_genesis() is None,
             Cause.SERVING: lambda now: self.is_serving(),
+            Cause.REASSIGNED: lambda now: self.is_reassigned(),
             Cause.WIPED: lambda now: self.member is None,
             Cause.RECOVERS: lambda now: self.recovers(),
             Cause.HELD_BACK: lambda now: self.is_held(),
@@ -183,10 +185,13 @@ class Bootstrap(Duties):
                 self._assigned(peer, assignment)
             case RoundTripsMeasured():
                 self.distances = event
+            case LedgerCompared():
+                self.ledger_compared = True
             case VpnReady(ipv4):
                 self.vpn_ip = ipv4
             case K3sWiped(epoch):
-                if self.state is State.FENCED and self.member is not None and epoch == self.member.epoch:
+                away = self.state in (State.FENCED, State.CHANGE)
+                if away and self.member is not None and epoch == self.member.epoch:
                     self.change(member=None)
                     self.k3s, self.k3s_started = K3sChanged("stopped"), False
                     self.persist()
@@ -209,7 +214,9 @@ class Bootstrap(Duties):
         """
         for _ in range(3 * len(State)):
             self.carry_over()
-            due = next((t for t in TABLE[self.state] if self._causes[t.cause](now)), None)
+            is_looking = self.state is State.DISCOVER and self.is_looking(now)
+            table = () if is_looking else TABLE[self.state]
+            due = next((t for t in table if self._causes[t.cause](now)), None)
             if due is not None:
                 self.state = due.target
                 self.enter(now)

@@ -12,8 +12,9 @@ from typing import Final
 
 from p2p_network.core.ids import PeerId, stable_hash
 from p2p_roles import assign
+from p2p_roles.assign import Role
 from p2p_roles.durable import Membership
-from p2p_roles.events import MakeSecrets, StopK3s, WipeK3s
+from p2p_roles.events import MakeSecrets, SetAsideK3s, StopK3s, WipeK3s
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.messages import GENESIS, MAX_REMARK_CHARS, OUTCOME, Abort, Genesis, Ready
 from p2p_roles.placement import home_of
@@ -64,6 +65,8 @@ class Duties(RecoveryDuties):
                 self.enter_recover(now)
             case State.HELD:
                 self.enter_held()
+            case State.CHANGE:
+                self._wipe_again_at = now
             case State.WAIT:
                 self._waiting_epoch = 0
             case State.DISCOVER | State.ELECT | State.CONTESTED:
@@ -98,6 +101,8 @@ class Duties(RecoveryDuties):
                 self.act_join(now)
             case State.MEMBER:
                 self.act_member()
+            case State.CHANGE:
+                self._act_change(now)
             case State.FENCED:
                 self._act_fenced(now)
             case State.RECOVER:
@@ -118,6 +123,8 @@ class Duties(RecoveryDuties):
         if self.up_epoch():
             return "a recovery was given up; waiting for another one: kairos-p2p cluster recover"
         here, expected = len(self.view.alive), self.expected_nodes()
+        if self.is_looking(now):
+            return "was a server before the restart; asking whether it still is one before it starts k3s"
         if self.epoch == 1 and here < expected:
             return (
                 f"{here} of {expected} nodes are here; waiting for {expected - here} more (p2p.minimum_nodes)"
@@ -252,6 +259,17 @@ class Duties(RecoveryDuties):
             self.change(fenced_epoch=self.epoch)
             self.persist()
 
+    def _act_change(self, now: float) -> None:
+        member = self.member
+        assert member is not None, "only who has a role changes it"
+        given = self.own_word(member.genesis)
+        why = f": {given.reason}" if given is not None else ""
+        self.reason = f"is to be something else than {_a(member.role)}{why}; setting k3s's data aside"
+        if now >= self._wipe_again_at:
+            self._wipe_again_at = now + _ASK_AGAIN_S
+            self.out += [StopK3s(), SetAsideK3s(member.epoch, member.role)]
+        self.wake(self._wipe_again_at)
+
     def _act_fenced(self, now: float) -> None:
         member, newer = self.member, self.overtaken_by()
         assert member is not None, "only who holds data is fenced"
@@ -271,3 +289,7 @@ class Duties(RecoveryDuties):
                 WipeK3s(member.epoch, newer, only_datastore=is_same, keep=member.joined),
             ]
         self.wake(self._wipe_again_at)
+
+
+def _a(role: Role) -> str:
+    return f"an {role}" if role == "agent" else f"a {role}"

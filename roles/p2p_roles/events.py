@@ -107,6 +107,8 @@ class RoundTripsMeasured:
 
     measured: Mapping[PeerId, float]
     places: Mapping[PeerId, Coordinate]
+class LedgerCompared:
+    """The ledger has been compared with a peer's: what the authority said meanwhile is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ Event: TypeAlias = (
     | JoinSecretRefused
     | AssignmentChanged
     | RoundTripsMeasured
+    | LedgerCompared
     | VpnReady
     | K3sWiped
     | RecoveryOrdered
@@ -184,14 +187,6 @@ class PublishCertificate:
 
     key: str
     raw: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class PublishAssignment:
-    """Write the assignment to the ledger under `key`."""
-
-    key: str
-    assignment: Assignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +239,20 @@ class FetchJoinSecret:
 @dataclass(frozen=True, slots=True)
 class StopK3s:
     """Stop k3s and don't start it again by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldK3s:
+    """Let k3s go on, but don't start it again when it ends: a removed server would join anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAsideK3s:
+    """Stop k3s and set aside what it has of `epoch` in the role `was`, since the cluster's authority gave
+    this node another one; answer with `K3sWiped`. Its name, its address and its secrets stay."""
+
+    epoch: int
+    was: Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,12 +315,13 @@ Effect: TypeAlias = (
     | Reply
     | Ask
     | PublishCertificate
-    | PublishAssignment
     | MakeSecrets
     | StartK3s
     | ReplaceInitDropIn
     | FetchJoinSecret
     | StopK3s
+    | HoldK3s
+    | SetAsideK3s
     | WipeK3s
     | ResetK3s
     | CountWorkloads

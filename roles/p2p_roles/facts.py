@@ -40,6 +40,7 @@ from p2p_roles.view import View
 
 _MAX_FAILED: Final = 32
 _MAX_ALARMS: Final = 256
+_NO_WORD: Final = Assignment("agent", "", 0, "")
 
 
 class Facts:
@@ -75,6 +76,8 @@ class Facts:
         self.assignments: dict[PeerId, Assignment] = {}
         self.workloads: int | None = None
         self.twin_epoch = 0  # an epoch that two quorums decided differently
+        self.ledger_compared = False
+        self.started_at = 0.0
         # under way in this run of the process
         self.entered_at = 0.0
         self.k3s_started = False
@@ -95,7 +98,7 @@ class Facts:
         """Continue from what was persisted. Raises RoleError if that is damaged."""
         self.durable = restore(raw, self.scope)
         self.voting = self._new_voting()
-        self.started = True
+        self.started, self.started_at = True, now
         self.emit_votes(self.voting.declare(now, self.expected_nodes(), 0))
 
     def _new_voting(self) -> voting.Voting:
@@ -297,12 +300,53 @@ class Facts:
 
     def own_role(self, decided: Genesis) -> tuple[Role | None, str]:
         """What the genesis or the cluster's authority says this node is; a sentence."""
+        given = self.own_word(decided)
+        if given is not None and given.leaving:
+            return None, f"{given.reason}; waiting until the cluster has removed this server"
+        if given is not None:
+            return given.role, given.reason
         if self.self_id in decided.servers:
             return "server", assign.certified_reasons(self.view, decided)[self.self_id]
+        return None, "the cluster is up; waiting for an assignment by its servers"
+
+    def own_word(self, decided: Genesis) -> Assignment | None:
+        """What the cluster's authority says of this node."""
         given = self.assignments.get(self.self_id)
-        if given is not None and given.cluster_id == decided.cluster_id:
-            return given.role, given.reason
-        return None, f"the cluster is up; waiting for an assignment by {self.view.name(decided.initiator)}"
+        return given if given is not None and given.cluster_id == decided.cluster_id else None
+
+    def is_reassigned(self) -> bool:
+        """The cluster's authority gave this node, which has data of one role, another one."""
+        member = self.member
+        given = self.own_word(member.genesis) if member is not None else None
+        if member is not None and member.role == "server" and member.genesis.datastore == "etcd":
+            votes = self.state is State.MEMBER and self.k3s.state == "ready"
+            if votes:  # only who is no member of etcd any more may go; the authority will see to it
+                return False
+        return (
+            member is not None
+            and given is not None
+            and not given.leaving
+            and given.role != member.role
+            and member.epoch == self.epoch
+        )
+
+    def is_looking(self, now: float) -> bool:
+        """Whether a server that comes back should still wait for what was said of it meanwhile.
+
+        It may have been replaced. Without an answer in time it goes on with what it knows: after a power
+        cut of the whole site nobody can say anything.
+        """
+        member = self.member
+        if member is None or not member.joined or member.role != "server" or self.ledger_compared:
+            return False
+        others = {*member.genesis.servers, *(p for p, a in self.assignments.items() if a.role == "server")}
+        if not others - {self.self_id} or self.assignments.get(self.self_id, _NO_WORD).leaving:
+            return False
+        until = self.started_at + self.rules.look_s
+        if now >= until:
+            return False
+        self.wake(until)
+        return True
 
     def note_silence(self, now: float) -> None:
         """Since when the open epoch's initiator has not been heard of."""

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from typing import Final
 
 from p2p_network.core.ids import PeerId
-from p2p_roles import assign
 from p2p_roles.assign import Role
 from p2p_roles.durable import Membership
 from p2p_roles.events import (
     FetchJoinSecret,
+    HoldK3s,
     JoinSecretReceived,
     JoinSecretRefused,
-    PublishAssignment,
     ReplaceInitDropIn,
     StartK3s,
     StartKind,
@@ -49,6 +48,7 @@ class JoinDuties(Facts):
         self._fetches = 0
         self._fetching_until = 0.0
         self._refusal = ""
+        self.is_let_go = False
 
     def start_k3s(self, kind: StartKind) -> None:
         """Start k3s as what this node is, or adopt a living one."""
@@ -59,7 +59,7 @@ class JoinDuties(Facts):
         )
         g = member.genesis
         self.out.append(StartK3s(kind, member.epoch, g.ca_hash, member.join_ip, g.datastore, g.timing))
-        self.k3s_started = True
+        self.k3s_started, self.is_let_go = True, False
 
     # ------------------------------------------------------------ JOIN
 
@@ -78,6 +78,9 @@ class JoinDuties(Facts):
         role, why = self.own_role(decided)
         if role is None or not self.vpn_ip:
             self._joining_since = now
+            if self.k3s_started:  # it was to become a server, and is to be none any more
+                self.k3s_started = False
+                self.out.append(StopK3s())
             self.reason = why if role is None else f"{why}; waiting for the VPN address"
             return
         if role == "server" and decided.args_hash != self.rules.args_hash:
@@ -127,7 +130,7 @@ class JoinDuties(Facts):
             and n.peer != self.self_id
             and n.vpn_ipv4
             and (
-                n.peer == decided.initiator
+                (n.peer == decided.initiator and n.role != "agent")
                 or (n.role == "server" and n.ready and n.cluster_id == decided.cluster_id)
             )
         ]
@@ -191,16 +194,18 @@ class JoinDuties(Facts):
             self._replace_init(self._another_server(member))
 
     def act_member(self) -> None:
-        """Say how it is; as the initiator, also what only one node may do."""
+        """Say how it is; as the initiator, also name another server; as one that goes, let it go."""
         member = self.member
         assert member is not None, "a member knows what it is a member of"
         self.reason = member.reason + self.member_error()
-        if not member.initiator:
-            return
-        if not member.join_ip and (other := self._another_server(member)):
+        given = self.own_word(member.genesis)
+        if given is not None and given.leaving:
+            self.reason = f"{given.reason}; waiting until the cluster has removed this server"
+            if not self.is_let_go:
+                self.is_let_go = True
+                self.out.append(HoldK3s())
+        elif member.initiator and not member.join_ip and (other := self._another_server(member)):
             self._replace_init(other)
-        if self.k3s.state == "ready":
-            self._publish_assignments(member)
 
     def _another_server(self, member: Membership) -> str:
         """The VPN address of another server that is ready; "" if there is none."""
@@ -224,11 +229,3 @@ class JoinDuties(Facts):
         assert member is not None, "a member knows what it is a member of"
         g = member.genesis
         self.out.append(ReplaceInitDropIn(member.epoch, g.ca_hash, join_ip, g.datastore, g.timing))
-
-    def _publish_assignments(self, member: Membership) -> None:
-        """As the cluster's authority: a word on every node that the genesis does not name."""
-        given = assign.assignments(self.view, member.genesis, self.assignments, epoch=member.epoch)
-        for peer, assignment in given.items():
-            if self.assignments.get(peer) != assignment:
-                self.assignments[peer] = assignment
-                self.out.append(PublishAssignment(assign.key_of(self.scope, peer), assignment))

@@ -34,6 +34,7 @@ class Rules:
         init_s, wait_s, join_s: time limits of the states.
         silence_s: a chosen initiator that is not alive for so long is given up early.
         retry_s: pause before asking for a join secret again.
+        look_s: how long a server that comes back asks whether it was replaced, before it starts k3s.
     """
 
     servers: int = 1
@@ -52,6 +53,7 @@ class Rules:
     silence_s: float = 20.0
     retry_s: float = 2.0
     region_patience_s: float = 120.0
+    look_s: float = 8.0
 
     def __post_init__(self) -> None:
         assert self.servers >= 1, "the configuration gives at least one server"

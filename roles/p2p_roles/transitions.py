@@ -24,6 +24,7 @@ class State(StrEnum):
     WAIT = "WAIT"  # another node initialises
     JOIN = "JOIN"  # the cluster exists; getting into it
     MEMBER = "MEMBER"  # in it
+    CHANGE = "CHANGE"  # is to have another role; its data is set aside
     FENCED = "FENCED"  # holds data of an epoch that is over
     RECOVER = "RECOVER"  # this node brings the cluster back
     HELD = "HELD"  # a server that keeps k3s down while another brings the cluster back
@@ -44,6 +45,7 @@ class Cause(StrEnum):
     ABORTED = "ABORT certificate"
     SUPERSEDED = "a newer epoch has begun"
     SERVING = "k3s ready"
+    REASSIGNED = "assigned another role"
     WIPED = "data set aside"
     RECOVERS = "a certified recovery names this node"
     HELD_BACK = "a certified recovery names another server"
@@ -68,6 +70,7 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition(_S.DISCOVER, _C.RECOVERS, _S.RECOVER),
     Transition(_S.DISCOVER, _C.HELD_BACK, _S.HELD),
     Transition(_S.DISCOVER, _C.CONTESTED, _S.CONTESTED),
+    Transition(_S.DISCOVER, _C.REASSIGNED, _S.CHANGE),
     Transition(_S.DISCOVER, _C.WAS_MEMBER, _S.MEMBER),
     Transition(_S.DISCOVER, _C.CLUSTER_EXISTS, _S.JOIN),
     Transition(_S.DISCOVER, _C.CHOSEN, _S.INIT),
@@ -87,11 +90,15 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition(_S.JOIN, _C.OVERTAKEN, _S.FENCED),
     Transition(_S.JOIN, _C.RECOVERS, _S.RECOVER),
     Transition(_S.JOIN, _C.SUPERSEDED, _S.DISCOVER),
+    Transition(_S.JOIN, _C.REASSIGNED, _S.CHANGE),
     Transition(_S.JOIN, _C.SERVING, _S.MEMBER),
     Transition(_S.MEMBER, _C.OVERTAKEN, _S.FENCED),
     Transition(_S.MEMBER, _C.RECOVERS, _S.RECOVER),
     Transition(_S.MEMBER, _C.HELD_BACK, _S.HELD),
     Transition(_S.MEMBER, _C.CONTESTED, _S.CONTESTED),
+    Transition(_S.MEMBER, _C.REASSIGNED, _S.CHANGE),
+    Transition(_S.CHANGE, _C.OVERTAKEN, _S.FENCED),
+    Transition(_S.CHANGE, _C.WIPED, _S.DISCOVER),
     Transition(_S.FENCED, _C.WIPED, _S.DISCOVER),
     Transition(_S.RECOVER, _C.OVERTAKEN, _S.FENCED),
     Transition(_S.RECOVER, _C.CONTINUED, _S.MEMBER),

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from p2p_network.core.ids import PeerId
 from p2p_network.identity import Identity
 from p2p_roles import events as ev
-from p2p_roles.assign import rank
+from p2p_roles.assign import Assignment, rank
 from p2p_roles.bootstrap import Bootstrap
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.acceptor import Asked, Reply
@@ -121,11 +121,6 @@ class Node:
                 world.send(self, peer, message)
             case ev.PublishCertificate(key, raw):
                 world.publish(self, key, raw)
-            case ev.PublishAssignment(key, assignment):
-                peer = PeerId(key.rpartition("/")[2])
-                world.assigned[peer] = ev.AssignmentChanged(peer, assignment)
-                for node in world.nodes:
-                    world.spread(self, node, world.assigned[peer])
             case ev.MakeSecrets(epoch):
                 ca = self.secrets.setdefault(epoch, f"ca-{self.number}-{epoch}")
                 self.later(0.05, ev.SecretsMade(epoch, ca))
@@ -135,6 +130,8 @@ class Node:
                 self.cluster_init_on_disk = False
             case ev.FetchJoinSecret(peer, role):
                 self.fetch(world.by_peer[peer], role)
+            case ev.HoldK3s() | ev.SetAsideK3s():
+                raise AssertionError("nobody changes roles here")
             case ev.StopK3s():
                 self.later(0.1, ev.K3sChanged("stopped"))
             case ev.WipeK3s(epoch, certificate):
@@ -199,7 +196,32 @@ class World:
 
     def refresh(self) -> None:
         self.views()
+        self.assign()
         self.at(2.0, self.refresh)
+
+    def assign(self) -> None:
+        """As the cluster's authority: a word on every node that has none, servers one at a time."""
+        for server in self.nodes:
+            member = server.machine.member
+            if not server.up or not server.machine.status.ready or member is None or member.role != "server":
+                continue
+            genesis = member.genesis
+            roles = dict.fromkeys(genesis.servers, "server") | {
+                p: e.assignment.role for p, e in self.assigned.items()
+            }
+            servers = [p for p, role in roles.items() if role == "server"]
+            for node in self.nodes:
+                if node.peer in roles:
+                    continue
+                wants = self.wishes.get(node.number) != "agent" and len(servers) < self.rules.servers
+                if wants and not all(self.by_peer[p].machine.status.ready for p in servers):
+                    return
+                role = "server" if wants else "agent"
+                word = Assignment(role, f"{role}: said", member.epoch, genesis.cluster_id)  # type: ignore[arg-type]
+                self.assigned[node.peer] = ev.AssignmentChanged(node.peer, word)
+                for other in self.nodes:
+                    self.spread(server, other, self.assigned[node.peer])
+                return
 
     def at(self, delay: float, what: Callable[[], object]) -> None:
         heapq.heappush(self.heap, (self.now + delay, next(self.count), what))

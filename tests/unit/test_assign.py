@@ -67,44 +67,23 @@ def test_reasons() -> None:
     assert said[PeerId("peer-c")] == "server: 3rd of 3, 2nd of region west"
     assert said[PeerId("peer-d")] == "agent: forced"
     without = assign.explain(world, genesis("a"), {})
-    assert without[PeerId("peer-b")] == "no role yet: waits for an assignment by a"
+    assert without[PeerId("peer-b")] == "no role yet: waits for an assignment by the cluster's servers"
     assert "no quorum" in assign.explain(world, None, {})[PeerId("peer-a")]
 
 
-def test_later_nodes_are_agents_forced_ones_servers_one_at_a_time() -> None:
-    world = view(
-        node("a", servers=1, ready=True), node("b"), node("c", wish="server"), node("d", wish="server")
-    )
-    first = assign.assignments(world, genesis("a"), {}, epoch=1)
-    assert {p: a.role for p, a in first.items() if a.role == "agent"} == {PeerId("peer-b"): "agent"}
-    servers = [p for p, a in first.items() if a.role == "server"]
-    assert len(servers) == 1, "the second waits until the first is ready"
-    again = assign.assignments(world, genesis("a"), first, epoch=1)
-    assert again == first
-    ready = View(
-        world.self_id,
-        world.scope,
-        tuple(
-            ViewNode(n.peer, n.hostname, wish=n.wish, ready=n.ready or n.peer in servers) for n in world.nodes
-        ),
-        1.0,
-    )
-    then = assign.assignments(ready, genesis("a"), first, epoch=1)
-    assert {then[PeerId("peer-c")].role, then[PeerId("peer-d")].role} == {"server"}
-
-
-def test_a_free_place_is_filled() -> None:
-    world = view(node("a", servers=3, ready=True), node("b", ready=True), node("c"))
-    given_ = assign.assignments(world, genesis("a", "b"), {}, epoch=1)
-    assert given_[PeerId("peer-c")].role == "server"
-    assert "3rd of 3" in given_[PeerId("peer-c")].reason
-
-
 def test_an_assignment_of_another_cluster_counts_for_nothing() -> None:
-    world = view(node("a", ready=True), node("b"))
     old = {PeerId("peer-b"): Assignment("server", "old", 1, "another")}
-    assert assign.assignments(world, genesis("a"), old, epoch=2)[PeerId("peer-b")].role == "agent"
+    assert assign.role_of(PeerId("peer-b"), genesis("a"), old) is None
     assert authorize(PeerId("peer-b"), "server", genesis("a"), old).granted is None
+
+
+def test_the_authoritys_word_counts_before_the_genesis() -> None:
+    word = {PeerId("peer-b"): Assignment("agent", "agent: replaced", 1, "c1", fence=7)}
+    assert assign.role_of(PeerId("peer-b"), genesis("a", "b"), word) == "agent"
+    assert authorize(PeerId("peer-b"), "server", genesis("a", "b"), word).granted is None
+    assert assign.decode(assign.encode(word[PeerId("peer-b")])).fence == 7
+    assert assign.fence_of("assign/kairos/x", assign.encode(word[PeerId("peer-b")])) == 7
+    assert assign.fence_of("assign/kairos/x", b"junk") == 0
 
 
 def test_who_gets_which_secret() -> None:

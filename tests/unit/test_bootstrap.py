@@ -139,13 +139,15 @@ def in_state(state: State) -> Machine:
                 m.on(5.0, ev.CertificateLearned(signed(1, Abort("because", ME))))
         case State.WAIT:
             m.on(1.0, ev.ViewChanged(view(0, 1, 2)), ev.CertificateLearned(signed(1, genesis(OTHER))))
-        case State.JOIN | State.MEMBER:
+        case State.JOIN | State.MEMBER | State.CHANGE:
             m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2)))
             m.on(1.0, ev.CertificateLearned(signed(1, genesis(OTHER))))
             m.on(1.0, ev.CertificateLearned(signed(1, Ready("uid"))))
-            if state is State.MEMBER:
+            if state is not State.JOIN:
                 m.on(2.0, ev.AssignmentChanged(ME, Assignment("agent", "agent: enough", 1, "c1")))
                 m.on(2.0, ev.JoinSecretReceived(OTHER, "agent", CA), ev.K3sChanged("ready"))
+            if state is State.CHANGE:
+                m.on(3.0, ev.AssignmentChanged(ME, Assignment("server", "server: said", 1, "c1", fence=3)))
     assert m.state is state, (m.state, m.reason)
     return m
 
@@ -321,7 +323,7 @@ def test_the_initiator_restarting_after_ready_is_a_member() -> None:
 
 def test_joining() -> None:
     m = in_state(State.JOIN)
-    assert m.reason == "the cluster is up; waiting for an assignment by n1"
+    assert m.reason == "the cluster is up; waiting for an assignment by its servers"
     asked = m.on(2.0, ev.AssignmentChanged(ME, Assignment("agent", "agent: enough", 1, "c1")))
     assert of(ev.FetchJoinSecret, asked) == [ev.FetchJoinSecret(OTHER, "agent")]
     m.on(2.1, ev.JoinSecretRefused(OTHER, "not yet"))
@@ -372,13 +374,65 @@ def test_the_initiator_leans_on_another_server_as_soon_as_there_is_one() -> None
     assert of(ev.ReplaceInitDropIn, m.on(31.0, ev.ViewChanged(View(ME, SCOPE, nodes, 31.0)))) == []
 
 
-def test_the_authority_assigns_who_comes_later() -> None:
-    m = in_state(State.INIT)
-    m.on(20.0, ev.K3sChanged("ready", "uid-1", CA))
-    published = of(ev.PublishAssignment, m.on(30.0, ev.ViewChanged(view(0, 1, n=1))))
-    assert [(p.key, p.assignment.role) for p in published] == [(f"assign/kairos/{OTHER}", "agent")]
-    assert not of(ev.PublishAssignment, m.on(31.0, ev.ViewChanged(view(0, 1, n=1))))
-    assert m.authorize_join(OTHER, "agent").granted == "agent"
+def word(role: str, *, leaving: bool = False) -> ev.AssignmentChanged:
+    return ev.AssignmentChanged(ME, Assignment(role, f"{role}: said", 1, "c1", leaving, 9))
+
+
+def a_server() -> Machine:
+    m = machine(3)
+    m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2)))
+    m.on(
+        1.0,
+        ev.CertificateLearned(signed(1, genesis(OTHER, ME))),
+        ev.CertificateLearned(signed(1, Ready("u"))),
+    )
+    m.on(2.0, ev.JoinSecretReceived(OTHER, "server", CA), ev.K3sChanged("ready", "u", CA))
+    assert m.state is State.MEMBER
+    return m
+
+
+def test_a_server_that_is_to_go_waits_until_it_is_removed_and_becomes_an_agent() -> None:
+    m = a_server()
+    assert of(ev.HoldK3s, m.on(30.0, word("agent", leaving=True)))
+    assert not of(ev.HoldK3s, m.on(30.5, ev.Tick())), "once"
+    assert "until the cluster has removed" in m.status.reason
+    m.on(31.0, word("agent"))
+    assert m.state is State.MEMBER, "its k3s is ready: it still votes"
+    effects = m.on(32.0, ev.K3sChanged("running", error="etcd has no leader"))
+    assert m.state is State.CHANGE
+    assert [e.was for e in of(ev.SetAsideK3s, effects)] == ["server"]
+    m.on(33.0, ev.K3sWiped(1))
+    assert m.state is State.JOIN
+    assert m.status.role == "agent"
+    assert of(ev.FetchJoinSecret, m.all)[-1].role == "agent"
+
+
+def test_an_agent_becomes_a_server() -> None:
+    m = in_state(State.CHANGE)
+    assert [e.was for e in of(ev.SetAsideK3s, m.all)] == ["agent"]
+    m.on(33.0, ev.K3sWiped(1))
+    assert of(ev.FetchJoinSecret, m.all)[-1].role == "server"
+    m.on(34.0, ev.JoinSecretReceived(OTHER, "server", CA))
+    assert of(ev.StartK3s, m.all)[-1].kind == "server-join"
+
+
+def test_a_server_that_returns_asks_first_whether_it_is_one() -> None:
+    disk = a_server().disk()
+    again = machine(3, 1, disk)
+    again.on(0.5, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2)))
+    assert not of(ev.StartK3s, again.all)
+    assert "asking whether it still is one" in again.reason
+    again.on(1.0, word("agent"), ev.LedgerCompared())
+    assert again.state is State.CHANGE
+    assert not of(ev.StartK3s, again.all)
+    unchanged = machine(3, 1, disk)
+    unchanged.on(0.5, ev.VpnReady("10.144.0.1"), ev.LedgerCompared())
+    assert [e.kind for e in of(ev.StartK3s, unchanged.all)] == ["server"]
+    alone = machine(3, 1, disk)
+    alone.on(0.5, ev.VpnReady("10.144.0.1"))
+    assert alone.wake_at() == Rules().look_s
+    alone.on(Rules().look_s, ev.Tick())
+    assert [e.kind for e in of(ev.StartK3s, alone.all)] == ["server"], "nobody answers: as it was"
 
 
 def test_fenced_wipes_only_with_the_certificate_and_starts_anew() -> None:

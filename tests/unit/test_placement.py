@@ -10,11 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p_network.core.ids import PeerId
-from p2p_roles import assign
-from p2p_roles.assign import Assignment
 from p2p_roles.genesis.messages import Genesis, Timing, decode_value, encode_value
 from p2p_roles.placement import SPREAD, Placement, choose, fault, may_initialise, of_genesis, removals
-from p2p_roles.view import View, ViewNode
+from p2p_roles.view import ViewNode
 
 
 def node(name: str, region: str = "", wish="auto", **more) -> ViewNode:
@@ -125,19 +123,6 @@ def test_what_is_wrong_is_said() -> None:
 def genesis(*servers: str, **more) -> Genesis:
     ids = tuple(f"peer-{n}" for n in servers)
     return Genesis("c1", ids[0], "10.144.0.1", "0" * 64, "", "v1", ids, "etcd", **more)
-
-
-def test_later_servers_obey_the_certified_rule() -> None:
-    def roles_of(g: Genesis, *more: ViewNode) -> dict[str, str]:
-        world = View(PeerId("peer-eu0"), "kairos", (node("eu0", "eu", servers=3, ready=True), *more), 0.0)
-        given_: dict[PeerId, Assignment] = assign.assignments(world, g, {}, epoch=1)
-        return {p.removeprefix("peer-"): a.role for p, a in given_.items()}
-
-    assert roles_of(genesis("eu0"), node("eu1", "eu"), node("us1", "us")) == {"eu1": "agent", "us1": "agent"}
-    grown = roles_of(genesis("eu0"), node("us1", "us"), node("ap1", "ap"))
-    assert "server" in grown.values()
-    assert len(grown) == 1, "the second waits until the first is ready"
-    assert roles_of(genesis("eu0", placement="pack", home_region="eu"), node("us1", "us")) == {"us1": "agent"}
 
 
 def test_the_rule_is_certified_and_bounded() -> None:

@@ -20,11 +20,13 @@ class Cause:
         error: one sentence.
         hint: what to do next.
         permanent: starting again cannot help.
+        again: k3s goes on, but has to be started again to do its work.
     """
 
     error: str
     hint: str
     permanent: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class _Entry:
     hint: str
     permanent: bool = False
     usual: bool = False  # also said by a k3s that is just starting up
+    again: bool = False
 
 
 TABLE: Final[tuple[_Entry, ...]] = (
@@ -81,10 +84,16 @@ TABLE: Final[tuple[_Entry, ...]] = (
         True,
     ),
     _Entry(
-        "tombstone file has been detected",
+        "tombstone file has been detected but --server is empty",
         "this server was removed from etcd",
         "let it leave and join anew: kairos-p2p leave",
         True,
+    ),
+    _Entry(
+        "this node has been removed from the cluster",
+        "this server was removed from etcd",
+        "nothing: it is started again to join anew, if it is still assigned as a server",
+        again=True,
     ),
     _Entry(
         "address already in use",
@@ -202,7 +211,8 @@ def known_cause(log_tail: str, *, running: bool = False) -> Cause | None:
             continue
         for line, low in zip(reversed(lines), reversed(lowered), strict=True):
             if entry.pattern in low:
-                return Cause(f'{entry.meaning}; k3s says "{_quote(line)}"', entry.hint, entry.permanent)
+                said = f'{entry.meaning}; k3s says "{_quote(line)}"'
+                return Cause(said, entry.hint, entry.permanent, entry.again)
     return None
 
 

@@ -124,6 +124,7 @@ class K3sDriver:
         self._changed = trio.Event()
         self._process: Running | None = None
         self._lock = trio.Lock()
+        self._is_held = False
         self.observed = K3sObserved("stopped")
         self._send, self.changes = trio.open_memory_channel[K3sObserved](64)
 
@@ -144,6 +145,10 @@ class K3sDriver:
     def start(self, spec: K3sSpec) -> None:
         """Have k3s run with `spec`: a living one with the same arguments is adopted, not restarted."""
         self._want(spec)
+
+    def hold(self) -> None:
+        """Don't start k3s again when it ends, until `start` is called."""
+        self._is_held = True
 
     async def rewrite(self, spec: K3sSpec) -> None:
         """Write the files of `spec` while k3s goes on; they count at its next start."""
@@ -205,6 +210,9 @@ class K3sDriver:
                     failures = 0
                     continue
                 self._see_failure(failed)
+                if self._is_held:
+                    await changed.wait()
+                    continue
                 lasted = trio.current_time() - began
                 failures = 1 if lasted >= self._timing.healthy_s else failures + 1
                 pause = min(self._timing.max_backoff_s, self._timing.backoff_s * 2.0 ** (failures - 1))
@@ -309,6 +317,9 @@ class K3sDriver:
                 trouble = causes.known_cause(await process.tail(), running=True) or Cause("", "")
                 self._see(K3sObserved("running", pid, version, error=trouble.error, hint=trouble.hint))
                 pause = self._timing.probe_s
+                if trouble.again and not self._is_held and self._process is not None:
+                    log.event(_logger, "roles.k3s_started_again", pid=pid, reason=trouble.error)
+                    await self._supervisor.stop(patience_s=self._timing.stop_s)
             await trio.sleep(pause)
 
     def _see_failure(self, cause: Cause) -> None:
@@ -336,6 +347,7 @@ class K3sDriver:
 
     def _want(self, spec: K3sSpec | None) -> None:
         self._spec = spec
+        self._is_held = False
         self._generation += 1
         self._changed.set()
         self._changed = trio.Event()

@@ -39,7 +39,7 @@ def carried_out(facts: Facts, step: Step) -> Facts:
             given[step.peer] = Assigned(step.role, step.reason)
         case "demote":
             given[step.peer] = Assigned("agent", step.reason, leaving=True)
-        case "release" | "take-back":
+        case "release":
             given[step.peer] = Assigned("agent", step.reason)
         case "forget":
             given.pop(step.peer, None)

@@ -26,10 +26,9 @@ NOBODY: Final = PeerId("")
 Action = Literal[
     "assign",  # a node that has no role yet gets one
     "promote",  # an agent is to become a server
-    "demote",  # a server is to become an agent (or is given up): first its word, then its Node
+    "demote",  # one that is or was to be a server is given up as one: first its word, then its Node
     "delete-node",  # the Kubernetes Node, and with it the member of etcd
     "release",  # the member is gone: the node may be an agent now
-    "take-back",  # was to become a server and never came
     "forget",  # the node left, and nothing of it is there any more
     "wait",  # something is under way, or in the way
     "none",  # all is as declared

@@ -55,7 +55,7 @@ def _left_behind(facts: Facts) -> Step | None:
             return Step("delete-node", f"{node.name} {why}: its Node goes", node.peer, kube.name)
         if node.peer in facts.first:  # the genesis names it for ever: it needs another word
             if facts.role_of(node.peer) == "server":
-                return Step("take-back", f"{node.name} {why}: it is no server any more", node.peer)
+                return Step("demote", f"{node.name} {why}: it is no server any more", node.peer)
         elif node.peer in facts.assigned:
             return Step("forget", f"{node.name} {why}", node.peer)
     return None
@@ -121,7 +121,7 @@ def _joining(facts: Facts) -> Step | None:
         silent = not node.alive
         why = "has not been heard of" if silent else f"did not become one in {node.joining_s:.0f} s"
         reason = f"{node.name} was to become a server and {why}"
-        return Step("demote" if node.peer in facts.learners else "take-back", reason, node.peer)
+        return Step("demote", reason, node.peer)
     return Step("wait", f"{node.name} is becoming a server", node.peer)
 
 

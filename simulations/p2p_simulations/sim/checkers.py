@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from p2p_network.core.ids import PeerId
 from p2p_network.ledger.entry import Entry
-from p2p_roles import events, placement
+from p2p_roles import assign, events, placement
 from p2p_roles.bootstrap import Bootstrap
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.messages import (
@@ -60,6 +60,7 @@ class Checkers:
         self._wipes_allowed: set[tuple[PeerId, int]] = set()
         self._settled: dict[PeerId, str] = {}
         self._member_ca: dict[str, str] = {}  # scope -> the CA that its members trust
+        self._assigned_servers: set[str] = set()
         self._messages: dict[str, int] = {}
         self._window_began = 0.0
         self.most_messages_per_s = 0.0
@@ -266,6 +267,34 @@ class Checkers:
         if data.ca_hash != etcd.ca_hash:
             self._fail(f"{machine.name} serves CA {data.ca_hash} from a datastore with CA {etcd.ca_hash}")
 
+    def member_removed(self, machine: SimMachine, etcd: Etcd, peer: str) -> None:
+        """A Node is deleted, and its etcd member goes with it: never may that cost the quorum."""
+        rest = [self._world.machine_of(p) for p in etcd.members if p != peer]
+        alive = sum(
+            m is not None
+            and m.k3s.joined
+            and (m is machine or self._world.network.linked(machine.name, m.name))
+            for m in rest
+        )
+        if 2 * alive <= len(rest):
+            self._fail(
+                f"{machine.name} removes {self._world.name(peer)}: of the {len(rest)} servers that remain "
+                f"only {alive} are alive"
+            )
+        if etcd.learner and etcd.learner != peer:
+            self._fail(f"{machine.name} removes a member while {self._world.name(etcd.learner)} comes")
+
+    def role_changed(self, machine: SimMachine, core: Bootstrap) -> None:
+        """k3s's data of a role is to be set aside, since the authority says so: it must have said so."""
+        member, etcd = core.member, None
+        if member is not None:
+            etcd = self._world.etcds.get(member.genesis.ca_hash)
+            self._wipes_allowed.add((machine.peer, member.epoch))
+        if member is None or etcd is None:
+            self._fail(f"{machine.name} changes a role that it does not have")
+        elif member.role == "server" and machine.peer in etcd.members:
+            self._fail(f"{machine.name} sets its server's data aside while it is a member of etcd")
+
     def wipe_wanted(self, machine: SimMachine, epoch: int, certificate: Certificate) -> None:
         """The data of an epoch is to be set aside: only if a certificate ends that epoch."""
         self._certified(machine, certificate)
@@ -330,8 +359,10 @@ class Checkers:
                 if entry.value is not None:
                     self.certificate(machine, entry.value)
             elif kind == "assign":
-                if entry.author not in self._authorities("/".join(rest[:-1])):
+                if entry.author not in {*self._authorities("/".join(rest[:-1])), *self._assigned_servers}:
                     self._fail(f"{machine.name} takes {entry.key} from {self._world.name(entry.author)}")
+                if entry.value is not None and assign.decode(entry.value).role == "server":
+                    self._assigned_servers.add(rest[-1])
             elif rest[-1] != entry.author:
                 self._fail(
                     f"{machine.name} takes {kind}/{self._world.name(rest[-1])} "
@@ -348,7 +379,7 @@ class Checkers:
         """Who initialised a cluster of this scope that was READY, or brought it back."""
         epochs = {i.epoch for i, c in self.certified.items() if i.scope == scope and certificates.is_ready(c)}
         found = (self.genesis(scope, epoch) for epoch in epochs)
-        return {decided.initiator for decided in found if decided is not None}
+        return {p for decided in found if decided is not None for p in (decided.initiator, *decided.servers)}
 
     # ------------------------------------------------------------ after every event
 

@@ -19,6 +19,7 @@ import msgspec
 from p2p_roles.events import K3sChanged, K3sState
 from p2p_roles.genesis.messages import Timing
 from p2p_roles.timing import LAN
+from p2p_simulations.sim.kube import Objects
 from p2p_simulations.world.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Etcd:
         learner: who is joining; one at a time.
         workloads: objects of users.
         reset: see `Data`.
+        kube: the objects that it holds.
     """
 
     ca_hash: str
@@ -73,6 +75,7 @@ class Etcd:
     learner: str = ""
     workloads: int = 0
     reset: int = 0
+    kube: Objects = field(default_factory=Objects)
 
 
 class Exited(Exception):
@@ -88,6 +91,7 @@ class K3sProcess:
         self.observed = K3sChanged("stopped")
         self.joined = False
         self.is_frozen = False
+        self.is_held = False
 
     @property
     def is_running(self) -> bool:
@@ -153,6 +157,8 @@ class K3sProcess:
                 self._leave_learners()
                 self._observe("failed", error=str(exc), permanent=machine.k3s_broken)
                 await tasks.sleep(_RESTART_S)
+                while self.is_held:
+                    await tasks.sleep(_RESTART_S)
 
     async def _come_up(self, tasks: Tasks) -> None:
         """Until this machine is a member, or an agent with certificates."""
@@ -174,6 +180,7 @@ class K3sProcess:
             await self._join(tasks, drop_in)
         else:
             raise Exited("SQLite was chosen: neither cluster-init nor server is set")
+        self._register(self._world.etcds[machine.disk.read(DATA).ca_hash])
         self.joined = True
 
     async def _initialise(self, tasks: Tasks, drop_in: DropIn) -> None:
@@ -242,7 +249,7 @@ class K3sProcess:
                 ready = any(self._is_server(m, etcd) for m in self._world.machines.values())
             else:
                 if machine.peer not in etcd.members:
-                    raise Exited("this server is not a member of the etcd cluster")
+                    await self._removed(tasks, etcd)
                 ready = self._has_quorum(etcd)
             if ready:
                 self._world.checkers.k3s_ready(machine, data, etcd)
@@ -253,7 +260,34 @@ class K3sProcess:
                 self._observe("running", error="etcd has no leader")
             await tasks.sleep(_LOOK_EVERY_S)
 
+    async def _removed(self, tasks: Tasks, etcd: Etcd) -> None:
+        """The cluster has removed this server: a tombstone; when it starts again, it joins anew."""
+        machine = self._machine
+        if self._hears_of(etcd):  # from the others, else it goes on without a leader
+            await machine.fsync(tasks, machine.disk.write({DATA: None}))
+            raise Exited("this node has been removed from the cluster")
+        self._observe("running", error="etcd has no leader")
+
+    def _hears_of(self, etcd: Etcd) -> bool:
+        linked, others = self._world.network.linked, (self._world.machine_of(p) for p in etcd.members)
+        return any(o is not None and o.k3s.joined and linked(self._machine.name, o.name) for o in others)
+
     # ------------------------------------------------------------ over the network
+
+    def serving(self) -> Etcd | None:
+        """The datastore, while the API on this machine answers."""
+        data: Data | None = self._machine.disk.read(DATA)
+        if self._tasks is None or not self.joined or data is None or data.role != "server":
+            return None
+        etcd = self._world.etcds[data.ca_hash]
+        return etcd if self._has_quorum(etcd) else None
+
+    def _register(self, etcd: Etcd) -> None:
+        """The kubelet registers its Node."""
+        machine, nodes = self._machine, etcd.kube.nodes
+        if all(peer != machine.peer for peer, _ in nodes.values()):
+            name = machine.name if machine.name not in nodes else self._world.name(machine.peer)
+            nodes[name] = (machine.peer, machine.tun_ipv4)
 
     def _server_at(self, ipv4: str) -> SimMachine | None:
         """The ready server behind a VPN address, as this machine's routes have it."""

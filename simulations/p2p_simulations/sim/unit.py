@@ -15,6 +15,7 @@ from p2p_roles import events
 from p2p_roles.k3s import pki
 from p2p_roles.rules import Authorization
 from p2p_simulations.sim.k3s import DATA, DROP_IN, JOIN_SECRET, SECRETS, DropIn
+from p2p_simulations.sim.kube import SimKube
 from p2p_simulations.world.tasks import Lock
 
 if TYPE_CHECKING:
@@ -100,6 +101,15 @@ class SimK3sUnit:
                 DropIn("server", effect.epoch, effect.ca_hash, False, effect.join_ip, effect.timing)
             )
 
+    def hold(self) -> None:
+        """Let k3s go on, but not start again when it ends."""
+        self._process.is_held = True
+
+    @property
+    def kube(self) -> SimKube:
+        """The Kubernetes API of this server."""
+        return SimKube(self._machine)
+
     async def stop(self) -> None:
         """Stop k3s."""
         self._wanted = None
@@ -137,7 +147,7 @@ class SimK3sUnit:
         """Stop k3s and move its data out of the way."""
         self._wanted = None
         if label != "left":  # what leaves may take its data with it
-            self._machine.world.checkers.wiped(self._machine, int(label.removeprefix("epoch-")))
+            self._machine.world.checkers.wiped(self._machine, int(label.rpartition("-")[2]))
         async with self._lock:
             self._process.stop()
             self._is_ours = False
@@ -179,7 +189,7 @@ class SimK3sUnit:
                     wanted.timing,
                 )
             )
-            self._is_ours = True
+            self._is_ours, self._process.is_held = True, False
             self._process.start()
         self.changed.raise_()
 

@@ -260,8 +260,7 @@ class World:
     def exempt(self) -> str:
         """Why this world can't come together without a person, by design; "" if it can.
 
-        Replacing servers and re-addressing them is day-2 work; the authority that assigns roles to later
-        nodes is the initiator.
+        Re-addressing servers is a person's work, and so is a majority of them that is lost.
         """
         for scope in sorted({machine.scope for machine in self.machines.values()}):
             ready = self.checkers.ready(scope)
@@ -274,10 +273,6 @@ class World:
                     return f"fewer nodes than minimum_nodes are left in {scope}"
                 continue
             _, decided = ready
-            if self._is_gone(decided.initiator):
-                return f"the initiator of {scope} is gone for ever"
-            if decided.initiator in self.reimaged:
-                return f"the initiator of {scope} was re-imaged after READY"
             etcd = self.etcds.get(decided.ca_hash)
             members = set(etcd.members) if etcd is not None else set()
             lost = {
