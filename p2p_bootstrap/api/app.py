@@ -33,6 +33,7 @@ from p2p_bootstrap.api.service import (
     Goal,
     UnknownNode,
     VersionDoc,
+    Wanted,
 )
 from p2p_bootstrap.redaction import redact
 from p2p_network.core import log
@@ -40,6 +41,8 @@ from p2p_network.core.errors import NotPermitted, P2PError, TimedOut, UsageError
 
 CALLER: Final = "kairos_p2p.caller"  # key of the ASGI scope under which `server` puts the caller
 GROUP: Final = "kairos-p2p"
+MAX_NAMED: Final = 200
+MAX_SERVERS: Final = 15
 
 Rights = Literal["all", "read", "none"]
 Handler = Callable[[Request], Awaitable[Response]]
@@ -77,6 +80,8 @@ def build_app(service: AgentService) -> Starlette:
             Route("/v1/kubeconfigs", _guarded(routes.kubeconfigs, "all"), methods=["GET"]),
             Route("/v1/regions", _guarded(routes.regions, "read"), methods=["GET"]),
             Route("/v1/regions/confirm", _guarded(routes.confirm_regions, "all"), methods=["POST"]),
+            Route("/v1/plan", _guarded(routes.plan, "read"), methods=["GET"]),
+            Route("/v1/apply", _guarded(routes.apply, "all"), methods=["POST"]),
             Route("/v1/leave", _guarded(routes.leave, "all"), methods=["POST"]),
             Route("/v1/stop", _guarded(routes.stop, "all"), methods=["POST"]),
             Route("/metrics", _guarded(routes.metrics, "read"), methods=["GET"]),
@@ -154,6 +159,13 @@ class _Routes:
     async def confirm_regions(self, request: Request) -> Response:
         return JSONResponse(list(await self._service.confirm_regions()))
 
+    async def plan(self, request: Request) -> Response:
+        return JSONResponse(await self._service.plan(_wanted(request)))
+
+    async def apply(self, request: Request) -> Response:
+        version = request.query_params.get("version")
+        return JSONResponse(await self._service.apply(_wanted(request), version))
+
     async def leave(self, request: Request) -> Response:
         await self._service.leave()
         return JSONResponse({"left": True}, background=BackgroundTask(self._service.stop))
@@ -228,6 +240,23 @@ async def _no_such_request(request: Request, exc: Any) -> Response:
         ),
         status_code=exc.status_code,
     )
+
+
+def _wanted(request: Request) -> Wanted:
+    """``servers=5&role=n3=server&replace=n2``."""
+    asked = request.query_params
+    servers: int | None = None
+    if "servers" in asked:
+        servers = int(_number(request, "servers", 0, MAX_SERVERS))
+        if servers < 1:
+            raise UsageError("a cluster has at least one server")
+    roles: dict[str, Literal["auto", "server", "agent"]] = {}
+    for item in asked.getlist("role")[:MAX_NAMED]:
+        node, _, role = item.rpartition("=")
+        if not node or role not in ("auto", "server", "agent"):
+            raise UsageError(f"role={item[:60]} is not NODE=server, NODE=agent or NODE=auto")
+        roles[node] = role  # type: ignore[assignment]  # one of the three
+    return Wanted(servers, roles, tuple(asked.getlist("replace")[:MAX_NAMED]))
 
 
 def _number(request: Request, name: str, default: float, most: float) -> float:

@@ -10,7 +10,8 @@ A method raises a `P2PError` for everything a person should read; `server` turns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypedDict
 
 from p2p_network.core.errors import P2PError, nearest
@@ -212,6 +213,34 @@ class KubeconfigsDoc(TypedDict):
     missing: dict[str, str]
 
 
+class StepDoc(TypedDict):
+    """One step of a plan. `action`: what is done; "wait": what is in the way; `node`: a host name or ""."""
+
+    action: str
+    node: str
+    reason: str
+
+
+class PlanDoc(TypedDict):
+    """``GET /v1/plan``: the declaration and the way there.
+
+    `version`: of the stored declaration, to apply a change on exactly it; `by`: who changed it last;
+    `holder`: host name of the server that takes the steps; `servers`: how many are declared; `now`: host
+    names of those there
+    are; `forced`: role by host name; `steps`: none if all is as declared; `blocked`: the last step waits for
+    something that doesn't come by itself.
+    """
+
+    version: str
+    by: str
+    holder: str
+    servers: int
+    now: list[str]
+    forced: dict[str, str]
+    steps: list[StepDoc]
+    blocked: bool
+
+
 class EventDoc(TypedDict):
     """One line of ``GET /v1/events``. `time`: UTC, RFC 3339, milliseconds; `seq`: from 1, without gaps."""
 
@@ -236,6 +265,21 @@ class ErrorDoc(TypedDict):
     error: str
     hint: str
     exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an operator wants of the declaration; nodes by host name, peer id or the end of one.
+
+    Attributes:
+        servers: how many; None: as it is.
+        roles: node -> server, agent, or auto (no force any more).
+        replace: nodes to give up as servers.
+    """
+
+    servers: int | None = None
+    roles: Mapping[str, Literal["auto", "server", "agent"]] = field(default_factory=dict)
+    replace: tuple[str, ...] = ()
 
 
 class UnknownNode(P2PError):
@@ -283,6 +327,16 @@ class AgentService(Protocol):
 
     async def confirm_regions(self) -> Sequence[ConfirmedDoc]:
         """Make what every reachable node infers of itself durable there."""
+        ...
+
+    async def plan(self, wanted: Wanted) -> PlanDoc:
+        """What is declared, what would be with this change, and the steps there. Raises RoleError on a node
+        that is no server, naming the servers; UnknownNode."""
+        ...
+
+    async def apply(self, wanted: Wanted, version: str | None) -> PlanDoc:
+        """Change the declaration; the steps are taken by themselves from then on. Raises RoleError, also if
+        the declaration is not of this version any more; UnknownNode."""
         ...
 
     async def wait_for(self, goal: Goal, timeout_s: float) -> StatusDoc:

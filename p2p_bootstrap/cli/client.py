@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from p2p_bootstrap.api.service import (
     ConfirmedDoc,
@@ -21,10 +21,12 @@ from p2p_bootstrap.api.service import (
     Goal,
     KubeconfigsDoc,
     PeerDoc,
+    PlanDoc,
     RegionsDoc,
     RoleRow,
     StatusDoc,
     VersionDoc,
+    Wanted,
 )
 from p2p_network.core.errors import (
     DaemonNotRunning,
@@ -125,6 +127,15 @@ class AgentClient:
         found = self._json("POST", "/v1/regions/confirm", timeout_s=LEAVE_TIMEOUT_S)
         return cast(list[ConfirmedDoc], found)
 
+    def plan(self, wanted: Wanted) -> PlanDoc:
+        """The declaration, changed like this, and the steps there."""
+        return cast(PlanDoc, self._json("GET", f"/v1/plan?{_query(wanted)}"))
+
+    def apply(self, wanted: Wanted, version: str | None) -> PlanDoc:
+        """Change the declaration, if it is still of this version."""
+        more = "" if version is None else f"&version={quote(version, safe='')}"
+        return cast(PlanDoc, self._json("POST", f"/v1/apply?{_query(wanted)}{more}"))
+
     def leave(self) -> None:
         """Take this node out of its mesh; the agent ends."""
         self._json("POST", "/v1/leave", timeout_s=LEAVE_TIMEOUT_S)
@@ -212,6 +223,13 @@ class AgentClient:
             message, hint, kind = f"it answered {path} with {response.status} {response.reason}", "", P2PError
             message = f"{self.path} does not speak like an agent: {message}"
         return kind(message, hint=hint)
+
+
+def _query(wanted: Wanted) -> str:
+    pairs = [("servers", str(wanted.servers))] if wanted.servers is not None else []
+    pairs += [("role", f"{node}={role}") for node, role in wanted.roles.items()]
+    pairs += [("replace", node) for node in wanted.replace]
+    return urlencode(pairs)
 
 
 def _not_running(path: Path, why: str) -> DaemonNotRunning:

@@ -33,6 +33,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "peers": ("p2p_bootstrap.cli.peers_verb:peers", "Who else is here, and how are they reached?"),
     "roles": ("p2p_bootstrap.cli.roles_verbs:group", "Who does what in the cluster, and why?"),
     "regions": ("p2p_bootstrap.cli.regions_verbs:group", "Which node stands where, and how far apart?"),
+    "plan": ("p2p_bootstrap.cli.plan_verbs:plan", "What has to happen until the cluster is as declared?"),
+    "apply": ("p2p_bootstrap.cli.plan_verbs:apply", "Change what the cluster shall be."),
     "events": ("p2p_bootstrap.cli.events_verb:events", "What happened on this node lately?"),
     "kubeconfig": ("p2p_bootstrap.cli.kubeconfig_verb:kubeconfig", "Print the cluster's kubeconfig."),
     "leave": ("p2p_bootstrap.cli.leave_verb:leave", "Take this machine out of its mesh."),

@@ -30,15 +30,19 @@ from p2p_bootstrap.api.service import (
     PeerDoc,
     PhaseDoc,
     PhaseName,
+    PlanDoc,
     RegionRow,
     RegionsDoc,
     RoleDoc,
     RoleRow,
     StatusDoc,
+    StepDoc,
     VpnDoc,
+    Wanted,
     find_node,
 )
 from p2p_bootstrap.config.loading import Config
+from p2p_bootstrap.node.authority import Change, Outlook
 from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.metrics import render
@@ -314,6 +318,52 @@ class Answers:
                 hint="wait with: kairos-p2p wait ready --timeout 5m",
             )
         return await self._k3s.kubeconfig()
+
+    async def plan(self, wanted: Wanted) -> PlanDoc:
+        """The declaration, changed like this, and the steps there."""
+        outlook = await self._cluster.authority.outlook(self._change(wanted))
+        return self._plan(outlook)
+
+    async def apply(self, wanted: Wanted, version: str | None) -> PlanDoc:
+        """Change the declaration."""
+        authority = self._cluster.authority
+        await authority.declare(self._change(wanted), version=version, by=self._hostname)
+        return self._plan(await authority.outlook(Change()))
+
+    def _change(self, wanted: Wanted) -> Change:
+        if self._cluster.status.role != "server" or not self._cluster.ready:
+            rows = [row for row in self.roles() if row["role"] == "server" and not row["self"]]
+            servers = ", ".join(row["hostname"] for row in rows) or "none is known yet"
+            raise RoleError(
+                "this node is no server that is ready, and only those know the declaration",
+                hint=f"run the same command on a server: {servers}",
+            )
+        rows_all = self.roles()
+
+        def peer(name: str) -> PeerId:
+            return PeerId(find_node(rows_all, name)["peer"])
+
+        return Change(
+            servers=wanted.servers,
+            roles={peer(name): role for name, role in wanted.roles.items()},
+            replace=frozenset(peer(name) for name in wanted.replace),
+        )
+
+    def _plan(self, outlook: Outlook) -> PlanDoc:
+        facts, declared = outlook.facts, outlook.declaration
+        return PlanDoc(
+            version=declared.version,
+            by=outlook.by,
+            holder=facts.name(PeerId(outlook.holder)) if outlook.holder else "",
+            servers=declared.servers,
+            now=sorted(facts.name(peer) for peer in facts.voters),
+            forced={facts.name(peer): role for peer, role in sorted(declared.roles.items())},
+            steps=[
+                StepDoc(action=s.action, node=facts.name(s.peer) if s.peer else s.node, reason=s.reason)
+                for s in outlook.steps
+            ],
+            blocked=bool(outlook.steps) and outlook.steps[-1].pending,
+        )
 
     async def wait_for(self, goal: Goal, timeout_s: float) -> StatusDoc:
         """The status once `goal` is reached. Raises TimedOut with the reason it was not."""

@@ -107,6 +107,8 @@ class RoundTripsMeasured:
 
     measured: Mapping[PeerId, float]
     places: Mapping[PeerId, Coordinate]
+
+
 class LedgerCompared:
     """The ledger has been compared with a peer's: what the authority said meanwhile is known."""
 

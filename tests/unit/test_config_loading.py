@@ -230,7 +230,7 @@ def test_worker_of_an_old_file() -> None:
     assert (c.wish, c.p2p.network_id, c.hostname) == ("agent", "0042", "worker-07")
     assert c.k3s_agent.args == ("--node-label=disk=nvme", "--node-label", "rack=12:30")
     assert c.k3s_agent.env["RETRIES"] == "5"
-    assert {"p2p.dynamic_roles", "k3s.enabled", "k3s-agent.enabled"} == {note.key for note in c.notes}
+    assert {"k3s.enabled", "k3s-agent.enabled"} == {note.key for note in c.notes}
 
 
 def test_single_node_without_a_mesh() -> None:
@@ -284,7 +284,9 @@ def test_single_node_without_a_mesh() -> None:
         ("network_id: a b", "p2p.network_id", "not a network id", ""),
         ("cluster: region", "p2p.cluster", "needs to know this node's region", "add p2p.region"),
         ("servers: 3\nauto: {ha: {master_nodes: 4}}", "p2p.servers", "3 servers here, but p2p.auto.ha asks for 5", "one"),
-        ("auto: {ha: {external_db: 'mysql://u:hunter2@h'}}", "p2p.auto.ha.external_db", "not supported yet", "remove"),
+        ("replace_after: 5", "p2p.replace_after", "expected a duration", "90s"),
+        ("replace_after: 1s", "p2p.replace_after", "not between 5s and 7d", ""),
+        ("prefer: both", "p2p.prefer", "expected one of server, master, agent, worker", ""),
         ("minimum_node: 3", "p2p.minimum_node", "unknown key", "did you mean 'minimum_nodes'?"),
         ("vpn: {vpn: true}", "p2p.vpn.vpn", "unknown key", "p2p.vpn.create"),
         ("mtu: 1400", "p2p.mtu", "unknown key", "p2p.vpn.mtu"),
@@ -390,11 +392,11 @@ def test_all_mistakes_of_all_files_at_once(tmp_path: Path) -> None:
 
 def test_what_has_no_effect_is_said() -> None:
     found = notes(
-        "dns: true\ndynamic_roles: true\nvpn: {env: {EDGEVPNMTU: 1300, X: y}}\nauto: {ha: {enable: false, master_nodes: 2}}",
+        "dns: true\nreplace_after: 1h\nvpn: {env: {EDGEVPNMTU: 1300, X: y}}\nauto: {ha: {enable: false, master_nodes: 2}}",
         "k3s: {enabled: true}\nkubevip: {eip: 10.0.0.1}\npackages: [vim]",
     )
     assert set(found) == {
-        "p2p.dynamic_roles", "p2p.vpn.env.EDGEVPNMTU", "p2p.vpn.env.X", "p2p.auto.ha.master_nodes",
+        "p2p.replace_after", "p2p.vpn.env.EDGEVPNMTU", "p2p.vpn.env.X", "p2p.auto.ha.master_nodes",
         "k3s.enabled", "kubevip", "packages",
     }  # fmt: skip
     assert "p2p.vpn.mtu" in found["p2p.vpn.env.EDGEVPNMTU"]
