@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.runtime import Runtime
@@ -31,6 +31,7 @@ from p2p_roles.k3s import kube as api
 from p2p_roles.reconcile import ahead, objects
 from p2p_roles.reconcile.lease import LEASE_NAME, Lease
 from p2p_roles.reconcile.model import Assigned, Declaration, Facts, KubeNode, Member, NodeFact, Step
+from p2p_roles.reconcile.objects import Json
 from p2p_roles.reconcile.steps import next_step
 from p2p_roles.view import View
 
@@ -128,7 +129,7 @@ class Authority:
     async def outlook(self, change: Change) -> Outlook:
         """What would follow if the declaration were changed like this. Raises RoleError."""
         standing = self._need_standing()
-        facts, stored = await self._runtime.in_thread(self._look, standing)
+        facts, stored = await self._look(standing)
         declared = change.of(facts.declaration)
         holder = PeerId(self.holder) if self.holder else self._self_id
         facts = facts.but(declaration=declared, self_id=holder)
@@ -145,8 +146,9 @@ class Authority:
             raise RoleError(
                 f"a cluster can't have {change.servers} servers", hint=f"a number from 1 to {MAX_SERVERS}"
             )
-        declared, said_by = await self._runtime.in_thread(self._declare, standing, change, version, by)
-        self._runtime.log(logger, "roles.declared", reason=f"{declared.servers} servers, by {said_by}")
+        configured = self._configured(standing, ())
+        declared = await self._runtime.in_thread(_declare, self._kube(), change, version, by, configured)
+        self._runtime.log(logger, "roles.declared", reason=f"{declared.servers} servers, by {by}")
         self._hurry.raise_()
         return declared
 
@@ -158,20 +160,6 @@ class Authority:
                 hint="see who is one with: kairos-p2p roles list",
             )
         return standing
-
-    def _declare(
-        self, standing: Standing, change: Change, version: str | None, by: str
-    ) -> tuple[Declaration, str]:
-        kube = self._kube()
-        stored = _get(kube, api.below(api.CONFIG_MAPS, objects.DECLARATION))
-        if version is not None and version != objects.version_of(stored):
-            raise _contradiction(stored)
-        declared = change.of(objects.declaration(stored, self._configured(standing, ())))
-        try:
-            _put(kube, api.CONFIG_MAPS, objects.DECLARATION, objects.declaration_map(declared, by))
-        except (api.Conflict, api.AlreadyExists) as exc:
-            raise _contradiction(_get(kube, api.below(api.CONFIG_MAPS, objects.DECLARATION))) from exc
-        return declared, by
 
     # ------------------------------------------------------------ running
 
@@ -196,11 +184,10 @@ class Authority:
 
     async def _pass(self, standing: Standing) -> float:
         """One look, and perhaps one step. Returns when to look again."""
-        asked_at = self._runtime.monotonic()
-        await self._runtime.in_thread(self._keep_lease, asked_at)
+        await self._keep_lease(self._runtime.monotonic())
         if not self._lease.is_held(self._runtime.monotonic()):
             return PASS_S
-        facts, stored = await self._runtime.in_thread(self._look, standing)
+        facts, stored = await self._look(standing)
         if stored is None or facts.declaration.configured != objects.declaration(stored, 0).configured:
             item = objects.declaration_map(facts.declaration, "the servers' configuration")
             await self._runtime.in_thread(_put, self._kube(), api.CONFIG_MAPS, objects.DECLARATION, item)
@@ -214,18 +201,18 @@ class Authority:
         await self._take(standing, facts, step)
         return PASS_S if step.action in ("none", "wait") else HURRY_S
 
-    def _keep_lease(self, now: float) -> None:
+    async def _keep_lease(self, now: float) -> None:
         kube = self._kube()
-        stored = _get(kube, LEASE)
+        stored = await self._runtime.in_thread(_get, kube, LEASE)
         wall = datetime.datetime.fromtimestamp(self._runtime.wall_s(), datetime.UTC)
         seen = self._lease.look(now, stored, wall.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
         self.holder = seen.holder
         if seen.write is None:
             return
         if seen.is_new:
-            kube.create(api.LEASES, seen.write)
+            await self._runtime.in_thread(kube.create, api.LEASES, seen.write)
         else:
-            kube.replace(LEASE, seen.write)
+            await self._runtime.in_thread(kube.replace, LEASE, seen.write)
         if self.holder != self._self_id:
             reason = "nobody held the lease" if not self.holder else "its holder did not renew it"
             self._runtime.log(logger, "roles.authority_taken", reason=reason)
@@ -280,15 +267,12 @@ class Authority:
 
     # ------------------------------------------------------------ facts
 
-    def _look(self, standing: Standing) -> tuple[Facts, dict[str, Any] | None]:
-        """The facts, and the stored declaration. Blocks."""
-        kube = self._kube()
-        declared = _get(kube, api.below(api.CONFIG_MAPS, objects.DECLARATION))
-        stored = _get(kube, api.below(api.CONFIG_MAPS, objects.ASSIGNMENTS))
+    async def _look(self, standing: Standing) -> tuple[Facts, Json | None]:
+        """The facts, and the stored declaration. Raises KubeError."""
+        declared, stored, items, raw = await self._runtime.in_thread(_read, self._kube())
         self._assigned_version = objects.version_of(stored)
         peers = self._addresses(standing.view)
-        kube_nodes = objects.nodes(kube.get(api.NODES).get("items"), peers)
-        raw = kube.etcd_members()
+        kube_nodes = objects.nodes(items, peers)
         if raw is not None:
             members = objects.members(raw, peers)
         else:
@@ -303,7 +287,7 @@ class Authority:
     def _facts(
         self,
         standing: Standing,
-        declared: dict[str, Any] | None,
+        declared: Json | None,
         given: dict[PeerId, Assigned],
         kube_nodes: tuple[KubeNode, ...],
         members: tuple[Member, ...],
@@ -406,7 +390,7 @@ def _word(given: Assigned) -> str:
     return f"{given.role}: {given.reason.partition(': ')[2] or given.reason}"
 
 
-def _contradiction(stored: dict[str, Any] | None) -> Contradiction:
+def _contradiction(stored: Json | None) -> Contradiction:
     by = objects.declared_by(stored)
     return Contradiction(
         "the declaration was changed meanwhile" + (f" by {by}" if by else ""),
@@ -414,14 +398,34 @@ def _contradiction(stored: dict[str, Any] | None) -> Contradiction:
     )
 
 
-def _get(kube: KubeApi, path: str) -> dict[str, Any] | None:
+def _read(kube: KubeApi) -> tuple[Json | None, Json | None, object, list[Json] | None]:
+    """Declaration, assignments, Nodes and etcd's members. Blocks."""
+    declared = _get(kube, api.below(api.CONFIG_MAPS, objects.DECLARATION))
+    stored = _get(kube, api.below(api.CONFIG_MAPS, objects.ASSIGNMENTS))
+    return declared, stored, kube.get(api.NODES).get("items"), kube.etcd_members()
+
+
+def _declare(kube: KubeApi, change: Change, version: str | None, by: str, configured: int) -> Declaration:
+    """Blocks."""
+    stored = _get(kube, api.below(api.CONFIG_MAPS, objects.DECLARATION))
+    if version is not None and version != objects.version_of(stored):
+        raise _contradiction(stored)
+    declared = change.of(objects.declaration(stored, configured))
+    try:
+        _put(kube, api.CONFIG_MAPS, objects.DECLARATION, objects.declaration_map(declared, by))
+    except (api.Conflict, api.AlreadyExists) as exc:
+        raise _contradiction(_get(kube, api.below(api.CONFIG_MAPS, objects.DECLARATION))) from exc
+    return declared
+
+
+def _get(kube: KubeApi, path: str) -> Json | None:
     try:
         return kube.get(path)
     except api.NotFound:
         return None
 
 
-def _put(kube: KubeApi, collection: str, name: str, item: dict[str, Any]) -> dict[str, Any]:
+def _put(kube: KubeApi, collection: str, name: str, item: Json) -> Json:
     """Create it if it bears no version, else replace exactly that version."""
     if item["metadata"].get("resourceVersion"):
         return kube.replace(api.below(collection, name), item)

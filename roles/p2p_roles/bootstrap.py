@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Final, assert_never
 
 from p2p_network.core.ids import PeerId
 from p2p_network.core.machine import Decision
@@ -47,6 +47,11 @@ from p2p_roles.quorum import NO_CLUSTER, Quorum
 from p2p_roles.rules import Authorization, Rules, authorize
 from p2p_roles.transitions import TABLE, Cause, State
 from p2p_roles.view import MAX_NODES, View
+
+# what a server that comes back heeds before it knows whether it was replaced
+_WHILE_LOOKING: Final = frozenset(
+    {Cause.OVERTAKEN, Cause.RECOVERS, Cause.HELD_BACK, Cause.CONTESTED, Cause.REASSIGNED}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +220,7 @@ class Bootstrap(Duties):
         for _ in range(3 * len(State)):
             self.carry_over()
             is_looking = self.state is State.DISCOVER and self.is_looking(now)
-            table = () if is_looking else TABLE[self.state]
+            table = [t for t in TABLE[self.state] if not is_looking or t.cause in _WHILE_LOOKING]
             due = next((t for t in table if self._causes[t.cause](now)), None)
             if due is not None:
                 self.state = due.target

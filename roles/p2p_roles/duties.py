@@ -120,11 +120,11 @@ class Duties(RecoveryDuties):
             self.reason += f"; {problem}"
 
     def _discover_reason(self, now: float) -> str:
+        if self.is_looking(now):
+            return "was a server before the restart; asking whether it still is one before it starts k3s"
         if self.up_epoch():
             return "a recovery was given up; waiting for another one: kairos-p2p cluster recover"
         here, expected = len(self.view.alive), self.expected_nodes()
-        if self.is_looking(now):
-            return "was a server before the restart; asking whether it still is one before it starts k3s"
         if self.epoch == 1 and here < expected:
             return (
                 f"{here} of {expected} nodes are here; waiting for {expected - here} more (p2p.minimum_nodes)"

@@ -65,7 +65,7 @@ def servers(lab: Lab) -> set[str]:
 
 def test_live(lab: LabFactory) -> None:
     mine = lab(site(4, 3, dynamic_roles=True, replace_after="6s"), agents=True)
-    formed = wait_ready(mine)
+    wait_ready(mine)
     first = servers(mine)
     assert len(first) == 3
     victim = sorted(first)[0]

@@ -13,7 +13,7 @@ import pytest
 from p2p_network.core.ids import PeerId
 from p2p_network.identity import Identity
 from p2p_roles import events as ev
-from p2p_roles.assign import Assignment
+from p2p_roles.assign import Assignment, role_of
 from p2p_roles.bootstrap import Bootstrap
 from p2p_roles.genesis.acceptor import Asked, Reply
 from p2p_roles.genesis.messages import VOTE_PURPOSE, Genesis
@@ -91,6 +91,7 @@ class Net:
                             if self.linked(host, other) and raw not in other.ledger:
                                 other.ledger.add(raw)
                                 self.put(other, ev.CertificateLearned(raw))
+                    self.assign(host)
                     for other in self.hosts:
                         if self.linked(host, other):
                             for peer, assignment in host.given.items():
@@ -99,6 +100,24 @@ class Net:
                 host, event = self.queue.popleft()
                 if host.is_on:
                     self.step(host, event)
+
+    def assign(self, host: Host) -> None:
+        """As the cluster's authority: a word on every node that has none, servers one at a time."""
+        machine = host.machine
+        member = machine.member
+        if member is None or member.role != "server" or not machine.status.ready:
+            return
+        genesis, ready = member.genesis, {n.peer for n in machine.view.nodes if n.ready}
+        roles = {p: role_of(PeerId(p), genesis, machine.assignments) for p in machine.view.by_peer}
+        for node in machine.view.nodes:
+            servers = {p for p, role in roles.items() if role == "server"}
+            if roles[node.peer] is not None or not node.alive:
+                continue
+            wants = len(servers) < host.rules.servers and not (node.role == "agent" and node.ready)
+            if wants and not servers <= ready:
+                continue
+            role = roles[node.peer] = "server" if wants else "agent"
+            host.given[node.peer] = Assignment(role, f"{role}: said", member.epoch, genesis.cluster_id)
 
     def step(self, host: Host, event: ev.Event) -> list[ev.Effect]:
         effects = list(host.machine.step(self.now, event).effects)
@@ -120,8 +139,6 @@ class Net:
                 self.put(host, Answered(peer, message, answer))
             case ev.PublishCertificate(_, raw):
                 host.ledger.add(raw)
-            case ev.PublishAssignment(key, assignment):
-                host.given[PeerId(key.rpartition("/")[2])] = assignment
             case ev.MakeSecrets(epoch):
                 self.put(host, ev.SecretsMade(epoch, (host.name + str(epoch)).ljust(64, "0")))
             case ev.FetchJoinSecret(peer, role):
