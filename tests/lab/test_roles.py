@@ -72,7 +72,12 @@ def test_live(lab: LabFactory) -> None:
     at = sorted(first)[1]
     began = time.monotonic()
     mine.kill(victim, "node")
-    mine.wait(lambda: len(members(mine, at)) == 3 and victim not in members(mine, at), 120, "replaced")
+
+    def replaced() -> bool:
+        found = members(mine, at)
+        return len(found) == 3 and victim not in found
+
+    mine.wait(replaced, 120, "the dead server to be replaced")
     print("replaced after", time.monotonic() - began)
     mine.boot(victim)
     mine.wait(lambda: roles(mine).get(victim) == "agent", 90, "back as an agent")

@@ -40,7 +40,8 @@ def carried_out(facts: Facts, step: Step) -> Facts:
         case "demote":
             given[step.peer] = Assigned("agent", step.reason, leaving=True)
         case "release":
-            given[step.peer] = Assigned("agent", step.reason)
+            before = given.get(step.peer)
+            given[step.peer] = Assigned("agent", before.reason if before is not None else step.reason)
         case "forget":
             given.pop(step.peer, None)
         case "delete-node":

@@ -205,12 +205,12 @@ def _sick_reason(facts: Facts, peer: PeerId) -> str:
     if node is None:
         return f"the datastore has a member that no node of the mesh is ({facts.voters[peer].name})"
     what = "is not ready" if node.alive else f"has been silent for {node.quiet_s:.0f} s"
+    if node.alive and not to_replace(facts, peer):
+        return f"{node.name} {what}; the members are not changed meanwhile"
     if node.quiet_s < facts.silence_s and (facts.replaces or peer in facts.declaration.replace):
         return f"{node.name} {what}; it is replaced after {facts.silence_s:.0f} s of silence"
     if to_replace(facts, peer):
         return f"{node.name} {what}; no other living node may take its place"
-    if node.alive:
-        return f"{node.name} {what}; the members are not changed meanwhile"
     return (
         f"{node.name} {what}; it is not replaced by itself (p2p.dynamic_roles is false): "
         f"kairos-p2p apply --replace {node.name}"
