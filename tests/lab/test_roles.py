@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
-from clusters import cluster_ids, statuses, wait_ready
+from clusters import ca_hashes, cluster_ids, statuses, wait_ready
 
 from p2p_simulations.lab.lab import Lab
+from p2p_simulations.lab.node import kairos_p2p
 from p2p_simulations.lab.topology import Topology, make_topology
 
 LabFactory = Callable[..., Lab]
 
-FAST = {
-    "etcd-arg": ["heartbeat-interval=100", "election-timeout=1000"],
-}
-GRACE = ["--kube-controller-manager-arg=node-monitor-grace-period=4s"]
-KUBELET = ["--kubelet-arg=node-status-update-frequency=1s"]
+# a Kubernetes that notices a dead node within seconds
+GRACE = "--kube-controller-manager-arg=node-monitor-grace-period=4s"
+STATUS = "--kubelet-arg=node-status-update-frequency=1s"
+CHANGED_S = 180.0
+"""For one change of membership; seconds on a quiet machine."""
 
 
 def site(nodes: int, servers: int, **p2p: Any) -> Topology:
-    """Nodes in one place, with a Kubernetes that notices a dead node within seconds."""
-    config = {
-        "p2p": p2p,
-        "k3s": {"args": [*GRACE, *KUBELET]},
-        "k3s-agent": {"args": KUBELET},
-    }
+    """Nodes in one place."""
+    config = {"p2p": p2p, "k3s": {"args": [GRACE, STATUS]}, "k3s-agent": {"args": [STATUS]}}
     return make_topology({"here": tuple(f"n{i + 1}" for i in range(nodes))}, servers=servers, config=config)
 
 
 def members(lab: Lab, at: str) -> set[str]:
     """Host names of etcd's voters, as the server `at` knows them; empty while it does not answer."""
-    done = lab.node(at).exec(["curl", "-sk", "-m", "3", "https://127.0.0.1:6443/db/info"], 10)
+    done = lab.node(at).exec(["curl", "-sk", "-m", "5", "https://127.0.0.1:6443/db/info"], 10)
     try:
         found = json.loads(done.stdout)["members"]
     except (ValueError, KeyError):
@@ -41,17 +40,14 @@ def members(lab: Lab, at: str) -> set[str]:
     return {m["name"].rpartition("-")[0] for m in found if m.get("name") and not m.get("isLearner")}
 
 
-def kube_nodes(lab: Lab, at: str) -> dict[str, str]:
-    """Name and Ready of every Kubernetes Node."""
-    done = lab.node(at).exec(["sh", "-c", '"$K3S_BIN" kubectl get nodes -o json'], 20)
-    try:
-        items = json.loads(done.stdout)["items"]
-    except (ValueError, KeyError):
-        return {}
-    return {
-        i["metadata"]["name"]: next(c["status"] for c in i["status"]["conditions"] if c["type"] == "Ready")
-        for i in items
-    }
+def kubectl(lab: Lab, at: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """On the server `at`, as the cluster's admin."""
+    return lab.node(at).exec(["sh", "-c", '$K3S_BIN kubectl "$@"', "sh", *words], 20)
+
+
+def nodes_of(lab: Lab, at: str) -> set[str]:
+    """Names of all Kubernetes Nodes."""
+    return set(kubectl(lab, at, "get", "nodes", "-o", "name").stdout.replace("node/", "").split())
 
 
 def roles(lab: Lab) -> dict[str, str]:
@@ -59,27 +55,93 @@ def roles(lab: Lab) -> dict[str, str]:
     return {n: s["role"]["role"] for n, s in statuses(lab).items() if s["role"]["ready"]}
 
 
-def servers(lab: Lab) -> set[str]:
-    return {name for name, role in roles(lab).items() if role == "server"}
+def servers(lab: Lab) -> list[str]:
+    """The servers that are ready."""
+    return sorted(name for name, role in roles(lab).items() if role == "server")
 
 
-def test_live(lab: LabFactory) -> None:
+def verb(lab: Lab, at: str, *words: str, timeout_s: float = CHANGED_S) -> subprocess.CompletedProcess[str]:
+    """One of ours, on a node."""
+    return lab.node(at).exec([*kairos_p2p(), *words], timeout_s)
+
+
+def until(lab: Lab, at: str, voters: set[str], what: str) -> None:
+    """Wait until etcd has exactly these voters."""
+    lab.wait(lambda: members(lab, at) == voters, CHANGED_S, what)
+
+
+def test_one_to_three_to_five_to_three_and_two_operators(lab: LabFactory) -> None:
+    """The declaration of a live cluster changes; agents become servers, servers agents; nothing is lost."""
+    mine = lab(site(5, 1), agents=True)
+    wait_ready(mine)
+    (first,) = servers(mine)
+    agent = next(name for name in mine.topology.names if name != first)
+    kubectl(mine, first, "create", "configmap", "precious", "--from-literal=a=b")
+    done = verb(mine, first, "plan")
+    assert done.returncode == 0, done.stderr
+    assert "all is as declared" in done.stdout
+    refused = verb(mine, agent, "plan")
+    assert refused.returncode == 1
+    assert first in refused.stderr, "an agent names the servers"
+    ahead = verb(mine, first, "plan", "--servers", "3", "-o", "json")
+    assert ahead.returncode == 6, ahead.stderr
+    assert [s["action"] for s in json.loads(ahead.stdout)["steps"]] == ["promote", "promote"]
+
+    version = json.loads(ahead.stdout)["version"]
+    orders = [
+        mine.node(first).enter_argv([*kairos_p2p(), "apply", "--servers", count, "--yes", "--no-wait"])
+        + ["--version", version]
+        for count in ("3", "5")
+    ]
+    both = [subprocess.Popen(o, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for o in orders]
+    said = [p.communicate(timeout=60)[1] for p in both]
+    assert sorted(p.returncode for p in both) == [0, 1], said
+    assert "changed meanwhile" in said[next(i for i, p in enumerate(both) if p.returncode)]
+
+    for count in (3, 5, 3):
+        done = verb(mine, first, "apply", "--servers", str(count), "--yes", "--timeout", "170s")
+        assert done.returncode == 0, f"{count} servers: {done.stderr}"
+        assert len(members(mine, first)) == count
+        mine.wait(
+            lambda n=count: len(servers(mine)) == n and len(roles(mine)) == 5, CHANGED_S, "all to be up"
+        )
+    assert first in servers(mine), "who decides goes last"
+    assert cluster_ids(wait_ready(mine)) and len(cluster_ids(wait_ready(mine))) == 1
+    for name in servers(mine):
+        assert "precious" in kubectl(mine, name, "get", "configmaps", "-o", "name").stdout
+    explained = verb(mine, first, "roles", "explain", servers(mine)[-1]).stdout
+    assert "server: " in explained
+    assert verb(mine, first, "plan").returncode == 0
+
+
+def test_a_dead_server_is_replaced_and_returns_and_a_machine_is_reinstalled(lab: LabFactory) -> None:
+    """The server that decides dies after READY; another takes its place, and its duty; it comes back."""
     mine = lab(site(4, 3, dynamic_roles=True, replace_after="6s"), agents=True)
     wait_ready(mine)
-    first = servers(mine)
-    assert len(first) == 3
-    victim = sorted(first)[0]
-    at = sorted(first)[1]
+    spare = next(name for name, role in roles(mine).items() if role == "agent")
+    at = servers(mine)[0]
+    found = mine.wait(lambda: json.loads(verb(mine, at, "plan", "-o", "json").stdout or "{}"), 60, "a plan")
+    victim = found["holder"] or at
+    at = next(name for name in servers(mine) if name != victim)
     began = time.monotonic()
     mine.kill(victim, "node")
-
-    def replaced() -> bool:
-        found = members(mine, at)
-        return len(found) == 3 and victim not in found
-
-    mine.wait(replaced, 120, "the dead server to be replaced")
-    print("replaced after", time.monotonic() - began)
+    until(mine, at, {*mine.topology.names} - {victim}, "the dead server to be replaced")
+    print(f"replaced {time.monotonic() - began:.1f} s after its power was cut, after 6 s of silence")
+    mine.wait(lambda: roles(mine).get(spare) == "server", CHANGED_S, "the spare to be a server")
     mine.boot(victim)
-    mine.wait(lambda: roles(mine).get(victim) == "agent", 90, "back as an agent")
-    print(kube_nodes(mine, at))
-    assert len(cluster_ids(wait_ready(mine))) == 1
+    mine.wait(lambda: roles(mine).get(victim) == "agent", CHANGED_S, "the dead one to return as an agent")
+    assert len(members(mine, at)) == 3
+
+    # the same machine with an empty disk: a new identity under the old name
+    mine.kill(victim, "node")
+    for disk in ("var-lib-kairos-p2p", "var-lib-rancher", "etc-rancher"):
+        for path in (mine.node(victim).folder / "disk" / disk).iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    mine.boot(victim)
+    mine.wait(lambda: roles(mine).get(victim) == "agent", CHANGED_S, "the reinstalled one to join")
+    mine.wait(lambda: len(nodes_of(mine, at)) == 4, CHANGED_S, "the old Node to be deleted")
+    done = verb(mine, victim, "leave", "--yes", timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    mine.wait(lambda: len(nodes_of(mine, at)) == 3, CHANGED_S, "the Node of who left to be deleted")
+    assert len(ca_hashes(mine)) == 1
+    assert len(members(mine, at)) == 3

@@ -24,6 +24,8 @@ def plan(facts: Facts) -> tuple[Step, ...]:
             after = settle(facts)
             if step.pending or after == facts:
                 return (*steps, step)
+            if not steps:  # under way already
+                steps.append(step)
             facts = after
             continue
         steps.append(step)
