@@ -141,6 +141,8 @@ class PeerDoc(TypedDict):
     carrier_reason: str
     carrier_rtt_ms: float | None
     loss: float | None
+    rx_rate_bps: float
+    tx_rate_bps: float
     cluster: str
     role: RoleName
     rx_bytes: int

@@ -18,6 +18,13 @@ def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} ms"
 
 
+def _rate(bits_per_s: float) -> str:
+    for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)):
+        if bits_per_s >= size:
+            return f"{bits_per_s / size:.1f} {unit}"
+    return f"{bits_per_s:.0f} bit/s" if bits_per_s else "-"
+
+
 def _loss(peer: PeerDoc) -> str:
     return "" if peer["loss"] is None else f"{peer['loss']:.2%}"
 
@@ -44,6 +51,8 @@ PATH_COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
     out.Column("CARRIER", lambda peer: peer["carrier"]),
     out.Column("RTT", lambda peer: _ms(peer["carrier_rtt_ms"]), right=True),
     out.Column("LOSS", _loss, right=True),
+    out.Column("RX RATE", lambda peer: _rate(peer["rx_rate_bps"]), right=True),
+    out.Column("TX RATE", lambda peer: _rate(peer["tx_rate_bps"]), right=True),
     out.Column("WHY", lambda peer: peer["carrier_reason"]),
 )
 

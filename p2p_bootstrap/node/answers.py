@@ -253,6 +253,8 @@ class Answers:
             carrier=stats.carrier if stats else "none",
             carrier_reason=stats.reason if stats else "",
             carrier_rtt_ms=None if stats is None or stats.rtt_ms is None else round(stats.rtt_ms, 2),
+            rx_rate_bps=stats.rx_rate_bps if stats else 0.0,
+            tx_rate_bps=stats.tx_rate_bps if stats else 0.0,
             loss=None if stats is None or stats.loss is None else round(stats.loss, 5),
             cluster=said.scope if said else "",
             role=said.role if said else "",  # type: ignore[typeddict-item]  # checked by _said

@@ -122,6 +122,8 @@ def peer_doc(number: int, **changes: Any) -> PeerDoc:
         "carrier_reason": "records over TCP carry most",
         "carrier_rtt_ms": 0.5,
         "loss": 0.0125,
+        "rx_rate_bps": 2_500_000.0,
+        "tx_rate_bps": 0.0,
         "cluster": "kairos/east",
         "role": "server",
         "rx_bytes": 1_500_000,

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p_network.dataplane.peers import QUEUE_FLOOR_BYTES, QueueBudget, SendQueue, Session
+from p2p_network.dataplane.peers import Session
 from p2p_network.dataplane.routes import ONE_TO_MANY, RouteTable, broadcast_of, parse_networks
 from p2p_network.session import CHACHA, PeerSession
 
@@ -65,42 +65,6 @@ def test_what_is_remembered_is_bounded() -> None:
     for value in range(20000):
         assert table.owner_of((0x0A000000 + value).to_bytes(4, "big")) == "a"
     assert len(table._remembered) <= 8192
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.one_of(st.none(), st.integers(1, 60000))), max_size=80))
-def test_queues_keep_order_and_the_budget(steps: list[tuple[int, int | None]]) -> None:
-    budget = QueueBudget(600_000)
-    queues = [SendQueue(budget) for _ in range(3)]
-    models: list[list[bytes]] = [[], [], []]
-    for number, (which, size) in enumerate(steps):
-        queue, model = queues[which], models[which]
-        if size is None:
-            taken = queue.pull(100_000)
-            expected = b""
-            while model and (not expected or len(expected) + len(model[0]) <= 100_000):
-                expected += model.pop(0)
-            assert taken == expected
-        else:
-            batch = bytes([number % 256]) * size
-            fits = queue.size_bytes + size <= max(QUEUE_FLOOR_BYTES, budget.free_bytes // 2)
-            assert queue.push(memoryview(batch), 1, 5.0) == fits
-            if fits:
-                model.append(batch)
-        assert queue.size_bytes == sum(map(len, model))
-        assert budget.free_bytes == 600_000 - sum(q.size_bytes for q in queues)
-    assert [queue.clear() for queue in queues] == [len(model) for model in models]
-    assert budget.free_bytes == 600_000
-
-
-def test_a_queue_that_stands_still_takes_no_more() -> None:
-    queue = SendQueue(QueueBudget())
-    assert queue.push(memoryview(b"first"), 1, 5.0)
-    assert queue.push(memoryview(b"second"), 1, 5.05)
-    assert not queue.push(memoryview(b"third"), 1, 5.2)
-    assert queue.pull(5) == b"first"
-    assert not queue.push(memoryview(b"third"), 1, 5.2)
-    assert queue.pull(9) == b"second"
-    assert queue.push(memoryview(b"third"), 1, 5.2)
 
 
 @given(st.lists(st.integers(0, 20)))

@@ -84,6 +84,7 @@ PURE = (
     "network/p2p_network/dataplane/datagrams.py",
     "network/p2p_network/dataplane/icmp.py",
     "network/p2p_network/dataplane/path.py",
+    "network/p2p_network/dataplane/queues.py",
     "network/p2p_network/dataplane/segments.py",
     "network/p2p_network/dataplane/records.py",
     "network/p2p_network/host/dialer.py",

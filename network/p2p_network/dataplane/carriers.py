@@ -348,6 +348,8 @@ class Carriers:
         """Once a second: ping every live connection, end the silent and the worn ones, choose again."""
         now = self.loop.now()
         self.loop.call_at(now + BEAT_S, self._beat)
+        for peer in self._table.by_name.values():
+            peer.measure(BEAT_S)
         peers: dict[Peer, None] = {}
         for connection in list(self._live):
             if now - connection.last_received > SILENCE_S:

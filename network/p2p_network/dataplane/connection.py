@@ -32,7 +32,7 @@ from p2p_network.dataplane.records import (
     control_entry,
     sealed_size,
 )
-from p2p_network.dataplane.sockets import tcp_facts
+from p2p_network.dataplane.sockets import suit_rate, tcp_facts
 
 HANDSHAKE_S: Final = 3.0
 RETIRE_S: Final = 5.0
@@ -259,6 +259,7 @@ class TcpConnection:
 
     def ping(self) -> None:
         """Ask for a sign of life, unless bytes are waiting anyway."""
+        suit_rate(self._sock)
         if self.ready:
             self.send(control_entry(PING, clock_ns(self._owner.loop)))
 

@@ -131,6 +131,7 @@ class PeerStats(msgspec.Struct, frozen=True):
         rtt_ms: of the last heartbeat; None before the first.
         last_seen_s: age of the last record from it; None before the first.
         connects: connections that carried, since the peer was put.
+        rx_rate_bps, tx_rate_bps: inner bits per second during the last second.
     """
 
     peer: str
@@ -150,6 +151,8 @@ class PeerStats(msgspec.Struct, frozen=True):
     connects: int
     loss: float | None = None
     reason: str = ""
+    rx_rate_bps: float = 0.0
+    tx_rate_bps: float = 0.0
 
 
 class Stats(msgspec.Struct, frozen=True, tag="stats"):

@@ -1,27 +1,19 @@
 """Who are the peers, which sessions do they have, and what waits for them?
 
 No I/O. A `Peer` has sessions in the order they were put; one of its connections, the carrier, takes its
-packets. What a full carrier can't take waits, still unsealed, in the peer's own bounded queue; it belongs
-to the peer, not to a connection, so a change of carrier or session loses nothing. All queues share one
-budget: each may take half of what is still free (Choudhury and Hahne's dynamic threshold), so many stuck
-peers can't take the memory, nor the last share of a healthy one.
+packets. What a full carrier can't take waits, still unsealed, in the peer's own bounded queue (`queues`); it
+belongs to the peer, not to a connection, so a change of carrier or session loses nothing.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Final, Protocol
+from typing import Protocol
 
 from p2p_network.dataplane.choice import Path
 from p2p_network.dataplane.messages import PeerStats
+from p2p_network.dataplane.queues import FairQueue, QueueBudget
 from p2p_network.dataplane.routes import RouteTable
 from p2p_network.session import PeerSession
-
-QUEUE_BUDGET_BYTES: Final = 16 << 20
-QUEUE_WAIT_S: Final = 0.1
-"""A queue whose first batch has waited so long takes no more: a slow path must not add seconds of delay."""
-QUEUE_FLOOR_BYTES: Final = 128 << 10
-"""Every queue may hold this much, whatever the others do."""
 
 
 class Session:
@@ -79,64 +71,11 @@ class Carrier(Protocol):
         """End at once."""
 
 
-class QueueBudget:
-    """What all queues together may hold."""
-
-    __slots__ = ("free_bytes",)
-
-    def __init__(self, total_bytes: int = QUEUE_BUDGET_BYTES) -> None:
-        self.free_bytes = total_bytes
-
-
-class SendQueue:
-    """Batches of entries that wait for one peer's carrier, first in, first out."""
-
-    __slots__ = ("_batches", "_budget", "size_bytes")
-
-    def __init__(self, budget: QueueBudget) -> None:
-        self._batches: deque[tuple[bytes, int, float]] = deque()
-        self._budget = budget
-        self.size_bytes = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._batches)
-
-    def push(self, batch: memoryview, packets: int, now: float) -> bool:
-        """Append a copy; False, and no effect, when the queue is full or stands still."""
-        size = len(batch)
-        late = bool(self._batches) and now - self._batches[0][2] > QUEUE_WAIT_S
-        if late or self.size_bytes + size > max(QUEUE_FLOOR_BYTES, self._budget.free_bytes // 2):
-            return False
-        self._batches.append((bytes(batch), packets, now))
-        self.size_bytes += size
-        self._budget.free_bytes -= size
-        return True
-
-    def pull(self, limit_bytes: int) -> bytes:
-        """The next batch, joined with those behind it while they fit into `limit_bytes`; b"" for none."""
-        taken: list[bytes] = []
-        size = 0
-        while self._batches and (not taken or size + len(self._batches[0][0]) <= limit_bytes):
-            batch = self._batches.popleft()[0]
-            taken.append(batch)
-            size += len(batch)
-        self.size_bytes -= size
-        self._budget.free_bytes += size
-        return taken[0] if len(taken) == 1 else b"".join(taken)
-
-    def clear(self) -> int:
-        """Forget everything; how many packets that were."""
-        packets = sum(count for _, count, _ in self._batches)
-        self._batches.clear()
-        self._budget.free_bytes += self.size_bytes
-        self.size_bytes = 0
-        return packets
-
-
 class Peer:
     """A peer, its sessions (oldest first), its carrier and its counters. Compared by identity."""
 
     __slots__ = (
+        "_counted",
         "carrier",
         "connects",
         "dial",
@@ -148,9 +87,11 @@ class Peer:
         "reason",
         "rx_bytes",
         "rx_packets",
+        "rx_rate_bps",
         "sessions",
         "tx_bytes",
         "tx_packets",
+        "tx_rate_bps",
     )
 
     def __init__(self, name: str, budget: QueueBudget) -> None:
@@ -159,10 +100,12 @@ class Peer:
         self.endpoints: tuple[str, ...] = ()
         self.dial = False
         self.carrier: Carrier | None = None
-        self.queue = SendQueue(budget)
+        self.queue = FairQueue(budget)
         self.drops: dict[str, int] = {}
         self.rx_bytes = self.rx_packets = self.tx_bytes = self.tx_packets = 0
         self.connects = 0
+        self.rx_rate_bps = self.tx_rate_bps = 0.0
+        self._counted = (0, 0)
         self.reason = ""
         self.last_received: float | None = None
 
@@ -176,6 +119,13 @@ class Peer:
         if packets:
             self.drops[reason] = self.drops.get(reason, 0) + packets
 
+    def measure(self, seconds: float) -> None:
+        """Take the rates of the last `seconds` from the counters."""
+        rx, tx = self._counted
+        self._counted = (self.rx_bytes, self.tx_bytes)
+        self.rx_rate_bps = (self.rx_bytes - rx) * 8 / seconds
+        self.tx_rate_bps = (self.tx_bytes - tx) * 8 / seconds
+
     def send(self, batch: memoryview, packets: int, now: float) -> None:
         """Forward a batch of entries now, later or never."""
         carrier = self.carrier
@@ -183,8 +133,8 @@ class Peer:
             self.drop("no_carrier", packets)
         elif carrier.ready and not self.queue:
             carrier.send(batch)
-        elif not self.queue.push(batch, packets, now):
-            self.drop("queue_full", packets)
+        else:
+            self.drop("queue_full", self.queue.push(batch, now))
 
     def pump(self, limit_bytes: int) -> None:
         """Give the carrier what waits, as far as it takes it; `limit_bytes` per record."""
@@ -214,6 +164,8 @@ class Peer:
             reason=self.reason if carrier is not None else "",
             last_seen_s=None if self.last_received is None else now - self.last_received,
             connects=self.connects,
+            rx_rate_bps=self.rx_rate_bps,
+            tx_rate_bps=self.tx_rate_bps,
         )
 
 

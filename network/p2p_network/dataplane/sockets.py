@@ -20,12 +20,16 @@ _CONGESTION_CONTROL: Final = b"bbr"
 _TCP_NOTSENT_LOWAT: Final = 25  # include/uapi/linux/tcp.h; Python's socket module has no name for it
 _UNSENT_BYTES: Final = 1 << 20
 """More than this waits in the peer's queue, where it can still be dropped or take another way."""
+_LEAST_UNSENT_BYTES: Final = 128 << 10
+_UNSENT_S: Final = 0.02
 _BACKLOG: Final = 128
-_TCP_INFO_BYTES: Final = 160
+_TCP_INFO_BYTES: Final = 168
 # offsets in struct tcp_info (include/uapi/linux/tcp.h)
 _TOTAL_RETRANS: Final = 100
 _SEGS_OUT: Final = 136
+_DELIVERY_RATE: Final = 160  # bytes per second
 _U32: Final = struct.Struct("@I")
+_U64: Final = struct.Struct("@Q")
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:
@@ -93,6 +97,19 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
     with contextlib.suppress(OSError):  # the kernel may lack it, or not allow it
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION_CONTROL)
+
+
+def suit_rate(sock: socket.socket) -> None:
+    """Let the kernel hold about as much unsent as the path takes in `_UNSENT_S`.
+
+    More would be delay; it waits in the peer's queue, where small flows pass it.
+    """
+    with contextlib.suppress(OSError):
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        rate = _U64.unpack_from(info, _DELIVERY_RATE)[0] if len(info) >= _DELIVERY_RATE + 8 else 0
+        if rate:
+            wanted = min(_UNSENT_BYTES, max(_LEAST_UNSENT_BYTES, int(rate * _UNSENT_S)))
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, wanted)
 
 
 def tcp_facts(sock: socket.socket) -> tuple[str, int, int]:
