@@ -14,6 +14,7 @@ MASK: Final = "<redacted>"
 _SECRETS: Final = re.compile(
     r"""
       kp2p\d{1,4}_[A-Za-z0-9_-]{8,}                # our network token
+    | [Kk][Pp]2[Pp][Jj]\d{1,4}-[A-Za-z2-7]{8,}      # our join token
     | K10[0-9a-f]{64}::[^\s"']+                    # k3s join token with its CA hash
     | -----BEGIN[ ][A-Z ]*PRIVATE[ ]KEY-----.*?(?:-----END[ ][A-Z ]*PRIVATE[ ]KEY-----|\Z)
     | [A-Za-z0-9+/]{160,}={0,2}                    # base64 as long as a Kairos token or a wrapped key

@@ -14,7 +14,7 @@ deleted records (a node that left says so by deleting its own)::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, assert_never
 
@@ -89,11 +89,15 @@ class PeerLost:
 
 @dataclass(frozen=True, slots=True)
 class RecordsChanged:
-    """What the ledger says now: all node records, all addresses, and whose record was deleted."""
+    """What the ledger says now: all node records, all addresses, and whose record was deleted.
+
+    `out`: those of `left` that did not go of themselves, and why: they are members no more.
+    """
 
     records: Mapping[PeerId, NodeRecord]
     addresses: Mapping[PeerId, tuple[str, str]]
     left: frozenset[PeerId]
+    out: Mapping[PeerId, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,7 @@ class Membership:
         self._records: Mapping[PeerId, NodeRecord] = {}
         self._addresses: Mapping[PeerId, tuple[str, str]] = {}
         self._left: frozenset[PeerId] = frozenset()
+        self._out: Mapping[PeerId, str] = {}
         itself = Member(self_id, None, MemberState.ALIVE, now, "this node")
         self._members: dict[PeerId, Member] = {self_id: itself}
         self._view = View(self_id, (itself,), now)
@@ -159,6 +164,7 @@ class Membership:
                 why_lost = f"its channel closed: {why}"
             case RecordsChanged():
                 self._records, self._addresses, self._left = event.records, event.addresses, event.left
+                self._out = event.out
             case Tick():
                 pass
             case _:
@@ -192,6 +198,8 @@ class Membership:
     def _state(self, now: float, peer: PeerId, old: Member | None, why_lost: str) -> tuple[MemberState, str]:
         if peer == self._self_id:
             return MemberState.ALIVE, "this node"
+        if peer in self._out:
+            return MemberState.LEFT, self._out[peer]
         if peer in self._left and peer not in self._records:
             return MemberState.LEFT, "it said that it leaves"
         if peer in self._connected:

@@ -33,6 +33,7 @@ from p2p_network.core.errors import TokenError
 PREFIX: Final = "kp2p1_"
 MAX_TOKEN_CHARS: Final = 16_384
 MAX_BOOTSTRAP: Final = 32
+MAX_GENERATION: Final = 1_000_000
 DEFAULT_NETWORK_ID: Final = "kairos"
 
 _VERSIONED = re.compile(r"^kp2p(\d{1,4})_")
@@ -42,6 +43,20 @@ _MAKE_NEW = "copy the whole line again, or make a new one with: kairos-p2p token
 
 class _TokenBody(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The wire form: an array, so the token stays short."""
+
+    seed: bytes
+    bootstrap: tuple[str, ...]
+    dht: bool
+    mdns: bool
+    # absent before the first rotation, so that a token's text does not change
+    generation: int = 1
+    mesh_id: str = ""
+    network_id: str = ""
+    rendezvous: bytes = b""
+
+
+class _FirstBody(msgspec.Struct, frozen=True, array_like=True):
+    """The wire form of a first token."""
 
     seed: bytes
     bootstrap: tuple[str, ...]
@@ -59,6 +74,9 @@ class NetworkToken:
         dht: whether members look each other up in the DHT.
         mdns: whether members look for each other on the local network.
         origin: "kairos-p2p" or "kairos" (an EdgeVPN token).
+        generation: how often the mesh's keys were rotated, from 1. From 2 on the token belongs to one mesh,
+            and carries what does not change with a rotation:
+        mesh_id, network_id, rendezvous: as `MeshKeys` has them; empty in generation 1.
     """
 
     seed: bytes
@@ -66,6 +84,10 @@ class NetworkToken:
     dht: bool = True
     mdns: bool = True
     origin: str = "kairos-p2p"
+    generation: int = 1
+    mesh_id: str = ""
+    network_id: str = ""
+    rendezvous: bytes = b""
 
     def __repr__(self) -> str:  # never in a log, whatever prints this object
         return f"NetworkToken(<{self.fingerprint}>)"
@@ -83,19 +105,33 @@ class MeshKeys:
     Attributes:
         psk: libp2p private-network key.
         rendezvous: names the mesh in mDNS and the DHT without giving the token away.
-        admission: MAC key with which a member proves that it held the token.
-        mesh_id: public name of the mesh, 16 hex digits; scopes signatures and addresses.
+        admission: seed of the mesh's authority, which certifies members (`admission.documents`).
+        mesh_id: public name of the mesh, 16 hex digits; scopes signatures and addresses. Never changes.
+        generation: of psk and admission.
     """
 
     psk: bytes
     rendezvous: bytes
     admission: bytes
     mesh_id: str
+    generation: int = 1
 
 
 def format_token(token: NetworkToken) -> str:
     """The line of text that `parse_token` reads."""
-    body = wire.encode(_TokenBody(token.seed, token.bootstrap, token.dht, token.mdns))
+    fields: _FirstBody | _TokenBody = _FirstBody(token.seed, token.bootstrap, token.dht, token.mdns)
+    if token.generation > 1:
+        fields = _TokenBody(
+            token.seed,
+            token.bootstrap,
+            token.dht,
+            token.mdns,
+            token.generation,
+            token.mesh_id,
+            token.network_id,
+            token.rendezvous,
+        )
+    body = wire.encode(fields)
     raw = hashlib.blake2s(body, digest_size=_CHECKSUM_BYTES).digest() + body
     return PREFIX + base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
@@ -121,12 +157,38 @@ def parse_token(text: str) -> NetworkToken:
 
 
 def mesh_keys(token: NetworkToken, network_id: str = DEFAULT_NETWORK_ID) -> MeshKeys:
-    """The keys of `network_id` on this token. Deterministic."""
+    """The keys of `network_id` on this token. Deterministic.
+
+    Raises TokenError if the token was made by a rotation of another network id.
+    """
 
     def key(use: str, length: int = 32) -> bytes:
         return _derive(token.seed, f"{use}/{network_id}", length=length)
 
-    return MeshKeys(key("psk"), key("rendezvous"), key("admission"), key("mesh-id", 8).hex())
+    if token.generation == 1:
+        return MeshKeys(key("psk"), key("rendezvous"), key("admission"), key("mesh-id", 8).hex())
+    if token.network_id != network_id:
+        raise TokenError(
+            f"the network token belongs to network id {token.network_id!r}, not {network_id!r}",
+            hint="set p2p.network_id to it; a token that a rotation made is for one network id only",
+        )
+    return MeshKeys(key("psk"), token.rendezvous, key("admission"), token.mesh_id, token.generation)
+
+
+def rotated(
+    keys: MeshKeys, network_id: str, seed: bytes, *, bootstrap: tuple[str, ...], dht: bool, mdns: bool
+) -> NetworkToken:
+    """The token of the next generation of a mesh. `seed`: 32 new random bytes."""
+    return NetworkToken(
+        seed,
+        bootstrap,
+        dht,
+        mdns,
+        generation=keys.generation + 1,
+        mesh_id=keys.mesh_id,
+        network_id=network_id,
+        rendezvous=keys.rendezvous,
+    )
 
 
 def _derive(seed: bytes, use: str, *, length: int = 32) -> bytes:
@@ -151,9 +213,26 @@ def _parse_ours(text: str) -> NetworkToken:
         fields = wire.decode(body, _TokenBody)
     except ValueError as exc:
         raise TokenError(f"the network token is damaged: {exc}", hint=_MAKE_NEW) from exc
-    if len(fields.seed) != 32 or len(fields.bootstrap) > MAX_BOOTSTRAP:
+    rotations = fields.generation > 1
+    is_whole = (
+        len(fields.seed) == 32
+        and len(fields.bootstrap) <= MAX_BOOTSTRAP
+        and 1 <= fields.generation <= MAX_GENERATION
+        and len(fields.rendezvous) == (32 if rotations else 0)
+        and re.fullmatch("[0-9a-f]{16}" if rotations else "", fields.mesh_id)
+    )
+    if not is_whole:
         raise TokenError("the network token is damaged: a field has a wrong size", hint=_MAKE_NEW)
-    return NetworkToken(fields.seed, fields.bootstrap, fields.dht, fields.mdns)
+    return NetworkToken(
+        fields.seed,
+        fields.bootstrap,
+        fields.dht,
+        fields.mdns,
+        generation=fields.generation,
+        mesh_id=fields.mesh_id,
+        network_id=fields.network_id,
+        rendezvous=fields.rendezvous,
+    )
 
 
 def _parse_kairos(text: str) -> NetworkToken:

@@ -2,7 +2,8 @@
 
 A starlette application over an `AgentService`. Who may ask what is decided here, from the caller that
 `server` found out from the kernel: root and the agent's own user may do everything, members of the group
-`kairos-p2p` may read, except the kubeconfig (it is a cluster-admin key). Every answer that is not 2xx is
+`kairos-p2p` may read, except the kubeconfig (it is a cluster-admin key). What only root may ask is noted by
+`audit`, also if it was refused. Every answer that is not 2xx is
 ``{"error", "hint", "exit_code"}``. No request has a body, so none is accepted.
 """
 
@@ -25,6 +26,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from p2p_bootstrap import __version__
+from p2p_bootstrap.api.audit import AuditLog
 from p2p_bootstrap.api.service import (
     GOALS,
     MAX_WAIT_S,
@@ -64,9 +66,16 @@ class Caller:
     rights: Rights
 
 
-def build_app(service: AgentService) -> Starlette:
-    """The application. Its ASGI scopes must carry a `Caller` under `CALLER`."""
+def build_app(service: AgentService, audit: AuditLog | None = None) -> Starlette:
+    """The application. Its ASGI scopes must carry a `Caller` under `CALLER`.
+
+    `audit`: where administrative requests are noted.
+    """
     routes = _Routes(service)
+
+    def _guarded(handler: Handler, needed: Rights) -> Handler:
+        return guard(handler, needed, audit)
+
     return Starlette(
         routes=[
             Route("/v1/version", _guarded(routes.version, "read"), methods=["GET"]),
@@ -82,6 +91,11 @@ def build_app(service: AgentService) -> Starlette:
             Route("/v1/regions/confirm", _guarded(routes.confirm_regions, "all"), methods=["POST"]),
             Route("/v1/plan", _guarded(routes.plan, "read"), methods=["GET"]),
             Route("/v1/apply", _guarded(routes.apply, "all"), methods=["POST"]),
+            Route("/v1/invites", _guarded(routes.invites, "read"), methods=["GET"]),
+            Route("/v1/invites", _guarded(routes.invite, "all"), methods=["POST"]),
+            Route("/v1/invites/{id}/withdraw", _guarded(routes.withdraw, "all"), methods=["POST"]),
+            Route("/v1/peers/{name}/revoke", _guarded(routes.revoke, "all"), methods=["POST"]),
+            Route("/v1/rotate", _guarded(routes.rotate, "all"), methods=["POST"]),
             Route("/v1/leave", _guarded(routes.leave, "all"), methods=["POST"]),
             Route("/v1/stop", _guarded(routes.stop, "all"), methods=["POST"]),
             Route("/metrics", _guarded(routes.metrics, "read"), methods=["GET"]),
@@ -165,6 +179,32 @@ class _Routes:
     async def apply(self, request: Request) -> Response:
         version = request.query_params.get("version")
         return JSONResponse(await self._service.apply(_wanted(request), version))
+    async def invites(self, request: Request) -> Response:
+        return JSONResponse(list(self._service.invites()))
+
+    async def invite(self, request: Request) -> Response:
+        region = request.query_params.get("region", "")
+        if len(region) > 63:
+            raise UsageError("a region's name has at most 63 characters")
+        invited = await self._service.invite(
+            role=request.query_params.get("role", "any"),
+            region=region,
+            uses=int(_number(request, "uses", 1, 2**31)),
+            ttl_s=_number(request, "ttl_s", 3600.0, 2**40),
+            member_ttl_s=_number(request, "member_ttl_s", 0.0, 2**40),
+        )
+        return JSONResponse(invited)
+
+    async def withdraw(self, request: Request) -> Response:
+        await self._service.withdraw(request.path_params["id"])
+        return JSONResponse({"withdrawn": True})
+
+    async def revoke(self, request: Request) -> Response:
+        reason = request.query_params.get("reason", "")[:200]
+        return JSONResponse(await self._service.revoke(request.path_params["name"], reason))
+
+    async def rotate(self, request: Request) -> Response:
+        return JSONResponse(await self._service.rotate())
 
     async def leave(self, request: Request) -> Response:
         await self._service.leave()
@@ -177,18 +217,20 @@ class _Routes:
         return PlainTextResponse(self._service.metrics_text(), media_type="text/plain; version=0.0.4")
 
 
-def _guarded(handler: Handler, needed: Rights) -> Handler:
+def guard(handler: Handler, needed: Rights, audit: AuditLog | None) -> Handler:
     """`handler`, run only for a caller with the rights `needed`; its errors become error documents."""
 
     async def guarded(request: Request) -> Response:
+        error = ""
         try:
             _check(request, needed)
-            return await handler(request)
+            response = await handler(request)
         except P2PError as exc:
-            return _error(exc)
+            response, error = _error(exc), redact(exc.message)
         except Exception as exc:  # a bug in one answer must not end the agent; it is logged whole
             logger.exception("api.request_failed")
-            return JSONResponse(
+            error = f"a bug: {type(exc).__name__}"
+            response = JSONResponse(
                 ErrorDoc(
                     error=f"the agent failed to answer {request.url.path}: {type(exc).__name__}",
                     hint="this is a bug; the agent's log has the details",
@@ -196,6 +238,17 @@ def _guarded(handler: Handler, needed: Rights) -> Handler:
                 ),
                 status_code=500,
             )
+        if needed == "all" and audit is not None:
+            caller: Caller = request.scope[CALLER]
+            audit.note(
+                uid=caller.uid,
+                pid=caller.pid,
+                request=f"{request.method} {request.url.path}",
+                parameters=dict(request.query_params),
+                status=response.status_code,
+                error=error,
+            )
+        return response
 
     return guarded
 

@@ -27,6 +27,7 @@ import trio
 from starlette.types import ASGIApp
 
 from p2p_bootstrap.api.app import CALLER, GROUP, Caller, Rights, build_app
+from p2p_bootstrap.api.audit import AuditLog
 from p2p_bootstrap.api.http import serve_connection
 from p2p_bootstrap.api.service import AgentService
 from p2p_network.core.errors import NotPermitted, P2PError
@@ -45,6 +46,7 @@ _SO_PEERGROUPS_BYTES: Final = 1024  # 256 groups; the most that Python's getsock
 async def serve_api(
     service: AgentService,
     socket_path: Path,
+    audit: AuditLog | None = None,
     *,
     task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -53,7 +55,7 @@ async def serve_api(
     Raises P2PError if another agent answers there, NotPermitted if the place can't be written to.
     """
     with listening_socket(socket_path) as listener:
-        server = _Server(build_app(service))
+        server = _Server(build_app(service, audit))
         async with trio.open_nursery() as connections:
             task_status.started()
             await trio.serve_listeners(

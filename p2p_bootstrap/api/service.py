@@ -50,6 +50,57 @@ class MeshDoc(TypedDict):
     known: int
 
 
+class AdmissionDoc(TypedDict):
+    """This node's own admission. `state`: member, waiting (for its join token to be redeemed) or out;
+    `generation`: of the keys in force; `issuer`: it holds the root; `role`, `region`: what its certificate
+    confines it to ("any", ""); `expires_ms`: 0: never; `refused`: connections that ended at the gate, by
+    cause; `revoked`: nodes that were put out."""
+
+    state: str
+    reason: str
+    generation: int
+    issuer: bool
+    role: str
+    region: str
+    expires_ms: int
+    refused: dict[str, int]
+    revoked: int
+
+
+class InviteDoc(TypedDict):
+    """One row of ``GET /v1/invites``. `state`: open, used up, expired, withdrawn or rotated away."""
+
+    id: str
+    state: str
+    role: str
+    region: str
+    uses: int
+    used_by: list[str]
+    created_ms: int
+    expires_ms: int
+
+
+class InvitedDoc(TypedDict):
+    """``POST /v1/invites``: `token` is secret, and nowhere else."""
+
+    token: str
+    invite: InviteDoc
+
+
+class RevokedDoc(TypedDict):
+    """``POST /v1/peers/NAME/revoke``: who is out now. `hostname`: "" if it was never seen."""
+
+    peer: str
+    hostname: str
+
+
+class RotatedDoc(TypedDict):
+    """``POST /v1/rotate``: the new network token, secret."""
+
+    token: str
+    generation: int
+
+
 class VpnDoc(TypedDict):
     """`ipv4`, `ipv6`: addresses without prefix length, "" before one is held; `error`: "" unless failed."""
 
@@ -114,6 +165,7 @@ class StatusDoc(TypedDict):
 
     node: NodeDoc
     mesh: MeshDoc
+    admission: AdmissionDoc
     vpn: VpnDoc
     names: NamesDoc
     role: RoleDoc
@@ -126,7 +178,8 @@ class PeerDoc(TypedDict):
     """One row of ``GET /v1/peers``. `address`: the multiaddress in use, "" if none; `rtt_ms`: None if
     unknown; `cluster`: the name of its cluster; `carrier`: what packets travel on, "none" if nothing does,
     `carrier_reason` why, `carrier_rtt_ms` and `loss` (share of what was sent) what is known of its path; byte
-    counts are of VPN packets."""
+    counts are of VPN packets; `admission`: member, or why it is none; `generation`: of its certificate, or 0;
+    `reason`: of state."""
 
     peer: str
     hostname: str
@@ -147,6 +200,9 @@ class PeerDoc(TypedDict):
     role: RoleName
     rx_bytes: int
     tx_bytes: int
+    admission: str
+    generation: int
+    reason: str
 
 
 class RoleRow(TypedDict):
@@ -343,6 +399,28 @@ class AgentService(Protocol):
 
     async def wait_for(self, goal: Goal, timeout_s: float) -> StatusDoc:
         """The status once `goal` is reached. Raises TimedOut with the reason it was not."""
+        ...
+
+    async def revoke(self, name: str, reason: str) -> RevokedDoc:
+        """Put a node out for ever: host name, peer id or its end. Raises UnknownNode, NotPermitted."""
+        ...
+
+    async def invite(
+        self, *, role: str, region: str, uses: int, ttl_s: float, member_ttl_s: float
+    ) -> InvitedDoc:
+        """A join token. Raises NotPermitted on a node without the root, UsageError."""
+        ...
+
+    def invites(self) -> Sequence[InviteDoc]:
+        """All invitations, the latest first."""
+        ...
+
+    async def withdraw(self, invite: str) -> None:
+        """Make an invitation void; `invite`: its id or the start of it. Raises NotPermitted, UsageError."""
+        ...
+
+    async def rotate(self) -> RotatedDoc:
+        """Move all members to new keys. Raises NotPermitted."""
         ...
 
     async def leave(self) -> None:

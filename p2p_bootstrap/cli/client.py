@@ -19,11 +19,15 @@ from p2p_bootstrap.api.service import (
     ConfirmedDoc,
     EventDoc,
     Goal,
+    InvitedDoc,
+    InviteDoc,
     KubeconfigsDoc,
     PeerDoc,
     PlanDoc,
     RegionsDoc,
+    RevokedDoc,
     RoleRow,
+    RotatedDoc,
     StatusDoc,
     VersionDoc,
     Wanted,
@@ -43,6 +47,7 @@ SOCKET_VARIABLE: Final = "KAIROS_P2P_SOCKET"
 REQUEST_TIMEOUT_S: Final = 15.0
 LEAVE_TIMEOUT_S: Final = 120.0
 ASKING_TIMEOUT_S: Final = 60.0  # for what the agent asks its peers
+ROTATE_TIMEOUT_S: Final = 120.0
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 MAX_LINE_BYTES: Final = 1024 * 1024
 
@@ -135,6 +140,27 @@ class AgentClient:
         """Change the declaration, if it is still of this version."""
         more = "" if version is None else f"&version={quote(version, safe='')}"
         return cast(PlanDoc, self._json("POST", f"/v1/apply?{_query(wanted)}{more}"))
+    def revoke(self, name: str, reason: str) -> RevokedDoc:
+        """Put a node out of the mesh."""
+        path = f"/v1/peers/{quote(name, safe='')}/revoke?{urlencode({'reason': reason})}"
+        return cast(RevokedDoc, self._json("POST", path))
+
+    def invite(self, *, role: str, region: str, uses: int, ttl_s: float, member_ttl_s: float) -> InvitedDoc:
+        """A new join token."""
+        query = {"role": role, "region": region, "uses": uses, "ttl_s": ttl_s, "member_ttl_s": member_ttl_s}
+        return cast(InvitedDoc, self._json("POST", f"/v1/invites?{urlencode(query)}"))
+
+    def invites(self) -> list[InviteDoc]:
+        """All invitations."""
+        return cast(list[InviteDoc], self._json("GET", "/v1/invites"))
+
+    def withdraw(self, invite: str) -> None:
+        """Make an invitation void."""
+        self._json("POST", f"/v1/invites/{quote(invite, safe='')}/withdraw")
+
+    def rotate(self) -> RotatedDoc:
+        """Move all members to new keys; the new network token."""
+        return cast(RotatedDoc, self._json("POST", "/v1/rotate", timeout_s=ROTATE_TIMEOUT_S))
 
     def leave(self) -> None:
         """Take this node out of its mesh; the agent ends."""

@@ -54,7 +54,6 @@ def run(
     if cloud_configs is None:
         _wait_while_left(state_dir)
     config = _read(cloud_configs)
-    _ = config.token  # without one there is nothing to run for; it says so
     events = EventLog()
     logs.configure(log_format, log_level or config.p2p.loglevel, also=[EventLogHandler(events)])
     for remark in config.notes:

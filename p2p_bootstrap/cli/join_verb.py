@@ -78,7 +78,9 @@ def join(
         mesh_id=_mesh_id(wanted),
         network_id=wanted.p2p.network_id,
         region=wanted.p2p.region or "",
-        fingerprint=wanted.token.fingerprint,
+        fingerprint=f"invitation {wanted.join_token.invite}"
+        if wanted.join_token
+        else wanted.token.fingerprint,
         config=config,
         state_dir=state_dir,
         socket=socket,
@@ -138,14 +140,19 @@ def _configuration(
 
 def _from_token(text: str, region: str | None, source: str) -> str:
     from p2p_bootstrap.config.write import from_token
+    from p2p_network.admission.join_token import is_join_token, parse_join_token
     from p2p_network.core.errors import TokenError
-    from p2p_network.token import parse_token
+    from p2p_network.token import DEFAULT_NETWORK_ID, parse_token
 
+    network_id = None
     try:
-        parse_token(text)
+        if is_join_token(text):
+            network_id = parse_join_token(text).network_id
+        else:
+            network_id = parse_token(text).network_id or None  # of a token that a rotation made
     except TokenError as exc:
         raise TokenError(f"{source}: {exc.message}", hint=exc.hint) from exc
-    return from_token(text, region)
+    return from_token(text, region, network_id=None if network_id == DEFAULT_NETWORK_ID else network_id)
 
 
 def _with_region(text: str, region: str | None, name: str) -> str:
@@ -174,7 +181,7 @@ def _checked(text: str, name: str) -> Config:
 
     try:
         config = load([], stdin=text)
-        _ = config.token
+        _ = config.join_token or config.token
     except ConfigError as exc:
         raise ConfigError([replace(problem, file=name) for problem in exc.problems], hint=exc.hint) from exc
     return config
@@ -183,6 +190,8 @@ def _checked(text: str, name: str) -> Config:
 def _mesh_id(config: Config) -> str:
     from p2p_network.token import mesh_keys
 
+    if config.join_token is not None:
+        return config.join_token.mesh_id
     return mesh_keys(config.token, config.p2p.network_id).mesh_id
 
 

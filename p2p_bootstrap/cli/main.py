@@ -38,7 +38,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "events": ("p2p_bootstrap.cli.events_verb:events", "What happened on this node lately?"),
     "kubeconfig": ("p2p_bootstrap.cli.kubeconfig_verb:kubeconfig", "Print the cluster's kubeconfig."),
     "leave": ("p2p_bootstrap.cli.leave_verb:leave", "Take this machine out of its mesh."),
-    "token": ("p2p_bootstrap.cli.token_verbs:group", "Make and look at network tokens."),
+    "token": ("p2p_bootstrap.cli.token_verbs:group", "Make, look at, withdraw and rotate tokens."),
+    "peer": ("p2p_bootstrap.cli.admission_verbs:peer", "Put nodes out of the mesh."),
     "config": ("p2p_bootstrap.cli.config_verbs:group", "Check cloud-config files, see which line set what."),
     "stage": (
         "p2p_bootstrap.cli.stage_verbs:group",

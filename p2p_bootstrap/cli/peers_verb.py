@@ -33,7 +33,7 @@ COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
     out.Column("NODE", lambda peer: peer["hostname"]),
     out.Column("PEER", lambda peer: short(peer["peer"])),
     out.Column("REGION", lambda peer: peer["region"]),
-    out.Column("STATE", lambda peer: peer["state"]),
+    out.Column("STATE", _state),
     out.Column("ROLE", lambda peer: peer["role"]),
     out.Column("CLUSTER", lambda peer: peer["cluster"]),
     out.Column("IPV4", lambda peer: peer["ipv4"]),

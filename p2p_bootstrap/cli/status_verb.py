@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from p2p_bootstrap.api.service import ClusterDoc, StatusDoc
+from p2p_bootstrap.api.service import AdmissionDoc, ClusterDoc, StatusDoc
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.client import AgentClient
 from p2p_bootstrap.cli.options import format_duration, output_option, socket_option
@@ -73,6 +73,7 @@ def sheet(document: StatusDoc) -> Sheet:
             "mesh",
             (mesh["state"], _company(document), f"mesh {mesh['mesh_id']}", f"network {mesh['network_id']}"),
         ),
+        ("member", _admission(document["admission"])),
         ("vpn", (vpn["state"], vpn["ipv4"], vpn["ipv6"], _device(document))),
         (
             "role",
@@ -111,6 +112,25 @@ def _other(cluster: ClusterDoc) -> str:
     return (
         f"cluster {cluster['name']} on this mesh: {cluster['ready']} of {nodes} nodes ready, "
         f"servers {cluster['servers']}"
+    )
+
+
+def _admission(admission: AdmissionDoc) -> tuple[str, ...]:
+    confined = " in ".join(
+        part
+        for part in (
+            admission["role"] if admission["role"] != "any" else "",
+            admission["region"] and f"region {admission['region']}",
+        )
+        if part
+    )
+    refused = sum(admission["refused"].values())
+    return (
+        "yes" if admission["state"] == "member" else f"{admission['state']}: {admission['reason']}",
+        f"keys of generation {admission['generation']}",
+        "holds the root" if admission["issuer"] else "",
+        f"only {confined}" if confined else "",
+        f"{refused} refused" if refused else "",
     )
 
 

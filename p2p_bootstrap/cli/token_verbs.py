@@ -1,4 +1,5 @@
-"""``kairos-p2p token``: make a network token, look at one, carry one to another machine.
+"""``kairos-p2p token``: make a network token, look at one, carry one to another machine; invite and rotate
+(`admission_verbs`).
 
 A token is read from a file or from stdin, never from the command line: that is public to every process.
 A file may be a cloud-config; its ``p2p.network_token`` is taken.
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from p2p_bootstrap.cli import admission_verbs
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.options import output_option
 from p2p_network.core.errors import P2PError, UsageError
@@ -29,7 +31,7 @@ _FILE = click.argument(
 
 @click.group()
 def group() -> None:
-    """Make and look at network tokens."""
+    """Make, look at, withdraw and rotate tokens."""
 
 
 @group.command()
@@ -68,6 +70,15 @@ def generate(bootstrap: tuple[str, ...], dht: bool, mdns: bool) -> None:
         )
     token = NetworkToken(secrets.token_bytes(32), tuple(dict.fromkeys(bootstrap)), dht, mdns)
     out.emit(format_token(token))
+
+
+for _verb in (
+    admission_verbs.invite,
+    admission_verbs.invites,
+    admission_verbs.revoke,
+    admission_verbs.rotate,
+):
+    group.add_command(_verb)
 
 
 @group.command()
@@ -130,15 +141,7 @@ def show(file: Path | None, qr: bool) -> None:
     if not qr:
         out.emit(line)
         return
-    import segno
-
-    try:
-        code = segno.make_qr(line, error="l")
-    except segno.DataOverflowError as exc:
-        raise P2PError(
-            f"the token has {len(line)} characters, more than a QR code holds", hint="carry it as a file"
-        ) from exc
-    code.terminal(out=sys.stdout, compact=True)
+    admission_verbs.print_qr(line)
 
 
 def _read(file: Path | None) -> tuple[str, str]:

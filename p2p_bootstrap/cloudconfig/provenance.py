@@ -14,8 +14,8 @@ from typing import Final
 from p2p_bootstrap.cloudconfig.nodes import ListNode, MapNode, Mark, Node, Path, ScalarNode, dotted
 
 SECRETS: Final = frozenset(
-    ("network_token", "external_db", "passwd", "password", "private_key", "token", "content", "env",
-     "environment", "phonehome", "kcrypt")
+    ("network_token", "join_token", "external_db", "passwd", "password", "private_key", "token", "content",
+     "env", "environment", "phonehome", "kcrypt")
 )  # fmt: skip
 HIDDEN: Final = "(hidden)"
 

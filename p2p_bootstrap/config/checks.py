@@ -95,9 +95,9 @@ def remarks(root: MapNode, p2p: P2P, kubevip: KubeVip) -> Iterator[Problem]:
     def note(path: Path, message: str, hint: str = "") -> Problem:
         return problem_at(root, path, message, hint, key=True)
 
-    if p2p.network_token is None or not p2p.network_token.get_secret_value():
-        yield note(("p2p",), "no network token: a node with this configuration joins no mesh",
-                   "add p2p.network_token")  # fmt: skip
+    if not any(t is not None and t.get_secret_value() for t in (p2p.network_token, p2p.join_token)):
+        yield note(("p2p",), "no token: a node with this configuration joins no mesh, unless it is a member "
+                   "already", "add p2p.network_token or p2p.join_token")  # fmt: skip
     if p2p.dns and not p2p.vpn.create:
         yield note(("p2p", "dns"), "has no effect: the mesh's names are of VPN addresses (p2p.vpn.create)")
     if _written(root, "p2p", "replace_after") and not p2p.dynamic_roles:

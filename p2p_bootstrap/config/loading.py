@@ -20,6 +20,7 @@ from p2p_bootstrap.config.model import P2P, K0s, K3s, K3sAgent, KubeVip
 from p2p_bootstrap.stages.facts import Facts
 from p2p_bootstrap.stages.observe import observe
 from p2p_bootstrap.stages.root import Root
+from p2p_network.admission.join_token import JoinToken
 from p2p_network.core.errors import ConfigError, Problem
 from p2p_network.records import Wish
 from p2p_network.token import NetworkToken
@@ -36,6 +37,7 @@ class Config:
         notes: what the operator should know although it is no error (key without effect, and the like).
         files: where it was read from, lowest precedence first.
         document: everything that was read, merged, with marks; also the keys that others act on.
+        join_token: instead of a network token; None if none is written.
     """
 
     p2p: P2P
@@ -47,6 +49,7 @@ class Config:
     files: tuple[str, ...]
     document: MapNode = field(repr=False)
     _token: NetworkToken | None = field(repr=False)
+    join_token: JoinToken | None = field(default=None, repr=False)
 
     @property
     def token(self) -> NetworkToken:
@@ -90,17 +93,20 @@ class Config:
     @property
     def bootstrap(self) -> tuple[str, ...]:
         """Addresses to dial first: the cloud-config's, then the token's, each once."""
-        return tuple(dict.fromkeys((*self.p2p.bootstrap, *(self._token.bootstrap if self._token else ()))))
+        token = self._token or self.join_token
+        return tuple(dict.fromkeys((*self.p2p.bootstrap, *(token.bootstrap if token else ()))))
 
     @property
     def dht(self) -> bool:
         """Whether to use the DHT: token and cloud-config must both allow it."""
-        return self.p2p.dht and (self._token is None or self._token.dht)
+        token = self._token or self.join_token
+        return self.p2p.dht and (token is None or token.dht)
 
     @property
     def mdns(self) -> bool:
         """Whether to look for nodes on the local network: the token says so."""
-        return self._token is None or self._token.mdns
+        token = self._token or self.join_token
+        return token is None or token.mdns
 
     def origin(self, key: str) -> tuple[str, int] | None:
         """File and line that set a dotted key (``p2p.vpn.mtu``); None if it is a default."""
@@ -160,7 +166,9 @@ def check(
     else:
         step_remarks += wrong_steps
     hostname, bad_name, name_remarks = _hostname(root, facts)
-    token, bad_token = validation.validate_token(root, _token_text(root))
+    token, join_token, bad_token = validation.validate_tokens(
+        root, _token_text(root, "network_token"), _token_text(root, "join_token")
+    )
     problems += [*found, *bad_name, *bad_token]
     if "p2p" in models and "k3s" in models:
         problems += checks.contradictions(root, cast(P2P, models["p2p"]), cast(K3s, models["k3s"]))
@@ -181,6 +189,7 @@ def check(
         files=collected.files,
         document=root,
         _token=token,
+        join_token=join_token,
     )
     return config, ()
 
@@ -208,9 +217,9 @@ def _hostname(
     return name_or_none, problems, []
 
 
-def _token_text(root: MapNode) -> str | None:
-    """The token as written, also when another key of the section is wrong."""
-    node = find(root, ("p2p", "network_token"))
+def _token_text(root: MapNode, name: str) -> str | None:
+    """A token as written, also when another key of the section is wrong."""
+    node = find(root, ("p2p", name))
     return node.text if isinstance(node, ScalarNode) and not node.is_null else None
 
 

@@ -130,11 +130,17 @@ class P2P(_Section):
     network_token: Secret | None = Field(
         default=None,
         description="The shared secret of the mesh: kairos-p2p's (kp2p1_...) or Kairos's. "
-        "Make one with: kairos-p2p token generate",
+        "Make one with: kairos-p2p token generate. A join token is understood here too. A node that was "
+        "admitted once needs neither.",
     )
     network_id: NetworkId = Field(
         default=DEFAULT_NETWORK_ID,
         description="Name of the network; other names on one token are other meshes.",
+    )
+    join_token: Secret | None = Field(
+        default=None,
+        description="A join token (KP2PJ1-...) instead of the network token: it expires, may limit role and "
+        "region, and admits nobody else. Make one with: kairos-p2p token invite",
     )
     role: Role = Field(
         default="auto",

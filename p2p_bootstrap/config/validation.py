@@ -28,12 +28,13 @@ from p2p_bootstrap.config.names import (
 from p2p_bootstrap.stages.configured import Configured, read_steps
 from p2p_bootstrap.stages.names import sequence
 from p2p_bootstrap.stages.plan import plan
+from p2p_network.admission.join_token import JoinToken, is_join_token, parse_join_token
 from p2p_network.core.errors import P2PError, Problem, TokenError, nearest
 from p2p_network.token import NetworkToken, parse_token
 
 TOP_LEVEL = frozenset((*SECTIONS, *PASSED_THROUGH, *BUNDLES, *CLOUD_INIT_ONLY))
 # Values under these keys are never quoted.
-_SECRETS = frozenset({"network_token", "external_db", "args", "env"})
+_SECRETS = frozenset({"network_token", "join_token", "external_db", "args", "env"})
 
 
 def problem_at(root: MapNode, path: Path, message: str, hint: str = "", *, key: bool = False) -> Problem:
@@ -86,14 +87,30 @@ def validate_stages(
     return configured, problems, list(dict.fromkeys(remarks))
 
 
-def validate_token(root: MapNode, token: str | None) -> tuple[NetworkToken | None, list[Problem]]:
-    """The parsed token, None if none is written. A problem never quotes it."""
-    if not token:
-        return None, []
+def validate_tokens(
+    root: MapNode, network: str | None, join: str | None
+) -> tuple[NetworkToken | None, JoinToken | None, list[Problem]]:
+    """The parsed tokens, None for one that is not written. A problem never quotes one."""
+    name, token, joining = "network_token", None, None
+    if network and join:
+        problem = problem_at(
+            root,
+            ("p2p", "join_token"),
+            "there is a network token too",
+            "keep one: with the network token this node may admit others, with the join token it may not",
+        )
+        return None, None, [problem]
     try:
-        return parse_token(token), []
+        if join:
+            name = "join_token"
+            joining = parse_join_token(join)
+        elif network and is_join_token(network):
+            joining = parse_join_token(network)
+        elif network:
+            token = parse_token(network)
     except TokenError as exc:
-        return None, [problem_at(root, ("p2p", "network_token"), exc.message, exc.hint)]
+        return None, None, [problem_at(root, ("p2p", name), exc.message, exc.hint)]
+    return token, joining, []
 
 
 def unknown_top_level(root: MapNode) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from typing import Final
 
 from p2p_bootstrap.cloudconfig.nodes import Value
 from p2p_bootstrap.cloudconfig.render import render
+from p2p_network.admission.join_token import is_join_token
 from p2p_network.core.errors import NotPermitted, P2PError
 
 MODE: Final = 0o600
@@ -67,8 +68,9 @@ def from_token(
 
     Nothing is checked here: give the text to ``loading.load([], stdin=text)``, which names every problem.
     """
+    line = "".join(token_text.split())
     p2p: Mapping[str, Value] = {
-        "network_token": "".join(token_text.split()),
+        "join_token" if is_join_token(line) else "network_token": line,
         "network_id": network_id,
         "region": region,
         "zone": zone,

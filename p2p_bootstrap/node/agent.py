@@ -19,13 +19,16 @@ from pathlib import Path
 import trio
 
 from p2p_bootstrap import __version__
+from p2p_bootstrap.api.audit import AuditLog
 from p2p_bootstrap.api.events import EventLog
 from p2p_bootstrap.api.server import serve_api
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.config.model import REGION_AUTO
+from p2p_bootstrap.node.admission import Admission
 from p2p_bootstrap.node.answers import Answers, own_hostname
 from p2p_bootstrap.node.blessing import Blessing
 from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.issuing import Issuing
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.places import Places
@@ -35,6 +38,7 @@ from p2p_bootstrap.node.resolving import Resolving
 from p2p_bootstrap.node.scope import options_of
 from p2p_bootstrap.node.sharing import Sharing
 from p2p_bootstrap.node.signal import Signal
+from p2p_bootstrap.node.tokens import begin
 from p2p_bootstrap.node.trio_runtime import TrioRuntime
 from p2p_bootstrap.node.vpn import Vpn
 from p2p_bootstrap.service import LEFT, notify
@@ -48,7 +52,6 @@ from p2p_network.ledger.durable import DurableFiles
 from p2p_network.ledger.store import LedgerStore
 from p2p_network.records import NodeRecord
 from p2p_network.state import StateDirectory
-from p2p_network.token import mesh_keys
 
 logger = log.get(__name__)
 
@@ -91,6 +94,7 @@ def _the_reason(group: BaseExceptionGroup[BaseException]) -> BaseException:
 class _Columns:
     host: MeshHost
     replication: Replication
+    admission: Admission
     vpn: Vpn
     cluster: Cluster
     places: Places
@@ -118,44 +122,58 @@ class _Agent:
         with StateDirectory.open(self._state_dir) as state:
             identity = await trio.to_thread.run_sync(state.identity)
             durable = DurableFiles(state.durable_path)
-            keys = mesh_keys(self._config.token, self._config.p2p.network_id)
+            kept = await trio.to_thread.run_sync(begin, self._config, durable, identity.peer_id)
             log.event(
                 logger, "agent.started", version=__version__, peer=identity.peer_id, hostname=self._hostname
             )
+            runtime, rotated = TrioRuntime(), Signal()
+            admission = Admission(
+                runtime=runtime, identity=identity, kept=kept, durable=durable, moved=rotated
+            )
             host = MeshHost(
                 identity=identity,
-                psk=keys.psk,
-                mesh_id=keys.mesh_id,
-                rendezvous=keys.rendezvous,
+                psk=kept.keys[0],
+                mesh_id=kept.mesh_id,
+                rendezvous=kept.rendezvous,
                 listen=self._config.p2p.listen,
-                bootstrap=self._config.bootstrap,
-                mdns=self._config.mdns,
-                dht=self._config.dht,
+                bootstrap=tuple(dict.fromkeys((*self._config.bootstrap, *kept.bootstrap))),
+                mdns=kept.mdns,
+                dht=kept.dht and self._config.p2p.dht,
                 remembered=_remembered(durable),
                 without_devices=(self._config.p2p.vpn.interface,),
+                gate=admission,
             )
-            store = LedgerStore(state.store_path, keys.mesh_id)
-            runtime = TrioRuntime()
+            store = LedgerStore(state.store_path, kept.mesh_id)
             replication = Replication(
                 runtime=runtime,
                 identity=identity,
-                mesh_id=keys.mesh_id,
+                mesh_id=kept.mesh_id,
                 host=host,
                 store=store,
-                policy_for=lambda get: ledger_policy(keys.mesh_id, get),
-                ipv6_of=lambda peer: str(ipv6_of(keys.mesh_id, peer)),
+                policy_for=lambda get: ledger_policy(kept.mesh_id, get, admission),
+                ipv6_of=lambda peer: str(ipv6_of(kept.mesh_id, peer)),
+            )
+            admission.attach(host, replication)
+            issuing = Issuing(
+                runtime=runtime,
+                admission=admission,
+                identity=identity,
+                host=host,
+                replication=replication,
+                entropy=os.urandom,
             )
             vpn_changed, roles_changed = Signal(), Signal()
             vpn = Vpn(
                 runtime=runtime,
                 self_id=identity.peer_id,
-                mesh_id=keys.mesh_id,
+                mesh_id=kept.mesh_id,
                 options=self._config.p2p.vpn,
                 host=host,
                 replication=replication,
                 socket_path=self._socket.with_name("dataplane.sock"),
                 log_path=self._state_dir / "dataplane.log",
                 ready=vpn_changed,
+                rotated=rotated,
             )
             places = Places(
                 runtime=runtime,
@@ -180,7 +198,7 @@ class _Agent:
             cluster = Cluster(
                 runtime=runtime,
                 identity=identity,
-                mesh_id=keys.mesh_id,
+                mesh_id=kept.mesh_id,
                 options=options_of(self._config),
                 host=host,
                 replication=replication,
@@ -194,14 +212,14 @@ class _Agent:
             names = Names(
                 is_on=self._config.p2p.dns and self._config.p2p.vpn.create,
                 network_id=self._config.p2p.network_id,
-                mesh_id=keys.mesh_id,
+                mesh_id=kept.mesh_id,
                 device=self._config.p2p.vpn.interface,
                 address_range=self._config.p2p.vpn.address_range,
                 replication=replication,
                 vpn=vpn,
                 resolving=Resolving(durable),
             )
-            columns = _Columns(host, replication, vpn, cluster, places, names)
+            columns = _Columns(host, replication, admission, vpn, cluster, places, names)
             sharing = Sharing(
                 runtime=runtime,
                 self_id=identity.peer_id,
@@ -214,10 +232,12 @@ class _Agent:
             answers = Answers(
                 config=self._config,
                 hostname=self._hostname,
-                mesh_id=keys.mesh_id,
+                mesh_id=kept.mesh_id,
                 self_id=identity.peer_id,
                 host=host,
                 replication=replication,
+                admission=admission,
+                issuing=issuing,
                 vpn=vpn,
                 names=names,
                 cluster=cluster,
@@ -246,12 +266,14 @@ class _Agent:
         self_id: PeerId,
     ) -> None:
         await columns.replication.load()
+        await columns.admission.start()
         with self._stopping:
             async with trio.open_nursery() as nursery:
-                await nursery.start(serve_api, answers, self._socket)
+                await nursery.start(serve_api, answers, self._socket, AuditLog(self._state_dir / "audit.log"))
                 nursery.start_soon(self._watch_signals, columns)
                 await nursery.start(columns.host.run)
                 nursery.start_soon(columns.replication.run)
+                nursery.start_soon(columns.admission.run)
                 nursery.start_soon(answers.run)
                 nursery.start_soon(blessing.run)
                 nursery.start_soon(self._remember, columns.host, durable)
@@ -314,7 +336,7 @@ class _Agent:
         while True:
             record = NodeRecord(
                 hostname=self._hostname,
-                region=columns.places.region,
+                region=columns.admission.region or columns.places.region,
                 zone=p2p.zone or "",
                 addresses=columns.host.addresses(),
                 carriers=columns.vpn.carriers(),

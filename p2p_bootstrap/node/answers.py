@@ -17,10 +17,13 @@ from msgspec.structs import replace
 from p2p_bootstrap import __version__
 from p2p_bootstrap.api.events import EventLog
 from p2p_bootstrap.api.service import (
+    AdmissionDoc,
     ClusterDoc,
     ConfirmedDoc,
     EventDoc,
     Goal,
+    InvitedDoc,
+    InviteDoc,
     K3sDoc,
     KubeconfigsDoc,
     MeshDoc,
@@ -33,8 +36,10 @@ from p2p_bootstrap.api.service import (
     PlanDoc,
     RegionRow,
     RegionsDoc,
+    RevokedDoc,
     RoleDoc,
     RoleRow,
+    RotatedDoc,
     StatusDoc,
     StepDoc,
     VpnDoc,
@@ -43,7 +48,9 @@ from p2p_bootstrap.api.service import (
 )
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.node.authority import Change, Outlook
+from p2p_bootstrap.node.admission import Admission
 from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.issuing import InviteState, Issuing
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.metrics import render
 from p2p_bootstrap.node.names import Names
@@ -52,15 +59,19 @@ from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.sharing import Sharing
 from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.vpn import Vpn
+from p2p_network.admission.documents import LIMITS
+from p2p_network.admission.trust import SENTENCES, Cause
 from p2p_network.coordinates import rtt_s
-from p2p_network.core.errors import RoleError, TimedOut
-from p2p_network.core.ids import PeerId
+from p2p_network.core.errors import RoleError, TimedOut, UsageError
+from p2p_network.core.ids import PeerId, public_key_of
+from p2p_network.host.addresses import parse_endpoint
 from p2p_network.host.mesh import MeshHost
 from p2p_network.ledger.reading import read_by_peer
 from p2p_network.membership import Member, MemberState
 from p2p_network.records import RoleRecord
 
 POLL_S = 1.0
+MAX_INVITE_ADDRESSES = 3
 
 
 class Answers:
@@ -80,6 +91,8 @@ class Answers:
         self_id: PeerId,
         host: MeshHost,
         replication: Replication,
+        admission: Admission,
+        issuing: Issuing,
         vpn: Vpn,
         names: Names,
         cluster: Cluster,
@@ -97,6 +110,8 @@ class Answers:
         self._self_id = self_id
         self._host = host
         self._replication = replication
+        self._admission = admission
+        self._issuing = issuing
         self._vpn = vpn
         self._names = names
         self._cluster = cluster
@@ -159,6 +174,7 @@ class Answers:
                 peers=connected,
                 known=len(members) - 1,
             ),
+            admission=self._own_admission(),
             vpn=VpnDoc(
                 state=vpn.state,
                 device=p2p.vpn.interface if vpn.state != "off" else "",
@@ -231,6 +247,27 @@ class Answers:
         text, missing = await self._sharing.merged()
         return KubeconfigsDoc(kubeconfig=text, missing=missing)
 
+    def _own_admission(self) -> AdmissionDoc:
+        kept, own, trust = self._admission.kept, self._admission.own, self._admission.trust
+        certificate, refused_by = own.certificate, self._admission.refused_by
+        if refused_by:
+            reason = f"a peer refused this node: {SENTENCES[refused_by]}".replace(": it ", ": this node ")
+        elif own.cause is Cause.UNCERTIFIED and kept.invite:
+            reason = "waits for a member that redeems its join token"
+        else:
+            reason = own.reason.replace("it ", "this node ", 1)
+        return AdmissionDoc(
+            state="member" if own.is_admitted else "waiting" if kept.invite else "out",
+            reason=reason,
+            generation=trust.generation,
+            issuer=kept.authority is not None,
+            role=certificate.limit if certificate else "any",
+            region=certificate.region if certificate else "",
+            expires_ms=certificate.expires_ms if certificate else 0,
+            refused=dict(self._host.refused),
+            revoked=len(trust.known_out()),
+        )
+
     def peers(self) -> Sequence[PeerDoc]:
         """Every peer known, whatever its state."""
         said = self._said()
@@ -239,6 +276,7 @@ class Answers:
 
     def _peer(self, member: Member, said: RoleRecord | None) -> PeerDoc:
         peer, record = member.peer, member.record
+        verdict = self._admission.verdict(peer)
         stats, rtt_s = self._vpn.status.peers.get(peer), self._host.round_trip_s(peer)
         return PeerDoc(
             peer=peer,
@@ -260,6 +298,9 @@ class Answers:
             role=said.role if said else "",  # type: ignore[typeddict-item]  # checked by _said
             rx_bytes=stats.rx_bytes if stats else 0,
             tx_bytes=stats.tx_bytes if stats else 0,
+            admission=verdict.cause or "member",
+            generation=verdict.certificate.generation if verdict.certificate else 0,
+            reason=member.reason,
         )
 
     def _said(self) -> dict[PeerId, RoleRecord]:
@@ -395,6 +436,55 @@ class Answers:
             return self._vpn.status.error
         return self._k3s.observed.error or self._cluster.status.reason or "nothing has been decided yet"
 
+    # ------------------------------------------------------------ admission
+
+    async def revoke(self, name: str, reason: str) -> RevokedDoc:
+        """Put a node out for ever. Raises UnknownNode, NotPermitted, UsageError."""
+        peer, hostname = self._named(name)
+        await self._issuing.revoke(peer, reason)
+        return RevokedDoc(peer=peer, hostname=hostname)
+
+    def _named(self, name: str) -> tuple[PeerId, str]:
+        """A node by what people call it; also one that was never seen, by its whole id."""
+        try:
+            public_key_of(name)
+        except ValueError:
+            row = find_node(self.roles(), name)
+            return PeerId(row["peer"]), row["hostname"]
+        member = self._replication.view.get(name)
+        return PeerId(name), member.record.hostname if member is not None and member.record else ""
+
+    async def invite(
+        self, *, role: str, region: str, uses: int, ttl_s: float, member_ttl_s: float
+    ) -> InvitedDoc:
+        """A new join token. Raises NotPermitted, UsageError."""
+        limit = next((limit for limit in LIMITS if limit == role), None)
+        if limit is None:
+            raise UsageError(f"an invitation is for {role!r}?", hint=f"one of: {', '.join(LIMITS)}")
+        addresses = [str(parse_endpoint(a)[0]) for a in self._host.addresses()[:MAX_INVITE_ADDRESSES]]
+        invitation, token = await self._issuing.invite(
+            limit=limit,
+            region=region,
+            uses=uses,
+            ttl_s=ttl_s,
+            member_ttl_s=member_ttl_s,
+            bootstrap=tuple(_host_port(address) for address in addresses),
+        )
+        return InvitedDoc(token=token, invite=_invite(InviteState(invitation, (), "open")))
+
+    def invites(self) -> Sequence[InviteDoc]:
+        """All invitations, the latest first."""
+        return [_invite(state) for state in self._issuing.invites()]
+
+    async def withdraw(self, invite: str) -> None:
+        """Make an invitation void. Raises NotPermitted, UsageError."""
+        await self._issuing.withdraw(invite)
+
+    async def rotate(self) -> RotatedDoc:
+        """New keys for all members. Raises NotPermitted."""
+        token = await self._issuing.rotate()
+        return RotatedDoc(token=token, generation=self._admission.trust.generation)
+
     async def leave(self) -> None:
         """Stop k3s and the data plane and tell the mesh that this node left."""
         await self._leave()
@@ -412,6 +502,7 @@ class Answers:
             ledger_entries=len(self._replication.ledger),
             ledger_refused=self._replication.ledger.refused,
             strangers=self._host.rejected,
+            refused=self._host.refused,
             violations=self._host.violations,
         )
 
@@ -435,6 +526,26 @@ def _region_row(row: Row) -> RegionRow:
         estimated_ms=_ms(row.estimated_s),
         self=row.itself,
     )
+
+
+def _invite(state: InviteState) -> InviteDoc:
+    invitation = state.invitation
+    return InviteDoc(
+        id=invitation.id,
+        state=state.state,
+        role=invitation.limit,
+        region=invitation.region,
+        uses=invitation.uses,
+        used_by=list(state.used_by),
+        created_ms=invitation.created_ms,
+        expires_ms=invitation.expires_ms,
+    )
+
+
+def _host_port(multiaddress: str) -> str:
+    """The short form, so that a join token fits into a small QR code."""
+    _, family, host, _, port = multiaddress.split("/")
+    return f"[{host}]:{port}" if family == "ip6" else f"{host}:{port}"
 
 
 def own_hostname(config: Config) -> str:

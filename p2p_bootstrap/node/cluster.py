@@ -21,6 +21,7 @@ from p2p_bootstrap.node.runner import Runner
 from p2p_bootstrap.node.runtime import Runtime, Signal, TaskGroup
 from p2p_bootstrap.node.scope import ClusterOptions, cluster_nodes, first_ipv4
 from p2p_network import wire
+from p2p_network.admission.trust import limit_of
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError, P2PError, RemoteViolation, RoleError
 from p2p_network.core.ids import PeerId
@@ -430,6 +431,9 @@ class Cluster:
         if not self._started:
             return wire.encode(pki.JoinAnswer(None, "this node has not read its own state yet"))
         role: Role = "server" if asked == "server" else "agent"
+        certificate = limit_of(self._replication.ledger, peer)
+        if role == "server" and certificate is not None and certificate.limit == "agent":
+            return wire.encode(pki.JoinAnswer(None, "its certificate confines it to the role of an agent"))
         verdict = self._machine.authorize_join(peer, role)
         member = self._machine.member
         ca_hash = member.genesis.ca_hash if member is not None else ""

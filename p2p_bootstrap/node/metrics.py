@@ -21,6 +21,7 @@ def render(
     ledger_entries: int,
     ledger_refused: Mapping[Refusal, int],
     strangers: int,
+    refused: Mapping[str, int],
     violations: int,
 ) -> str:
     """All metrics as Prometheus text, version 0.0.4."""
@@ -38,15 +39,20 @@ def render(
     gauge("mesh_peers", "Peers with a live channel.").set(status["mesh"]["peers"])
     gauge("mesh_known_peers", "Peers ever heard of and not gone.").set(status["mesh"]["known"])
     gauge("mesh_strangers_rejected", "Connections without the mesh's key.").set(strangers)
+    causes = gauge("admission_refused", "Connections that ended at the gate, by cause.", ["cause"])
+    for cause, count in refused.items():
+        causes.labels(cause).set(count)
+    gauge("admission_generation", "Generation of the mesh's keys.").set(status["admission"]["generation"])
+    gauge("admission_revoked", "Nodes that were revoked.").set(status["admission"]["revoked"])
     gauge("mesh_violations", "Protocol violations by members.").set(violations)
     gauge("vpn_up", "1 if the VPN device is up.").set(status["vpn"]["state"] == "up")
     gauge("cluster_ready", "1 if k3s on this node is ready.").set(status["role"]["ready"])
     gauge("cluster_epoch", "Genesis epoch this node belongs to.").set(status["role"]["epoch"])
     gauge("ledger_entries", "Entries in the ledger, tombstones included.").set(ledger_entries)
     gauge("dataplane_resident_bytes", "Resident memory of the data plane.").set(plane.rss_bytes)
-    refused = gauge("ledger_refused", "Entries refused, by reason.", ["reason"])
+    entries = gauge("ledger_refused", "Entries refused, by reason.", ["reason"])
     for reason, count in ledger_refused.items():
-        refused.labels(reason.name.lower()).set(count)
+        entries.labels(reason.name.lower()).set(count)
     rtt = gauge("peer_rtt_seconds", "Round trip of the last heartbeat.", ["hostname"])
     carried = gauge("peer_carried_bytes", "VPN bytes, by direction.", ["hostname", "direction"])
     for peer in peers:

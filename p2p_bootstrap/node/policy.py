@@ -1,14 +1,16 @@
-"""How does the roles room fill the blanks of the ledger's policy?
+"""How do roles and admission fill the blanks of the ledger's policy?
 
-The ledger knows no roles; it asks two questions through callables: what did a quorum certify with this
-value (`genesis/...`), and is this author the authority of that cluster (`assign/...`)?
+The ledger knows neither roles nor members; it asks through callables: what did a quorum certify with this
+value (`genesis/...`), is this author the authority of that cluster (`assign/...`), is it a member, and did
+the mesh's authority sign this (`Admission`, for ``member/...`` and its kin)?
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
+from p2p_network.admission.trust import Trust
 from p2p_network.ledger.entry import Entry
 from p2p_network.ledger.policy import Policy
 from p2p_roles import assign
@@ -18,10 +20,23 @@ from p2p_roles.genesis.messages import GENESIS, OUTCOME
 MAX_MISSING_EPOCHS: Final = 64
 
 
-def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None]) -> Policy:
+class Judge(Protocol):
+    """Who is a member; see `node.admission.Admission`."""
+
+    @property
+    def trust(self) -> Trust: ...
+
+    def admits(self, author: str) -> bool: ...
+
+    def spoke(self, author: str, wall_ms: int) -> bool: ...
+
+
+def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None], judge: Judge) -> Policy:
     """The policy of one mesh. `get`: the ledger's own look-up."""
 
     def decided(key: str, value: bytes) -> bytes | None:
+        if not key.startswith("genesis/"):
+            return judge.trust.proven(key, value)
         if not certificates.verify_entry(key, value, mesh_id):
             return None
         return certificates.decode(value).value
@@ -33,7 +48,14 @@ def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None]) -> Policy:
         scope = key.removeprefix("assign/").rpartition("/")[0]
         return author in authorities(scope, get) or _is_assigned_server(scope, author, get)
 
-    return Policy(decided=decided, may_write=may_write, fence=assign.fence_of)
+    return Policy(
+        decided=decided,
+        may_write=may_write,
+        admitted=judge.admits,
+        spoke=judge.spoke,
+        owns=judge.trust.owns,
+        fence=assign.fence_of,
+    )
 
 
 def _is_assigned_server(scope: str, author: str, get: Callable[[str], Entry | None]) -> bool:

@@ -8,7 +8,7 @@ with `write` and `delete`, and are told of changes through the `Signal`s they su
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, assert_never
 
 from p2p_bootstrap.node.runner import Runner
@@ -22,7 +22,7 @@ from p2p_network.identity import Identity
 from p2p_network.ledger import anti_entropy, events, sync
 from p2p_network.ledger.core import Ledger
 from p2p_network.ledger.entry import Entry
-from p2p_network.ledger.policy import Policy, Refusal
+from p2p_network.ledger.policy import TABLE, Policy, Refusal, Writer, rule_of
 from p2p_network.ledger.reading import left_peers, read_by_peer
 from p2p_network.records import AddressClaim, NodeRecord
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = log.get(__name__)
 
 SYNC_TIMEOUT_S = 10.0
+SPOKEN = tuple(rule for rule in TABLE.values() if rule.writer in (Writer.OWNER, Writer.AUTHORITY))
 
 
 class Replication:
@@ -63,6 +64,7 @@ class Replication:
         self._store = store
         self._ipv6_of = ipv6_of
         self._hint = events.Hint(b"", ())
+        self._out: dict[PeerId, str] = {}
         self._subscribers: list[tuple[str, Signal]] = []
         self._view_subscribers: list[Signal] = []
         self._tasks: TaskGroup | None = None
@@ -111,6 +113,10 @@ class Replication:
         """Say something; on disk when this returns. Writing what is there already changes nothing."""
         await self._local(events.LocalWrite(key, value, self._runtime.wall_s()))
 
+    async def write_all(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """Say several things, all or none of them."""
+        await self._local(events.LocalWrites(tuple(items), self._runtime.wall_s()))
+
     async def delete(self, key: str) -> None:
         """Take something back."""
         await self._local(events.LocalDelete(key, self._runtime.wall_s()))
@@ -120,6 +126,19 @@ class Replication:
         async with self._runtime.task_group() as tasks:
             for peer in self._host.connected():
                 tasks.start_soon(self._sync, peer)
+
+    async def expel(self, out: Mapping[PeerId, str]) -> None:
+        """Forget what these peers said, and show them as gone. `out`: all of them, and why."""
+        if out.keys() & self.authors():
+            authors = frozenset[str](out)
+            await self._ledger.feed(events.Expelled(authors, self._runtime.wall_s()))
+        if out != self._out:
+            self._out = dict(out)
+            await self._look_at_records()
+
+    def authors(self) -> frozenset[str]:
+        """Who speaks in the ledger of itself or others, but for what proves itself."""
+        return frozenset(e.author for e in self.ledger.items() if rule_of(e.key) in SPOKEN)
 
     def claims(self) -> dict[PeerId, AddressClaim]:
         """All sound address claims."""
@@ -175,11 +194,13 @@ class Replication:
             if peer != self._self_id:
                 self._host.learn(peer, record.addresses, "ledger")
         left = left_peers(self.ledger) - {self._self_id}
-        await self._members.feed(membership.RecordsChanged(records, self.addresses(), left))
+        await self._members.feed(
+            membership.RecordsChanged(records, self.addresses(), left | self._out.keys(), self._out)
+        )
 
     # ------------------------------------------------------------ ledger
 
-    async def _local(self, event: events.LocalWrite | events.LocalDelete) -> None:
+    async def _local(self, event: events.LocalWrite | events.LocalWrites | events.LocalDelete) -> None:
         decision = await self._ledger.feed(event)
         if any(isinstance(effect, events.Hint) for effect in decision.effects):
             await self._scheduler.feed(anti_entropy.LedgerChanged(None))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from p2p_network import membership
+from p2p_network.admission.trust import limit_of
 from p2p_network.ledger.core import Ledger
 from p2p_network.ledger.reading import read_by_peer
 from p2p_network.membership import MemberState
@@ -89,17 +90,20 @@ def cluster_nodes(
         record = member.record
         if record is None or member.state is MemberState.LEFT:
             continue
-        if options.region is not None and record.region != options.region:
+        certificate = limit_of(ledger, member.peer)
+        region = (certificate.region if certificate else "") or record.region
+        if options.region is not None and region != options.region:
             continue
         role = said.get(member.peer)
         nodes.append(
             ViewNode(
                 peer=member.peer,
                 hostname=record.hostname,
-                region=record.region,
+                region=region,
                 zone=record.zone,
                 region_pending=record.region_pending,
-                wish=record.wish,
+                # what a certificate confines a node to, counts more than what it says of itself
+                wish=certificate.limit if certificate and certificate.limit != "any" else record.wish,
                 alive=member.state is MemberState.ALIVE,
                 vpn_ipv4=member.ipv4 if uses_vpn else first_ipv4(record.addresses),
                 vpn_ipv6=member.ipv6,

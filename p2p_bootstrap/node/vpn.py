@@ -80,6 +80,7 @@ class Vpn:
         options: the cloud-config's `p2p.vpn`.
         socket_path: of the data plane's control socket.
         ready: raised when `status.state` or the address changed.
+        rotated: raised when the mesh's keys were rotated: every session then gets new keys too.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Vpn:
         socket_path: Path,
         log_path: Path,
         ready: Signal,
+        rotated: Signal,
     ) -> None:
         self.status = VpnStatus("starting" if options.create else "off")
         self._self_id = self_id
@@ -105,6 +107,7 @@ class Vpn:
         self._socket_path = socket_path
         self._log_path = log_path
         self._ready = ready
+        self._rotated = rotated
         self._changed = Signal()
         self._plane: DataPlane | None = None
         self._capability: Configured | None = None
@@ -163,7 +166,16 @@ class Vpn:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self.address.run)
+            nursery.start_soon(self._renew_sessions)
             await self._keep_up()
+
+    async def _renew_sessions(self) -> None:
+        """After a rotation every session gets new keys too; the old one carries until the new one does."""
+        while True:
+            if await self._rotated.wait():
+                for link in self._links.values():
+                    link.agreed_at = float("-inf")
+                self._changed.raise_()
 
     async def stop(self) -> None:
         """End the data-plane process; its device goes with it."""

@@ -14,21 +14,26 @@ from typing import Any
 import pytest
 import trio
 
+from p2p_bootstrap.api.audit import AuditLog
 from p2p_bootstrap.api.events import EventLog
 from p2p_bootstrap.api.server import serve_api
 from p2p_bootstrap.api.service import (
     ConfirmedDoc,
     EventDoc,
     Goal,
+    InvitedDoc,
+    InviteDoc,
     KubeconfigsDoc,
     PeerDoc,
     RegionRow,
     RegionsDoc,
+    RevokedDoc,
     RoleRow,
+    RotatedDoc,
     StatusDoc,
     find_node,
 )
-from p2p_network.core.errors import RoleError, TimedOut
+from p2p_network.core.errors import NotPermitted, RoleError, TimedOut
 
 PEERS = tuple(f"12D3KooWNodeNumber{n}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaA{n}" for n in range(4))
 STATUS: StatusDoc = {
@@ -46,6 +51,17 @@ STATUS: StatusDoc = {
         "state": "joined",
         "peers": 2,
         "known": 3,
+    },
+    "admission": {
+        "state": "member",
+        "reason": "this node is a member",
+        "generation": 1,
+        "issuer": True,
+        "role": "any",
+        "region": "",
+        "expires_ms": 0,
+        "refused": {},
+        "revoked": 0,
     },
     "vpn": {
         "state": "up",
@@ -128,6 +144,9 @@ def peer_doc(number: int, **changes: Any) -> PeerDoc:
         "role": "server",
         "rx_bytes": 1_500_000,
         "tx_bytes": 0,
+        "admission": "member",
+        "generation": 1,
+        "reason": "a channel to it is open",
     }
     return {**peer, **changes}  # type: ignore[typeddict-item]
 
@@ -164,6 +183,7 @@ class FakeAgent:
         self.calls: list[str] = []
         self.waiting = 0
         self.broken = False
+        self.root: str | None = "kp2p1_AAAABBBBCCCCDDDD"
 
     def status(self) -> StatusDoc:
         if self.broken:
@@ -223,6 +243,38 @@ class FakeAgent:
             self.waiting -= 1
         raise TimedOut(f"{goal} was not reached")
 
+    async def revoke(self, name: str, reason: str) -> RevokedDoc:
+        row = find_node(self.rows, name)
+        self.calls.append(f"revoke {row['hostname']}: {reason}")
+        return {"peer": row["peer"], "hostname": row["hostname"]}
+
+    async def invite(
+        self, *, role: str, region: str, uses: int, ttl_s: float, member_ttl_s: float
+    ) -> InvitedDoc:
+        self.calls.append(f"invite {role} {region} {uses} {ttl_s:g} {member_ttl_s:g}")
+        return {"token": "KP2PJ1-MZXW6YTBOI", "invite": self.invites()[0]}
+
+    def invites(self) -> Sequence[InviteDoc]:
+        invite: InviteDoc = {
+            "id": "00112233aabbccdd",
+            "state": "open",
+            "role": "agent",
+            "region": "west",
+            "uses": 3,
+            "used_by": [PEERS[1]],
+            "created_ms": 1_900_000_000_000,
+            "expires_ms": 1_900_003_600_000,
+        }
+        return [invite]
+
+    async def withdraw(self, invite: str) -> None:
+        self.calls.append(f"withdraw {invite}")
+
+    async def rotate(self) -> RotatedDoc:
+        if self.root is None:
+            raise NotPermitted("this node does not hold the root of the mesh", hint="run it on another")
+        return {"token": self.root, "generation": 2}
+
     async def leave(self) -> None:
         self.calls.append("leave")
 
@@ -241,6 +293,7 @@ class RunningAgent:
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
+        self.audit = socket.with_name("audit.log")
         self.fake = FakeAgent()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._main,), daemon=True)
@@ -251,7 +304,7 @@ class RunningAgent:
         self.fake.stopping = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_api, self.fake, self.socket)
+            await nursery.start(serve_api, self.fake, self.socket, AuditLog(self.audit, max_bytes=2048))
             self._ready.set()
             await self.fake.stopping.wait()
             nursery.cancel_scope.cancel()

@@ -183,7 +183,7 @@ def test_status_of_a_node_that_has_just_begun(agent: Any) -> None:
     document["phases"] = []
     done = run("status", socket=agent.socket)
     assert "starting   no other node seen yet" in done.stdout
-    assert done.stdout.splitlines()[-1] == "error  vpn: no /dev/net/tun"
+    assert done.stdout.splitlines()[-1] == "error   vpn: no /dev/net/tun"
 
 
 @pytest.mark.parametrize(
@@ -565,3 +565,75 @@ def test_ctrl_c_ends_a_wait_with_130(agent: Any, until: Until) -> None:
     while agent.fake.waiting and time.monotonic() < deadline:
         time.sleep(0.01)
     assert agent.fake.waiting == 0
+
+
+def test_what_only_root_may_ask_is_audited(agent: Any) -> None:
+    asked = [
+        run("peer", "revoke", "edge-2", "--reason", "stolen", "--yes", socket=agent.socket),
+        run("token", "invite", "--role", "agent", "--uses", "3", "--region", "west", socket=agent.socket),
+        run("token", "revoke", "0011", socket=agent.socket),
+        run("token", "rotate", "--yes", socket=agent.socket),
+    ]
+    assert [done.returncode for done in asked] == [0, 0, 0, 0], [done.stderr for done in asked]
+    assert agent.fake.calls == ["revoke edge-2: stolen", "invite agent west 3 3600 0", "withdraw 0011"]
+    assert asked[1].stdout == "KP2PJ1-MZXW6YTBOI\n", "the token alone is data"
+    assert "role agent, region west, 3 uses, expires in 1 h" in asked[1].stderr
+    assert asked[3].stdout == "kp2p1_AAAABBBBCCCCDDDD\n"
+    agent.fake.root = None
+    refused = run("token", "rotate", "--yes", socket=agent.socket)
+    assert (refused.returncode, refused.stdout) == (5, "")
+    assert "does not hold the root" in refused.stderr
+    run("status", socket=agent.socket)
+
+    text = agent.audit.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["request"], line["result"]) for line in lines] == [
+        ("POST /v1/peers/edge-2/revoke", "done"),
+        ("POST /v1/invites", "done"),
+        ("POST /v1/invites/0011/withdraw", "done"),
+        ("POST /v1/rotate", "done"),
+        ("POST /v1/rotate", "refused"),
+    ]
+    assert lines[0]["parameters"] == {"reason": "stolen"}
+    assert lines[0]["uid"] == os.getuid()
+    assert "does not hold the root" in lines[-1]["error"]
+    assert "kp2p1_" not in text
+    assert "KP2PJ1-" not in text
+    assert agent.audit.stat().st_mode & 0o777 == 0o600
+    for _ in range(12):
+        run("token", "revoke", "0011", socket=agent.socket)
+    older = agent.audit.with_name("audit.log.1")
+    assert older.stat().st_size <= 2048
+    assert agent.audit.stat().st_size <= 2048
+
+
+def test_invitations_are_listed_and_questions_are_asked(agent: Any) -> None:
+    (line,) = run("token", "invites", socket=agent.socket).stdout.splitlines()[1:]
+    assert line.split()[:5] == ["00112233aabbccdd", "open", "agent", "west", "1/3"]
+    assert run("token", "invites", "-o", "name", socket=agent.socket).stdout == "00112233aabbccdd\n"
+    for verb in (("token", "rotate"), ("peer", "revoke", "edge-2")):
+        done = run(*verb, socket=agent.socket)
+        assert done.returncode == 2
+        assert "--yes" in done.stderr
+    assert agent.fake.calls == []
+    qr = run("token", "invite", "--qr", socket=agent.socket)
+    assert "\u2588" in qr.stdout or "\u2584" in qr.stdout
+    assert "KP2PJ1-" not in qr.stdout
+    unknown = run("peer", "revoke", "edge-77", "--yes", socket=agent.socket)
+    assert unknown.returncode == 1
+    assert "no node goes by the name" in unknown.stderr
+
+
+def test_status_tells_who_is_no_member_and_why(agent: Any) -> None:
+    agent.fake.document["admission"] |= {
+        "state": "out",
+        "reason": "a peer refused this node: this node was revoked",
+        "issuer": False,
+        "role": "agent",
+        "region": "west",
+        "refused": {"by_peer_revoked": 7},
+    }
+    text = run("status", socket=agent.socket).stdout
+    assert "out: a peer refused this node: this node was revoked" in text
+    assert "only agent in region west" in text
+    assert "7 refused" in text

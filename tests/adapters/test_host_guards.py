@@ -176,7 +176,7 @@ async def test_too_many_streams_on_one_connection_are_refused(monkeypatch: pytes
 async def test_a_member_that_offers_plaintext_is_refused() -> None:
     async with nodes(1) as (server,):
         tcp = await trio.open_tcp_stream(server.endpoint.host, server.endpoint.port)
-        conn = PrivateConnection(tcp, True, PSK)
+        conn = PrivateConnection(tcp, True, (PSK,))
         offer = PLAINTEXT_PROTOCOL_ID.encode() + b"\n"
         await conn.write(GREETING + bytes([len(offer)]) + offer)
         answer = b""

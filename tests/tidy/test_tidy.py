@@ -65,6 +65,8 @@ PURE = (
     "network/p2p_network/wire.py",
     "network/p2p_network/identity.py",
     "network/p2p_network/token.py",
+    "network/p2p_network/sealed.py",
+    "network/p2p_network/admission",
     "network/p2p_network/records.py",
     "network/p2p_network/session.py",
     "network/p2p_network/membership.py",

@@ -12,10 +12,25 @@ import pytest
 from p2p_bootstrap.cloudconfig.collect import collect
 from p2p_bootstrap.config.loading import Config, check, load
 from p2p_bootstrap.stages.facts import Facts
+from p2p_network.admission.join_token import JoinToken, format_join_token
 from p2p_network.core.errors import ConfigError, Problem
 from p2p_network.token import NetworkToken, format_token
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "cloudconfigs"
+JOIN_TOKEN = format_join_token(
+    JoinToken(
+        b"s" * 16,
+        "00112233aabbccdd",
+        "0123456789abcdef",
+        1,
+        b"p" * 32,
+        b"r" * 32,
+        b"a" * 32,
+        2_000_000_000,
+        ("192.0.2.9:4701",),
+        dht=False,
+    )
+)
 TOKEN = format_token(NetworkToken(bytes(range(32)), bootstrap=("192.0.2.9:4701",)))
 
 
@@ -176,6 +191,28 @@ def test_without_a_token_the_file_is_valid_and_the_token_is_not_there(tmp_path: 
     assert "joins no mesh" in c.notes[0].message
     with pytest.raises(ConfigError, match=r"a\.yaml.*p2p\.network_token.*token generate"):
         _ = c.token
+
+
+@pytest.mark.parametrize("key", ["join_token", "network_token"])
+def test_a_join_token_stands_under_its_own_key_or_the_network_tokens(key: str) -> None:
+    c = load([], stdin=f"#cloud-config\np2p:\n  {key}: {JOIN_TOKEN}\n")
+    assert c.join_token is not None
+    assert c.join_token.invite == "00112233aabbccdd"
+    assert (c.has_token, c.bootstrap, c.dht) == (False, ("192.0.2.9:4701",), False)
+    assert c.notes == ()
+    assert JOIN_TOKEN[10:40] not in repr(c)
+
+
+def test_two_kinds_of_tokens_are_one_too_many() -> None:
+    problem = one_problem(f"join_token: {JOIN_TOKEN}")
+    assert (problem.key, problem.message) == ("p2p.join_token", "there is a network token too")
+
+
+def test_a_damaged_join_token_is_named_and_not_quoted() -> None:
+    (problem,) = problems(f"#cloud-config\np2p:\n  join_token: {JOIN_TOKEN[:-3]}\n")
+    assert problem.key == "p2p.join_token"
+    assert "cut or mistyped" in problem.message
+    assert JOIN_TOKEN[10:40] not in str(problem)
 
 
 def test_origin_and_value(tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ from p2p_network.ledger.events import (
     Contradiction,
     Effect,
     EntriesReceived,
+    Expelled,
     Hint,
     LocalDelete,
     LocalWrite,
+    LocalWrites,
     Refused,
     Remove,
     Restored,
@@ -352,3 +354,25 @@ def test_large_news_is_hinted_without_the_news() -> None:
         e for e in receive(mine, *(node(identity(str(n)), at(0)) for n in range(17))) if isinstance(e, Hint)
     ]
     assert hints == [Hint(mine.digest(), ())]
+
+
+def test_what_an_expelled_node_said_is_forgotten_and_nothing_else() -> None:
+    mine = ledger()
+    receive(mine, node(BOB, at(0)), node(CAROL, at(0)))
+    decision = mine.step(0.0, Expelled(frozenset({BOB.peer_id}), WALL_S))
+    assert decision.effects == (Remove((f"node/{BOB.peer_id}",)), Changed((f"node/{BOB.peer_id}",)))
+    never = ledger()
+    receive(never, node(CAROL, at(0)))
+    assert mine.digest() == never.digest(), "the same as where it was never heard of"
+    assert mine.step(0.0, Expelled(frozenset({BOB.peer_id}), WALL_S)).effects == ()
+
+
+def test_several_things_are_said_all_or_none() -> None:
+    mine = ledger()
+    key = f"node/{ALICE.peer_id}"
+    decision = mine.step(0.0, LocalWrites(((key, b"1"), (f"role/{ALICE.peer_id}", b"2")), WALL_S))
+    stores = [effect for effect in decision.effects if isinstance(effect, Store)]
+    assert len(stores) == 1, "one transaction on disk"
+    assert [entry.value for entry in stores[0].entries] == [b"1", b"2"]
+    assert [e for e in decision.effects if isinstance(e, Hint)] == [Hint(mine.digest(), ())]
+    assert mine.step(0.0, LocalWrites(((key, b"1"),), WALL_S)).effects == ()

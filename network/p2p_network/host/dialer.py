@@ -65,11 +65,18 @@ class DialEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A peer is a member no more: it is not to be dialled until it is learned again."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed."""
 
 
-Event = Learned | Connected | Lost | DialEnded | Tick
+Event = Learned | Connected | Lost | DialEnded | Forgotten | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,8 @@ class Dialer:
                 reason = self._lost(now, peer)
             case DialEnded():
                 reason = self._ended(now, event)
+            case Forgotten(peer):
+                reason = self._forget(peer)
             case Tick():
                 reason = ""
             case _:
@@ -178,6 +187,16 @@ class Dialer:
                     self._anonymous[endpoint].failures = 0
         self._pause(now, state)
         return f"peer {short(peer)} lost after {lasted_s:.0f} s; dialling again for ever"
+
+    def _forget(self, peer: PeerId) -> str:
+        state = self._peers.get(peer)
+        if state is None:
+            return ""
+        if state.connected_at is None and not state.dialling:
+            del self._peers[peer]
+        else:  # still needed to hear how that ends; without endpoints it is not dialled again
+            state.endpoints.clear()
+        return f"peer {short(peer)} is a member no more; not dialled any longer"
 
     def _ended(self, now: float, event: DialEnded) -> str:
         state = (

@@ -24,6 +24,7 @@ from p2p_network.host import lean  # first: imports libp2p without what we never
 from libp2p.abc import INetConn, INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
+from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.network.config import ConnectionConfig, RetryConfig
@@ -31,6 +32,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
+from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -43,6 +45,7 @@ from p2p_network.core import log
 from p2p_network.core.errors import MeshError, PeerUnreachable
 from p2p_network.core.ids import PeerId, short
 from p2p_network.host.addresses import Endpoint, endpoints_of
+from p2p_network.host.gate import ADMISSION_LIMIT_S, Gate, Passage, Refused, ask_admission, give_admission
 from p2p_network.host.private import PrivateConnection, Stranger
 
 logger = log.get(__name__)
@@ -51,8 +54,10 @@ CONNECT_LIMIT_S: Final = 3.0
 HANDSHAKE_LIMIT_S: Final = 5.0
 OPEN_LIMIT_S: Final = 5.0
 RESET_LIMIT_S: Final = 2.0
+DIALLED_GENERATIONS: Final = 2
 MAX_CONNECTIONS: Final = 1024
 MAX_STREAMS_PER_CONNECTION: Final = 128
+ADMISSION_PROTOCOL: Final = "/kairos-p2p/admission/1"
 
 
 class MeshYamux(Yamux):  # type: ignore[misc]
@@ -101,7 +106,7 @@ class FencedTasks:
 class MeshSwarm(Swarm):  # type: ignore[misc]
     """Swarm without its own listening, dialling, retrying, pruning and reporting."""
 
-    def __init__(self, seed: bytes, psk: bytes) -> None:
+    def __init__(self, seed: bytes, psk: bytes, gate: Gate | None = None) -> None:
         keys = ed25519_key_pair(seed)
         self_id = ID.from_pubkey(keys.public_key)
         peerstore = PeerStore()
@@ -121,6 +126,8 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
         with lean.no_resolver_configuration():
             super().__init__(self_id, peerstore, upgrader, [], RetryConfig(max_retries=0), config)
         self._psk = psk
+        self.gate = gate
+        self.open_admission: Callable[[Any], Awaitable[Stream]] | None = None  # set by the host
         self._private: weakref.WeakSet[PrivateConnection] = weakref.WeakSet()
         self.on_connected: Callable[[Any], None] = lambda conn: None
         self.on_disconnected: Callable[[Any], None] = lambda conn: None
@@ -136,7 +143,7 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
 
     # Guard E: nothing connects behind our back, and no observer can stall or break a connection.
     async def notify_connected(self, conn: INetConn) -> None:
-        self.on_connected(conn)
+        """Too early: `_through_the_gate` tells."""
 
     async def notify_disconnected(self, conn: INetConn) -> None:
         self.on_disconnected(conn)
@@ -169,9 +176,15 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
                 greeted = True
                 secured = await self.upgrader.upgrade_security(conn, False)
                 muxed = await self._muxed(secured, conn)
+            if self.gate is None:
+                trusted()
+            swarm_conn = await self.add_conn(muxed, direction="inbound")
+            await self._through_the_gate(swarm_conn)
             trusted()
-            await self.add_conn(muxed, direction="inbound")
             await muxed.event_closed.wait()
+        except Refused:
+            conn.abort()
+            raise
         except Exception as exc:
             conn.abort()
             if not greeted:
@@ -214,7 +227,12 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
         try:
             with trio.fail_after(HANDSHAKE_LIMIT_S):
                 muxed = await self._muxed(secured, conn)
-            return await self.add_conn(muxed, direction="outbound")
+            swarm_conn = await self.add_conn(muxed, direction="outbound")
+            await self._through_the_gate(swarm_conn)
+            return swarm_conn
+        except Refused:
+            conn.abort()
+            raise
         except Exception as exc:
             conn.abort()
             raise PeerUnreachable(f"{conn.remote}: {exc!r}") from exc
@@ -233,23 +251,68 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
         except PeerUnreachable as exc:
             raise SwarmException(str(exc)) from exc
 
-    def _protected(self, stream: trio.SocketStream, *, initiator: bool) -> PrivateConnection:
-        conn = PrivateConnection(stream, initiator, self._psk)
+    def _protected(
+        self, stream: trio.SocketStream, *, initiator: bool, keys: Sequence[bytes] = ()
+    ) -> PrivateConnection:
+        conn = PrivateConnection(stream, initiator, keys or self._keys())
         self._private.add(conn)
         return conn
+
+    def _keys(self) -> tuple[bytes, ...]:
+        return (self._psk,) if self.gate is None else self.gate.keys()
+
+    async def _through_the_gate(self, conn: Any) -> None:
+        """Nothing is said on a connection before both sides admit each other. Raises Refused."""
+        passage: Passage = conn.muxed_conn.passage
+        if self.gate is not None:
+            try:
+                with trio.fail_after(ADMISSION_LIMIT_S):
+                    if not is_inbound(conn):
+                        await self._ask_admission(conn, self.gate)
+                        passage.settle(None)
+                    await passage.settled.wait()
+            except trio.TooSlowError:
+                passage.settle(Refused("it showed no certificate in time", cause="silent"))
+            except Refused as exc:
+                passage.settle(exc)
+            except BaseException:
+                passage.settle(Refused("the connection ended", cause="silent"))
+                raise
+            if passage.error is not None:
+                raise passage.error
+        self.on_connected(conn)
+
+    async def _ask_admission(self, conn: Any, gate: Gate) -> None:
+        assert self.open_admission is not None, "a swarm with a gate has a host"
+        stream = await self.open_admission(conn)
+        try:
+            await ask_admission(stream, gate, peer_of(conn))
+        finally:
+            await stream.reset()
 
     def _addresses(self, peer_id: ID) -> list[Multiaddr]:
         return list(self.peerstore.addrs(peer_id)) if self.peerstore.has_peer(peer_id) else []
 
     async def _secured(self, endpoint: Endpoint, expected: PeerId | None) -> tuple[Any, PrivateConnection]:
-        """TCP, PSK and Noise with one endpoint."""
+        """TCP, PSK and Noise with one endpoint, which may still have the keys before the last rotation."""
+        failure = PeerUnreachable("no pre-shared key")
+        for key in self._keys()[:DIALLED_GENERATIONS]:
+            try:
+                return await self._secured_with(key, endpoint, expected)
+            except _OtherKey as exc:
+                failure = exc
+        raise failure
+
+    async def _secured_with(
+        self, key: bytes, endpoint: Endpoint, expected: PeerId | None
+    ) -> tuple[Any, PrivateConnection]:
         try:
             with trio.fail_after(CONNECT_LIMIT_S):
                 stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
         except (OSError, trio.TooSlowError) as exc:
             raise PeerUnreachable(f"{endpoint}: {str(exc) or 'no answer'}") from exc
         try:
-            conn = self._protected(stream, initiator=True)
+            conn = self._protected(stream, initiator=True, keys=(key,))
         except OSError as exc:
             stream.socket.close()
             raise PeerUnreachable(str(exc)) from exc
@@ -267,7 +330,8 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
             raise
         except Exception as exc:
             conn.abort()
-            raise PeerUnreachable(f"{endpoint}: handshake failed: {exc!r}") from exc
+            kind = PeerUnreachable if isinstance(exc, trio.TooSlowError) else _OtherKey
+            raise kind(f"{endpoint}: handshake failed: {exc!r}") from exc
         except BaseException:
             conn.abort()
             raise
@@ -277,7 +341,12 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
         muxer = await self.upgrader.muxer_multistream.select_transport(secured)
         muxed = muxer(secured, secured.get_remote_peer())
         muxed.private = conn
+        muxed.passage = Passage()
         return muxed
+
+
+class _OtherKey(PeerUnreachable):
+    """It closed at our first words: it may have another pre-shared key."""
 
 
 class SelfReached(PeerUnreachable):
@@ -322,7 +391,9 @@ async def _reset(stream: INetStream) -> None:
 class MeshBasicHost(BasicHost):  # type: ignore[misc]
     """BasicHost, for the DHT and for stream negotiation only."""
 
-    def __init__(self, swarm: MeshSwarm, addresses: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self, swarm: MeshSwarm, addresses: Callable[[], Sequence[str]], admission: str = ADMISSION_PROTOCOL
+    ) -> None:
         super().__init__(
             swarm,
             negotiate_timeout=int(OPEN_LIMIT_S),
@@ -333,13 +404,16 @@ class MeshBasicHost(BasicHost):  # type: ignore[misc]
         swarm.notifees.clear()
         self.remove_stream_handler(ID_PUSH)
         swarm.set_stream_handler(self.fenced_stream_handler)
+        swarm.open_admission = lambda conn: self.open_on(conn, admission)
+        self._admission_only = Multiselect({TProtocol(admission): self._never})
 
     async def fenced_stream_handler(self, stream: INetStream) -> None:
         """Guard A (2, 3): an exception in a handler, or garbage in the negotiation, ends that stream only."""
         try:
             if len(stream.swarm_conn.streams) > MAX_STREAMS_PER_CONNECTION:
                 raise PeerUnreachable("too many streams")
-            await self._swarm_stream_handler(stream)
+            if self.swarm.gate is None or await self._has_passed(stream, self.swarm.gate):
+                await self._swarm_stream_handler(stream)
         except Exception as exc:
             log.event(
                 logger,
@@ -349,6 +423,32 @@ class MeshBasicHost(BasicHost):  # type: ignore[misc]
                 detail=repr(exc),
             )
             await _reset(stream)
+
+    async def _has_passed(self, stream: INetStream, gate: Gate) -> bool:
+        """Whether a stream may be dispatched; on a connection without a verdict only the admission's is.
+
+        Raises Refused.
+        """
+        conn = stream.swarm_conn
+        passage: Passage = conn.muxed_conn.passage
+        if not passage.settled.is_set() and is_inbound(conn) and not passage.claimed:
+            passage.claimed = True
+            try:
+                with trio.fail_after(ADMISSION_LIMIT_S):
+                    await self._admission_only.negotiate(MultiselectCommunicator(stream), int(OPEN_LIMIT_S))
+                    await give_admission(Stream(stream), gate, peer_of(conn), passage)
+            except Exception as exc:
+                passage.settle(Refused(f"no admission: {exc!r}", cause="malformed"))
+            return False
+        # the other side may be a message ahead of us
+        with trio.move_on_after(ADMISSION_LIMIT_S):
+            await passage.settled.wait()
+        if not passage.admitted:
+            raise passage.error or Refused("it showed no certificate in time", cause="silent")
+        return True
+
+    async def _never(self, stream: INetStream) -> None:
+        """The admission's streams are served in `_has_passed`."""
 
     async def open_on(self, conn: Any, protocol: str) -> Stream:
         """A stream of `protocol` on one given connection. Raises PeerUnreachable within `OPEN_LIMIT_S`."""

@@ -124,6 +124,12 @@ class Link:
         self.connections = [c for c in self.connections if c.conn is not conn]
         self._change()
 
+    def expel(self, reason: str) -> None:
+        """The peer is a member no more: end all connections with it."""
+        self._reason = reason
+        for connection in list(self.connections):
+            self._drop(connection)
+
     async def run(self) -> None:
         """Keep a channel open for as long as there is a connection."""
         try:

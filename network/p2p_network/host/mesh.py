@@ -7,6 +7,7 @@ second a ticker sends heartbeats and ends what has been silent for too long; the
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from p2p_network.host.addresses import Endpoint, endpoints_of, parse_endpoint
 from p2p_network.host.channel import Channel, Handler
 from p2p_network.host.discovery import DhtRendezvous, LocalDiscovery
 from p2p_network.host.frames import MAX_METHOD_CHARS, MAX_PAYLOAD_BYTES
+from p2p_network.host.gate import Gate, Refused
 from p2p_network.host.guards import MeshBasicHost, MeshSwarm, SelfReached, abort, peer_of
 from p2p_network.host.links import Link, Surroundings
 from p2p_network.host.listener import Listener, machine_addresses
@@ -41,7 +43,7 @@ class MeshHost:
 
     Args:
         identity: who this node is.
-        psk: 32-byte pre-shared key; who doesn't have it gets in nowhere.
+        psk: 32-byte pre-shared key; who doesn't have it gets in nowhere. With a gate, its keys count.
         mesh_id: name of the mesh, part of the protocol's name.
         rendezvous: 32 bytes from which the names used in mDNS and the DHT are derived.
         listen: ``HOST:PORT`` or ``[HOST]:PORT``.
@@ -49,6 +51,7 @@ class MeshHost:
         mdns, dht: whether to look for members that way.
         remembered: what `known` said before the last restart.
         without_devices: network devices whose addresses are never announced: the VPN's own.
+        gate: who is a member (`gate.Gate`); None: whoever has the key, as in tests of the layers below.
     """
 
     def __init__(
@@ -64,11 +67,13 @@ class MeshHost:
         dht: bool = True,
         remembered: Mapping[PeerId, Sequence[str]] | None = None,
         without_devices: Sequence[str] = (),
+        gate: Gate | None = None,
     ) -> None:
         assert len(psk) == 32, "a pre-shared key has 32 bytes"
         self.peer_id: PeerId = identity.peer_id
         self._violations = 0
-        self._strangers = 0
+        self._gate = gate
+        self._refused: Counter[str] = Counter()
         self._protocol = f"/kairos-p2p/{mesh_id}/1"
         self._rendezvous = rendezvous
         self._listen = tuple(listen)
@@ -76,7 +81,7 @@ class MeshHost:
         self._mdns = mdns
         self._use_dht = dht
         self._listener: Listener | None = None
-        self._swarm = MeshSwarm(identity.seed, psk)
+        self._swarm = MeshSwarm(identity.seed, psk, gate)
         self._host = MeshBasicHost(self._swarm, self.addresses)
         self._links: dict[PeerId, Link] = {}
         self._handlers: dict[str, Handler] = {}
@@ -100,7 +105,13 @@ class MeshHost:
     @property
     def rejected(self) -> int:
         """Inbound connections that were closed because they did not prove to be a member's."""
-        return self._strangers + (self._listener.turned_away if self._listener is not None else 0)
+        return self._refused.total() + (self._listener.turned_away if self._listener is not None else 0)
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Connections that were closed because a side was not admitted, by cause (`admission.Cause`)."""
+        crowd = self._listener.turned_away if self._listener is not None else 0
+        return dict(self._refused) | ({"crowded_out": crowd} if crowd else {})
 
     @property
     def violations(self) -> int:
@@ -127,11 +138,24 @@ class MeshHost:
 
     def learn(self, peer: PeerId, addresses: Sequence[str], source: str) -> None:
         """Where a peer may be dialled. Untrusted: what is no concrete address is passed over."""
+        if not self._may_dial(peer):
+            return
         event = dialer.Learned(peer, endpoints_of(addresses), source)
         if self._nursery is None:
             self._early.append(event)
         else:
             self._decide(event)
+
+    def expel(self, peer: PeerId, reason: str) -> None:
+        """Close every connection with a peer, now, and forget where it was."""
+        link = self._links.get(peer)
+        if link is not None:
+            log.event(logger, "host.peer_expelled", peer=peer, reason=reason)
+            link.expel(reason)
+        if self._nursery is None:
+            self._early = [event for event in self._early if event.peer != peer]
+        else:
+            self._decide(dialer.Forgotten(peer))
 
     # ------------------------------------------------------------------ talking
 
@@ -236,8 +260,11 @@ class MeshHost:
         try:
             await self._swarm.admit(stream, trusted)
         except Stranger as exc:
-            self._strangers += 1
-            log.event(logger, "host.stranger_rejected", level=10, count=self._strangers, error=exc.message)
+            self._refused["stranger"] += 1
+            count = self._refused["stranger"]
+            log.event(logger, "host.stranger_rejected", level=10, count=count, error=exc.message)
+        except Refused as exc:
+            self._note_refusal(exc, str(stream))
         except (MeshError, OSError) as exc:
             log.event(logger, "host.handshake_failed", level=10, detail=str(exc))
 
@@ -261,6 +288,14 @@ class MeshHost:
             with trio.move_on_at(trio.current_time() + 3600 if wake_at is None else wake_at):
                 await self._dialer_moved.wait()
 
+    def _may_dial(self, peer: PeerId) -> bool:
+        return self._gate is None or self._gate.may_dial(peer)
+
+    def _note_refusal(self, exc: Refused, address: str) -> None:
+        """A connection that ended at the gate, whoever closed it."""
+        self._refused[f"by_peer_{exc.cause}" if exc.by_peer else exc.cause] += 1
+        log.event(logger, "host.peer_refused", level=10, address=address, reason=exc.message)
+
     async def _dial(self, effect: dialer.Dial) -> None:
         target = effect.target
         expected = None if isinstance(target, Endpoint) else target
@@ -270,6 +305,8 @@ class MeshHost:
             reached = peer_of(conn)
         except SelfReached:
             reached = self.peer_id
+        except Refused as exc:
+            self._note_refusal(exc, str(target))
         except MeshError as exc:
             log.event(logger, "host.dial_failed", level=10, address=str(target), detail=str(exc))
         self._decide(dialer.DialEnded(target, reached))
@@ -321,6 +358,8 @@ class MeshHost:
 
     def _greeted(self, peer: PeerId, addresses: Sequence[str]) -> None:
         found = endpoints_of(addresses)
+        if not self._may_dial(peer):
+            return
         self._decide(dialer.Learned(peer, found, "hello"))
         if self._dht is not None and self._nursery is not None:
             self._nursery.start_soon(self._dht.know, peer, tuple(map(str, found)))

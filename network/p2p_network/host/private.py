@@ -7,6 +7,7 @@ cipher), on a trio socket that can be closed at once from anywhere.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import trio
 
@@ -31,14 +32,18 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
 
     libp2p ships Salsa20 with an 8-byte nonce, so it can't talk to other implementations. It also loses the
     remote address of an IPv6 connection, which this class keeps.
+
+    `keys`: the pre-shared keys of the generations, the one in force first. A dialler uses that one; a
+    listener takes any of them, and finds out which by the dialler's first words.
     """
 
-    def __init__(self, stream: trio.SocketStream, initiator: bool, key: bytes) -> None:
+    def __init__(self, stream: trio.SocketStream, initiator: bool, keys: Sequence[bytes]) -> None:
         peer = stream.socket.getpeername()
         self.remote = Endpoint(str(peer[0]).partition("%")[0], int(peer[1]))
         super().__init__(None, initiator, addresses=[Multiaddr(str(self.remote))])
         self._socket = stream
-        self._key = key
+        self._keys = tuple(keys)
+        self._key = self._keys[0]
         self._reading: KeyStream | None = None
         self._writing: KeyStream | None = None
         self._early = b""
@@ -48,10 +53,14 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
 
         Nothing has been sent by then, so a port scanner doesn't even learn which protocol this is.
         """
-        words = await self._read_exactly(len(GREETING))
-        if words != GREETING:
-            raise Stranger("it does not know the pre-shared key")
-        self._early = words
+        nonce = await self._raw_exactly(NONCE_BYTES)
+        words = await self._raw_exactly(len(GREETING))
+        for key in self._keys:
+            reading = KeyStream(key, nonce)
+            if reading.apply(words) == GREETING:
+                self._key, self._reading, self._early = key, reading, GREETING
+                return
+        raise Stranger("it does not know the pre-shared key")
 
     async def read(self, n: int | None = None) -> bytes:
         """Up to `n` decrypted bytes; b"" at the end."""
@@ -97,15 +106,6 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
         data = b""
         while len(data) < n:
             more = await self._raw(n - len(data))
-            if not more:
-                raise ConnectionClosedError("connection closed in the handshake", transport="tcp")
-            data += more
-        return data
-
-    async def _read_exactly(self, n: int) -> bytes:
-        data = b""
-        while len(data) < n:
-            more = await self.read(n - len(data))
             if not more:
                 raise ConnectionClosedError("connection closed in the handshake", transport="tcp")
             data += more

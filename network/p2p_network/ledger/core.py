@@ -41,16 +41,18 @@ from p2p_network.ledger.events import (
     Effect,
     EntriesReceived,
     Event,
+    Expelled,
     Hint,
     LocalDelete,
     LocalWrite,
+    LocalWrites,
     Refused,
     Remove,
     Restored,
     Store,
     Tick,
 )
-from p2p_network.ledger.policy import Policy, Refusal, Rule, rule_of
+from p2p_network.ledger.policy import Policy, Refusal, Rule, Writer, rule_of
 
 BUCKETS: Final = 256
 BUCKET_DIGEST_BYTES: Final = 6
@@ -59,6 +61,7 @@ HINT_VALUE_BYTES: Final = 4096
 HINT_ENTRIES: Final = 16
 
 _MODULUS: Final = 1 << 128
+_ADMISSION: Final = {"generation": 0, "seat": 1, "revoked": 2, "member": 3}
 _MAX_REPORTED: Final = 1024
 
 
@@ -184,10 +187,14 @@ class Ledger:
                 return self._restore(entries, event.wall_s)
             case LocalWrite(key, value):
                 return self._write(key, value, event.wall_s)
+            case LocalWrites(items):
+                return self._write_all(items, event.wall_s)
             case LocalDelete(key):
                 return self._write(key, None, event.wall_s)
             case EntriesReceived(peer, entries):
                 return self._receive(peer, entries, event.wall_s)
+            case Expelled(authors):
+                return self._expel(authors)
             case Tick():
                 evicted = self._collect(event.wall_s)
                 if not evicted:
@@ -215,6 +222,29 @@ class Ledger:
             effects.append(Changed(tuple(self._held)))
         left_out = f"; {unknown} of a form unknown to this version left aside" if unknown else ""
         return Decision(tuple(effects), f"{len(self._held)} entries restored from disk{left_out}")
+
+    def _expel(self, authors: frozenset[str]) -> Decision[Effect]:
+        """Every node forgets the same, so digests agree again with those that never heard of it."""
+        gone = tuple(key for key, held in self._held.items() if self._goes(key, held, authors))
+        for key in gone:
+            self._drop(key)
+        if not gone:
+            return Decision()
+        return Decision((Remove(gone), Changed(gone)), f"{len(gone)} entries of expelled nodes forgotten")
+
+    def _goes(self, key: str, held: Held, authors: frozenset[str]) -> bool:
+        rule = rule_of(key)
+        if rule is None or held.entry.author not in authors:
+            return False
+        match rule.writer:
+            case Writer.OWNER:
+                return True
+            case Writer.AUTHORITY:
+                return not self._policy.spoke(held.entry.author, held.entry.wall_ms)
+            case Writer.CERTIFICATE | Writer.MEMBER:
+                return False  # it proves itself, whoever delivered it
+            case _:
+                assert_never(rule.writer)
 
     def _write(self, key: str, value: bytes | None, wall_s: float) -> Decision[Effect]:
         rule, me = rule_of(key), self._identity.peer_id
@@ -246,6 +276,18 @@ class Ledger:
         verb = "deleted" if value is None else "written"
         return Decision((*self._news([held]), *alarm), f"{key} {verb} by this node")
 
+    def _write_all(self, items: tuple[tuple[str, bytes], ...], wall_s: float) -> Decision[Effect]:
+        effects = [e for key, value in items for e in self._write(key, value, wall_s).effects]
+        entries = tuple(entry for e in effects if isinstance(e, Store) for entry in e.entries)
+        if not entries:
+            return Decision()
+        keys = tuple(entry.key for entry in entries)
+        rest = [e for e in effects if isinstance(e, Contradiction)]
+        hint = Hint(self.digest(), ())  # too much for a hint: peers come and fetch
+        return Decision(
+            (Store(entries), Changed(keys), hint, *rest), f"{len(keys)} keys written by this node"
+        )
+
     def _signed(self, rule: Rule, key: str, value: bytes | None, wall_s: float) -> Held:
         stamp = self._clock.issue(wall_s)
         if stamp.count > MAX_COUNT:  # only if a peer drove the counter up on purpose
@@ -263,7 +305,8 @@ class Ledger:
         buried: list[Held] = []
         alarms: list[Effect] = []
         refused: Counter[Refusal] = Counter()
-        for entry in entries:
+        # who is a member comes first: it decides about all the rest of the batch
+        for entry in sorted(entries, key=lambda entry: _ADMISSION.get(_class_of(entry.key), 9)):
             rule = rule_of(entry.key)
             if rule is None:
                 refused[Refusal.BAD_KEY] += 1
@@ -316,7 +359,7 @@ class Ledger:
     def _judge(self, rule: Rule, held: Held, old: Held | None, wall_s: float) -> Refusal | None:
         """Why an entry that would win is not stored; cheap checks first."""
         entry = held.entry
-        if refusal := self._policy.refusal(rule, entry.key, entry.author, entry.value):
+        if refusal := self._policy.refusal(rule, entry.key, entry.author, entry.value, wall_ms=entry.wall_ms):
             return refusal
         is_new = old is None and not self._has_expired(entry, wall_s)  # graves have room of their own
         if is_new and (full := self._no_room(rule, entry.key, entry.author)):

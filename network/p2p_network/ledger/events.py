@@ -28,6 +28,14 @@ class LocalWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalWrites:
+    """This node wants to say several things, in this order; after a power cut all of them or none stand."""
+
+    items: tuple[tuple[str, bytes], ...]
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class LocalDelete:
     """This node takes a key back."""
 
@@ -45,13 +53,22 @@ class EntriesReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class Expelled:
+    """These peers are members no more: what they said of themselves is forgotten, and what they said of
+    others since."""
+
+    authors: frozenset[str]
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed (see `Ledger.wake_at`)."""
 
     wall_s: float
 
 
-Event = Restored | LocalWrite | LocalDelete | EntriesReceived | Tick
+Event = Restored | LocalWrite | LocalWrites | LocalDelete | EntriesReceived | Expelled | Tick
 
 
 # Effects

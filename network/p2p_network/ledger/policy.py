@@ -4,8 +4,10 @@ One table, `TABLE`: a key's first segment names its class. An entry that breaks 
 refused by every node, whoever relays it. Three kinds of writer:
 
 - owner: the author's own peer id is the key's last segment;
+- member: an owner that shows its certificate (`owns`), so admission is not asked again;
 - authority: a callable of the owner of the ledger says who (`may_write`), for `assign/...`;
-- certificate: the value proves itself (`decided`), so the author does not matter.
+- certificate: the value proves itself (`decided`), so the author does not matter: what a quorum decided, and
+  what the mesh's authority signed (`admission.documents`).
 
 ``<scope>`` is one or two segments: a network id, or a network id and a region.
 """
@@ -25,6 +27,7 @@ class Writer(StrEnum):
     """Who may write a class of keys."""
 
     OWNER = "owner"
+    MEMBER = "member"
     AUTHORITY = "authority"
     CERTIFICATE = "certificate"
 
@@ -37,7 +40,7 @@ class Refusal(StrEnum):
     NOT_OWNER = "the key belongs to another node"
     NOT_AUTHORITY = "the author is no authority for this key"
     NOT_ADMITTED = "the author is not admitted to the mesh"
-    NOT_CERTIFIED = "no quorum certified this value"
+    NOT_CERTIFIED = "neither a quorum nor the mesh's authority certified this value"
     NOT_DELETABLE = "entries of this class can't be deleted"
     FORGED = "the signature is not the author's"
     AHEAD = "its stamp lies too far in the future"
@@ -83,6 +86,14 @@ TABLE: Final[dict[str, Rule]] = {
     "genesis": Rule(
         ("<scope>", "<epoch>", "<decree>"), Writer.CERTIFICATE, MAX_VALUE_BYTES, 1024, 1024, False
     ),
+    # admission (`admission.documents`): never deleted, since a member that was away must learn of them
+    "member": Rule(("<peer>",), Writer.MEMBER, 512, 1, _MAX_NODES, False),
+    "revoked": Rule(("<peer>",), Writer.CERTIFICATE, 1024, _MAX_NODES, _MAX_NODES, False),
+    "invite": Rule(("<id>",), Writer.CERTIFICATE, 512, 4096, 4096, False),
+    "withdrawn": Rule(("<id>",), Writer.CERTIFICATE, 256, 4096, 4096, False),
+    "use": Rule(("<id>", "<peer>"), Writer.CERTIFICATE, 512, _MAX_NODES, _MAX_NODES, False),
+    "generation": Rule(("<epoch>",), Writer.CERTIFICATE, 512, 1024, 1024, False),
+    "seat": Rule(("<epoch>", "<peer>"), Writer.CERTIFICATE, 1536, 4 * _MAX_NODES, 4 * _MAX_NODES, False),
 }
 
 
@@ -115,19 +126,29 @@ class Policy:
             passes the mesh's pre-shared key.
         fence: (key, value) -> how new an authority's word is, by the datastore that it comes from; of two
             the higher wins, before any stamp. At least 0; 0 for what has none.
+        spoke: (author, wall_ms) -> whether the author was a member at that moment. What an authority said of
+            others then stays true when it is a member no more.
+        owns: (key, value) -> whether the value is the owner's certificate, for ``member/<peer>``.
     """
 
     decided: Callable[[str, bytes], bytes | None]
     may_write: Callable[[str, str], bool]
     admitted: Callable[[str], bool] = lambda _author: True
+    spoke: Callable[[str, int], bool] = lambda _author, _wall_ms: True
+    owns: Callable[[str, bytes], bool] = lambda _key, _value: False
     fence: Callable[[str, bytes], int] = lambda _key, _value: 0
 
     def fence_of(self, rule: Rule, key: str, value: bytes | None) -> int:
         """How new a word is, apart from its stamp."""
         return self.fence(key, value) if rule.writer is Writer.AUTHORITY and value is not None else 0
 
-    def refusal(self, rule: Rule, key: str, author: str, value: bytes | None) -> Refusal | None:
-        """Why this author may not write this value, or None if it may. The signature is not looked at."""
+    def refusal(
+        self, rule: Rule, key: str, author: str, value: bytes | None, *, wall_ms: int | None = None
+    ) -> Refusal | None:
+        """Why this author may not write this value, or None if it may. The signature is not looked at.
+
+        `wall_ms`: when it wrote it, by its own stamp; None: now.
+        """
         if value is None:
             if not rule.is_deletable:
                 return Refusal.NOT_DELETABLE
@@ -137,9 +158,15 @@ class Policy:
             case Writer.OWNER:
                 if author != key.rpartition("/")[2]:
                     return Refusal.NOT_OWNER
+            case Writer.MEMBER:
+                if author != key.rpartition("/")[2]:
+                    return Refusal.NOT_OWNER
+                return None if value and self.owns(key, value) else Refusal.NOT_CERTIFIED
             case Writer.AUTHORITY:
                 if not self.may_write(key, author):
                     return Refusal.NOT_AUTHORITY
+                if wall_ms is not None and self.spoke(author, wall_ms):
+                    return None
             case Writer.CERTIFICATE:
                 # no admission here: the author only delivers what a quorum signed
                 return None if value and self.decided(key, value) is not None else Refusal.NOT_CERTIFIED
@@ -155,6 +182,8 @@ def _fits(expected: str, segment: str) -> bool:
         except ValueError:
             return False
         return True
+    if expected == "<id>":
+        return len(segment) == 16 and all(char in "0123456789abcdef" for char in segment)
     if expected == "<epoch>":
         return segment.isascii() and segment.isdigit() and len(segment) <= 10 and str(int(segment)) == segment
     return True

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from p2p_bootstrap.node.admission import Admission, durable_key
 from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.issuing import Issuing
 from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.scope import ClusterOptions
 from p2p_network import wire
 from p2p_network.addressing import ipv6_of
+from p2p_network.admission.kept import Kept, decode_kept
 from p2p_network.core.errors import MeshError
 from p2p_network.records import NodeRecord
 from p2p_roles.bootstrap import Bootstrap
@@ -40,7 +43,7 @@ class SimAgent:
         self.tasks = Tasks(machine.world.engine, machine.resume_at, machine.touched, self._failed)
         world = machine.world
         self.host = SimHost(
-            machine, self.tasks, life, lambda: [m for m in world.machines.values() if m is not machine]
+            self, machine, self.tasks, lambda: [m for m in world.machines.values() if m is not machine]
         )
         self.alarms: list[str] = []
         self.witness = AgentWitness(self)
@@ -48,14 +51,31 @@ class SimAgent:
         # decides, starts and claims; ends before the rest when the node leaves
         self.work = Tasks(machine.world.engine, machine.resume_at, machine.touched, self._failed)
         working = self.runtime.on(self.work)
+        self.durable = SimDurable(self)
+        self.admission = Admission(
+            runtime=self.runtime,
+            identity=machine.identity,
+            kept=machine.admitted(self._kept()),
+            durable=self.durable,
+            moved=self.runtime.signal(),
+        )
         self.replication: Replication = Replication(
             runtime=self.runtime,
             identity=machine.identity,
             mesh_id=world.mesh_id,
             host=self.host,
             store=SimStore(self),
-            policy_for=lambda get: ledger_policy(world.mesh_id, get),
+            policy_for=lambda get: ledger_policy(world.mesh_id, get, self.admission),
             ipv6_of=lambda peer: str(ipv6_of(world.mesh_id, peer)),
+        )
+        self.admission.attach(self.host, self.replication)
+        self.issuing = Issuing(
+            runtime=self.runtime,
+            admission=self.admission,
+            identity=machine.identity,
+            host=self.host,
+            replication=self.replication,
+            entropy=world.engine.random.randbytes,
         )
         vpn_changed = working.signal()
         self.vpn = SimVpn(self, world.plan.network, vpn_changed)
@@ -87,12 +107,19 @@ class SimAgent:
             vpn=self.vpn,
             vpn_changed=vpn_changed,
             k3s=self.k3s,
-            durable=SimDurable(self),
+            durable=self.durable,
             places=self.places,
             changed=working.signal(),
             machine=self._make_bootstrap,
         )
         self.tasks.start(self._live())
+
+    def _kept(self) -> Kept | None:
+        try:
+            raw = self.durable.get(durable_key(self.machine.world.mesh_id))
+        except MeshError:  # said when the agent lives: `Admission.start` reads it too
+            return None
+        return decode_kept(raw) if raw else None
 
     def _make_bootstrap(self, **arguments: Any) -> Bootstrap:
         self.bootstrap = self.machine.world.make_bootstrap(**arguments)
@@ -144,8 +171,9 @@ class SimAgent:
 
     async def _live(self) -> None:
         await self.replication.load()
+        await self.admission.start()
         await self.places.load()
-        for job in (self.replication, self.host, self.places):
+        for job in (self.replication, self.admission, self.host, self.places):
             self.tasks.start(job.run())
         for work in (self.vpn, self.cluster):
             self.work.start(work.run())

@@ -11,6 +11,7 @@ a Byzantine agreement: a member's vote is believed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from msgspec.structs import replace
 
 from p2p_network import wire
 from p2p_network.core.clock import Stamp
+from p2p_network.identity import Identity
 from p2p_network.ledger import sync
 from p2p_network.ledger.entry import Entry, sign_entry
 from p2p_network.ledger.events import Hint
@@ -64,6 +66,8 @@ def _forge(world: World, machine: SimMachine, agent: SimAgent) -> Told:
             (f"genesis/{machine.scope}/1/2", b""),
         )
     ]
+    stranger = Identity(hashlib.blake2b(b"stranger", digest_size=32).digest())
+    entries.append(sign_entry(stranger, world.mesh_id, f"node/{stranger.peer_id}", stamp, b"let me in"))
     return lambda peer: entries
 
 

@@ -363,6 +363,13 @@ class Checkers:
                     self._fail(f"{machine.name} takes {entry.key} from {self._world.name(entry.author)}")
                 if entry.value is not None and assign.decode(entry.value).role == "server":
                     self._assigned_servers.add(rest[-1])
+            elif kind in ("revoked", "seat", "generation"):
+                self._admission_entry(machine, kind, rest)
+            elif not self._world.knows(entry.author):
+                self._fail(f"{machine.name} takes {kind} from a stranger")
+            elif kind == "node" and entry.author in self._gone(machine):
+                whom = self._world.name(entry.author)
+                self._fail(f"{machine.name} takes {kind} from {whom}, which it knows is revoked")
             elif rest[-1] != entry.author:
                 self._fail(
                     f"{machine.name} takes {kind}/{self._world.name(rest[-1])} "
@@ -371,9 +378,26 @@ class Checkers:
         agent = machine.agent
         if agent is not None:
             identities = self._world.identities
-            limit = 4 * identities + 2 * (len(self.certified) + 2)
+            rotations = self._world.token.generation  # one more may be under way
+            limit = 5 * identities + 2 * (len(self.certified) + 2) + len(self._world.revoked)
+            limit += rotations * (identities + 1)
             if len(agent.replication.ledger) > limit:
                 self._fail(f"{machine.name} holds more than {limit} entries of {identities} nodes")
+
+    def _admission_entry(self, machine: SimMachine, kind: str, rest: list[str]) -> None:
+        """Nobody is put out and nothing rotated but by the plan."""
+        if kind == "revoked" and rest[0] not in self._world.revoked:
+            self._fail(f"{machine.name} takes it that {self._world.name(rest[0])} is revoked")
+        if kind != "revoked" and int(rest[0]) > self._world.rotations + 1:
+            self._fail(f"{machine.name} takes {kind} of generation {rest[0]}")
+
+    def _gone(self, machine: SimMachine) -> set[PeerId]:
+        """Of those that were revoked, the ones of which this node has learned."""
+        agent = machine.agent
+        if agent is None:
+            return set()
+        known = agent.replication.ledger
+        return {p for p in self._world.revoked if known.get(f"revoked/{p}")} - {machine.peer}
 
     def _authorities(self, scope: str) -> set[str]:
         """Who initialised a cluster of this scope that was READY, or brought it back."""
@@ -422,17 +446,35 @@ class Checkers:
     def converged(self) -> str:
         """What is not yet as it must be after healing; "" if all is."""
         world = self._world
-        running = [m for m in world.machines.values() if m.agent is not None]
+        running = [m for m in world.machines.values() if m.agent is not None and m.peer not in world.revoked]
         digests = {m.agent.replication.ledger.digest() for m in running if m.agent is not None}
         if len(digests) > 1:
             return f"{len(digests)} different ledgers"
         return ""
 
+    def revoked_are_gone(self) -> None:
+        """After convergence nobody holds what a revoked node said of itself, or talks with it."""
+        for machine in self._world.machines.values():
+            agent = machine.agent
+            if agent is None or machine.peer in self._world.revoked:
+                continue
+            for peer, name in self._world.revoked.items():
+                if agent.replication.ledger.get(f"node/{peer}") is not None:
+                    self._fail(f"{machine.name} still holds what {name} says, which was revoked")
+                if peer in agent.host.connected():
+                    self._fail(f"{machine.name} still talks with {name}, which was revoked")
+            if agent.admission.trust.generation != self._world.token.generation:
+                self._fail(f"{machine.name} was left behind in generation {agent.admission.trust.generation}")
+
     def addresses_unique(self) -> None:
         """After convergence no two nodes hold one address."""
         held: dict[str, str] = {}
         for machine in self._world.machines.values():
-            if machine.agent is not None and (ipv4 := machine.agent.vpn.status.ipv4):
+            if (
+                machine.agent is not None
+                and machine.peer not in self._world.revoked
+                and (ipv4 := machine.agent.vpn.status.ipv4)
+            ):
                 other = held.setdefault(ipv4, machine.name)
                 if other != machine.name:
                     self._fail(f"{other} and {machine.name} both hold {ipv4}")

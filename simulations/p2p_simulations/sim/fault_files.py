@@ -31,6 +31,8 @@ from p2p_simulations.sim.plan import (
     Partition,
     PowerCut,
     Reimage,
+    Revoke,
+    Rotate,
     Slow,
     Trigger,
     Upgrade,
@@ -47,7 +49,7 @@ _MAX_FACTOR: Final = 10_000.0
 KINDS: Final = (
     "power_cut", "kill_agent", "partition", "one_way", "cut", "flap", "network", "clock", "drift", "freeze",
     "slow_disk", "slow_cpu", "full_disk", "corrupt", "lose_ledger", "reimage", "break_k3s", "leave", "vanish",
-    "upgrade", "bad_upgrade", "forge", "replay", "equivocate", "backdate",
+    "upgrade", "bad_upgrade", "rotate", "revoke", "forge", "replay", "equivocate", "backdate",
 )  # fmt: skip
 
 
@@ -155,6 +157,8 @@ class FaultReader(Reader):
             "lose_ledger": lambda: LoseLedger(who, for_s if for_s is not None else 1.0),
             "corrupt": lambda: CorruptDurable(who, for_s if for_s is not None else 1.0),
             "reimage": lambda: Reimage(who, for_s if for_s is not None else 30.0),
+            "rotate": lambda: Rotate(who),
+            "revoke": lambda: Revoke(who),
             "break_k3s": lambda: BreakK3s(who, for_s),
             "full_disk": lambda: FullDisk(who, for_s),
             "leave": lambda: Depart(who, True),

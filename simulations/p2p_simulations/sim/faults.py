@@ -25,10 +25,13 @@ from p2p_simulations.sim.plan import (
     Partition,
     PowerCut,
     Reimage,
+    Revoke,
+    Rotate,
     Slow,
     Upgrade,
 )
 from p2p_simulations.sim.store import DURABLE, STORED
+from p2p_simulations.sim.trust import change_trust
 from p2p_simulations.sim.writing import describe
 from p2p_simulations.world.net import CALM, groups_cut
 
@@ -64,6 +67,8 @@ def happen(world: World, fault: Fault) -> None:
             _hamper(world, world.machines[fault.node], fault)
         case LoseLedger() | CorruptDurable() | Reimage() | Depart() | Byzantine():
             _strike(world, world.machines[fault.node], fault)
+        case Rotate() | Revoke():
+            change_trust(world, world.machines[fault.node], fault)
         case _:
             assert_never(fault)
 

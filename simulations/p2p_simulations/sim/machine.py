@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Literal
 
+from p2p_network.admission.kept import Kept, from_network_token
 from p2p_network.core.ids import PeerId
 from p2p_network.identity import Identity
 from p2p_simulations.sim.agent import SimAgent
@@ -74,6 +75,10 @@ class SimMachine:
     def _make_identity(self) -> Identity:
         text = f"{self.world.engine.seed}/{self.name}/{self.generation}"
         return Identity(hashlib.blake2b(text.encode(), digest_size=32).digest())
+
+    def admitted(self, kept: Kept | None) -> Kept:
+        """What its agent starts with: the world's network token is in its configuration."""
+        return from_network_token(self.world.token, "kairos", kept, self.peer, int(self.wall_s() * 1000))
 
     # ------------------------------------------------------------ clocks and speed
 

@@ -7,17 +7,20 @@ other end says that it does not know the connection. A connection needs both dir
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from p2p_network import wire
+from p2p_network.admission import handshake
 from p2p_network.core.errors import PeerUnreachable, RemoteViolation
 from p2p_network.core.ids import PeerId
 from p2p_network.host.presence import PeerDown, PeerUp
 from p2p_simulations.world.tasks import Channel, Future, Tasks
 
 if TYPE_CHECKING:
+    from p2p_simulations.sim.agent import SimAgent
     from p2p_simulations.sim.machine import SimMachine
 
 SILENCE_S = 5.0
@@ -43,9 +46,10 @@ class SimHost:
     """The mesh as one agent sees it. `others`: all machines of the world but this one."""
 
     def __init__(
-        self, machine: SimMachine, tasks: Tasks, life: int, others: Callable[[], list[SimMachine]]
+        self, agent: SimAgent, machine: SimMachine, tasks: Tasks, others: Callable[[], list[SimMachine]]
     ) -> None:
-        self.machine, self.life = machine, life
+        self.agent, self.machine, self.life = agent, machine, agent.life
+        self.refused: Counter[str] = Counter()
         self._tasks, self._others = tasks, others
         self._network, self._engine = machine.world.network, machine.world.engine
         self.events: Channel[PeerUp | PeerDown] = Channel(tasks)
@@ -68,6 +72,19 @@ class SimHost:
 
     def learn(self, peer: PeerId, addresses: Sequence[str], source: str) -> None:
         """Not needed: peers are found by themselves."""
+
+    def expel(self, peer: PeerId, reason: str) -> None:
+        """A peer is a member no more: the connection ends."""
+        if peer in self._links:
+            self._lose(peer, reason)
+
+    def _meets(self, other: SimAgent) -> bool:
+        """What `host.gate` does: each side shows the other its claim, before anything is said."""
+        claim = handshake.decode_claim(other.admission.claim(self.machine.peer))
+        cause = self.agent.admission.judge(other.peer, claim)
+        if cause:
+            self.refused[cause] += 1
+        return not cause
 
     async def run(self) -> None:
         """Beat, dial and notice silence, for ever."""
@@ -93,7 +110,7 @@ class SimHost:
         )
         link = self._links.get(peer)
         if link is None:
-            if heard and agent is not None and chance.random() < _DIAL:
+            if heard and agent is not None and chance.random() < _DIAL and self._meets(agent):
                 self._links[peer] = _Link(agent.life, now)
                 self.events.send(PeerUp(peer, "", False))
         elif heard and agent is not None and agent.life == link.life:

@@ -218,6 +218,20 @@ class Upgrade:
     every_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Rotate:
+    """The keys of the mesh are rotated at the node; nodes that are imaged anew get the new token."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """The node is put out by one that holds the root. It is left out of what must converge."""
+
+    node: str
+
+
 Fault: TypeAlias = (
     PowerCut
     | KillAgent
@@ -238,6 +252,8 @@ Fault: TypeAlias = (
     | DriftClock
     | Depart
     | Upgrade
+    | Rotate
+    | Revoke
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from p2p_network.core.ids import PeerId, short
 from p2p_network.ledger.entry import Entry
+from p2p_network.token import NetworkToken, mesh_keys
 from p2p_roles.bootstrap import Bootstrap
 from p2p_roles.transitions import State
 from p2p_simulations.sim import faults
@@ -25,7 +26,8 @@ from p2p_simulations.world.engine import Engine
 from p2p_simulations.world.net import Network
 from p2p_simulations.world.tasks import Future, Tasks
 
-MESH_ID = "5ee0000000000000"
+TOKEN = NetworkToken(bytes(range(32)))
+MESH_ID = mesh_keys(TOKEN).mesh_id
 _STAYS_S = 30.0
 _CONVERGES_S = 120.0
 
@@ -67,12 +69,15 @@ class World:
         self.network = Network(self.engine, plan.weather)
         if self.recorder is not None:
             self.network.on_cut = self.recorder.cut
+        self.token = TOKEN
         self.mesh_id = MESH_ID
         self.etcds: dict[str, Etcd] = {}
         self.alarms: list[tuple[str, str]] = []
         self.readdressed: set[str] = set()
         self.lost_ledger: set[str] = set()
         self.reimaged: set[PeerId] = set()
+        self.rotations = 0
+        self.revoked: dict[PeerId, str] = {}  # with the machine's name
         self.departed: set[str] = set()  # nodes that left, or were switched off, for ever
         self.recorded: dict[str, list[Entry]] = {}  # what a node that replays has kept
         self.touched: dict[str, SimMachine] = {}
@@ -102,6 +107,10 @@ class World:
         """A machine has an identity (another one, if it was re-imaged)."""
         suffix = f"'{machine.generation}" if machine.generation else ""
         self._names[machine.peer] = f"{machine.name}{suffix}"
+
+    def knows(self, peer: str) -> bool:
+        """Whether some machine has, or had, this identity."""
+        return peer in self._names
 
     def machine_of(self, peer: str) -> SimMachine | None:
         """The machine that has this identity now."""
@@ -162,6 +171,7 @@ class World:
         if not self._go(engine.now + _CONVERGES_S, until=lambda: not self.checkers.converged()):
             raise Violation(f"{self.checkers.converged()} {_CONVERGES_S:.0f} s after everything settled")
         self.checkers.addresses_unique()
+        self.checkers.revoked_are_gone()
         if plan.expect.alarm and not any(plan.expect.alarm in text for _, text in self.alarms):
             raise Violation(f"nobody raised an alarm with {plan.expect.alarm!r}")
         return took_s
@@ -236,7 +246,8 @@ class World:
         """What is not yet as it should be: every node a ready member of one cluster; "" if all is."""
         clusters: dict[str, set[str]] = {}
         for machine in self.machines.values():
-            if machine.plan.stale_k3s or machine.name in self.departed or self._waits_for_stale(machine):
+            is_out = machine.name in self.departed or machine.peer in self.revoked
+            if machine.plan.stale_k3s or is_out or self._waits_for_stale(machine):
                 continue
             agent = machine.agent
             if agent is None:

@@ -35,6 +35,8 @@ from p2p_simulations.sim.plan import (
     Plan,
     PowerCut,
     Reimage,
+    Revoke,
+    Rotate,
     Slow,
     Upgrade,
 )
@@ -205,6 +207,10 @@ def _fault(fault: Fault) -> Facts:
         case Upgrade(nodes, is_good, every_s):
             name = "upgrade" if is_good else "bad_upgrade"
             return {name: _names(nodes), "period": duration(every_s)}
+        case Rotate(node):
+            return {"rotate": node}
+        case Revoke(node):
+            return {"revoke": node}
         case _:
             return _fault_of_one(fault)
 
