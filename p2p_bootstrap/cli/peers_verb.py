@@ -29,6 +29,11 @@ def _loss(peer: PeerDoc) -> str:
     return "" if peer["loss"] is None else f"{peer['loss']:.2%}"
 
 
+def _state(peer: PeerDoc) -> str:
+    """One that is no member (any more) shows why: revoked, expired, ..."""
+    return peer["state"] if peer["admission"] in ("member", "uncertified") else peer["admission"]
+
+
 COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
     out.Column("NODE", lambda peer: peer["hostname"]),
     out.Column("PEER", lambda peer: short(peer["peer"])),
