@@ -179,6 +179,7 @@ class _Routes:
     async def apply(self, request: Request) -> Response:
         version = request.query_params.get("version")
         return JSONResponse(await self._service.apply(_wanted(request), version))
+
     async def invites(self, request: Request) -> Response:
         return JSONResponse(list(self._service.invites()))
 

@@ -140,6 +140,7 @@ class AgentClient:
         """Change the declaration, if it is still of this version."""
         more = "" if version is None else f"&version={quote(version, safe='')}"
         return cast(PlanDoc, self._json("POST", f"/v1/apply?{_query(wanted)}{more}"))
+
     def revoke(self, name: str, reason: str) -> RevokedDoc:
         """Put a node out of the mesh."""
         path = f"/v1/peers/{quote(name, safe='')}/revoke?{urlencode({'reason': reason})}"

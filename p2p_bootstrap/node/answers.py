@@ -47,8 +47,8 @@ from p2p_bootstrap.api.service import (
     find_node,
 )
 from p2p_bootstrap.config.loading import Config
-from p2p_bootstrap.node.authority import Change, Outlook
 from p2p_bootstrap.node.admission import Admission
+from p2p_bootstrap.node.authority import Change, Outlook
 from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.issuing import InviteState, Issuing
 from p2p_bootstrap.node.k3s import K3sUnit
