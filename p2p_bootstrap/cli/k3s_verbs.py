@@ -7,17 +7,20 @@ from pathlib import Path
 
 import click
 
+from p2p_bootstrap.cli.options import DEFAULT_STATE_DIR
 from p2p_bootstrap.cli.output import note
 from p2p_bootstrap.k3s_install import IMAGES, PROGRAM, Origin, install
-from p2p_network.core.errors import UsageError
+from p2p_network.core.errors import P2PError, UsageError
 from p2p_roles.k3s.release import Release, release
+from p2p_roles.k3s.units import NAME
 
+LOG_FILE = "k3s.log"  # p2p_roles.k3s.supervisor; not imported, as it brings trio
 _PATH = click.Path(path_type=Path)
 
 
 @click.group()
 def group() -> None:
-    """Bring the k3s program onto this machine."""
+    """The k3s program on this machine: bring it here, read what it says."""
 
 
 @group.command("install")
@@ -66,6 +69,38 @@ def install_verb(
         wanted, origin, airgap=airgap, program=to, images=images_to, ask_version=_ask_version, say=note
     )
     note(f"{to} is k3s {version}" + ("" if new else " already; nothing was changed"))
+
+
+@group.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what k3s says from now on, until Ctrl-C.")
+@click.option("-n", "--lines", default=100, show_default=True, type=click.IntRange(0, 1_000_000))
+@click.option("--state-dir", type=_PATH, default=DEFAULT_STATE_DIR, help="Where the agent keeps its state.")
+def logs(follow: bool, lines: int, state_dir: Path) -> None:
+    """Print what k3s on this machine says: from the journal, or from its log file."""
+    from p2p_roles import programs
+
+    argv = log_command(state_dir, follow=follow, lines=lines)
+    code = programs.foreground(argv)
+    if code:
+        raise P2PError(f"{argv[0]} ended with code {code}", hint=f"run it by hand: {' '.join(argv)}")
+
+
+def log_command(state_dir: Path, *, follow: bool, lines: int, root: Path = Path("/")) -> list[str]:
+    """The program that shows k3s's log. Raises P2PError if k3s never ran under this agent."""
+    if (root / f"run/systemd/system/{NAME}.service").exists():
+        return [
+            "journalctl",
+            f"--unit={NAME}",
+            "--output=cat",
+            f"--lines={lines}",
+            *(["-f"] if follow else []),
+        ]
+    path = state_dir / LOG_FILE
+    if not path.exists():
+        raise P2PError(
+            f"k3s has no log here: there is no {path}", hint="see what the node is doing: kairos-p2p status"
+        )
+    return ["tail", "-n", str(lines), *(["-F"] if follow else []), str(path)]
 
 
 def _origin(

@@ -14,6 +14,7 @@ import errno
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,9 @@ async def in_thread(function: Callable[..., T], *args: object) -> T:
 async def run(
     argv: Sequence[str], *, timeout_s: float = 30.0, env: Mapping[str, str] | None = None
 ) -> Finished:
-    """Run a program to its end. Cancellable. Raises RoleError if it can't be started, TimedOut."""
+    """Run a program to its end; cancelled, it is killed. Raises RoleError if it can't be started, TimedOut."""
+    started: list[Any] = []
+    abandoned = threading.Event()
 
     def blocking() -> Finished:
         try:
@@ -79,10 +82,15 @@ async def run(
                 _env=dict(os.environ if env is None else env),
                 _timeout=timeout_s,
                 _ok_code=_ANY_CODE,
-                _return_cmd=True,
+                _bg=True,
+                _bg_exc=False,
                 _tty_out=False,
                 _in="",
             )
+            started.append(done)
+            if abandoned.is_set():
+                done.kill()
+            done.wait()
         except sh.TimeoutException as exc:
             raise TimedOut(
                 f"{argv[0]} did not end within {timeout_s:.0f} s", hint=f"try it by hand: {' '.join(argv)}"
@@ -97,7 +105,25 @@ async def run(
             str(done.stderr.decode(errors="replace"))[:_MAX_OUTPUT_CHARS],
         )
 
-    return await in_thread(blocking)
+    try:
+        return await in_thread(blocking)
+    except trio.Cancelled:
+        abandoned.set()
+        for command in started:
+            with contextlib.suppress(ProcessLookupError):
+                command.kill()
+        raise
+
+
+def foreground(argv: Sequence[str]) -> int:
+    """Run a program on this terminal to its end; its exit code. Blocks. Raises RoleError."""
+    try:
+        sh.Command(argv[0])(*argv[1:], _fg=True)
+    except sh.ErrorReturnCode as exc:
+        return int(exc.exit_code)
+    except (sh.CommandNotFound, OSError, sh.ForkException) as exc:
+        raise _not_started(argv[0], exc) from exc
+    return 0
 
 
 class Detached:

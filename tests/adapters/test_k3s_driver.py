@@ -241,6 +241,21 @@ async def test_running_a_program() -> None:
         await programs.run(["/no/such/program"])
 
 
+async def test_a_program_that_is_no_longer_wanted_is_killed(tmp_path: Path) -> None:
+    pid_path = tmp_path / "pid"
+    script = f"echo $$ > {pid_path}.new; mv {pid_path}.new {pid_path}; exec sleep 600"
+    with trio.move_on_after(30) as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                programs.run,
+                ["/bin/sh", "-c", f"echo $$ > {pid_path}.new; mv {pid_path}.new {pid_path}; exec sleep 600"],
+            )
+            await until(pid_path.exists)
+            nursery.cancel_scope.cancel()
+    assert not scope.cancelled_caught
+    await until(lambda: not Path(f"/proc/{pid_path.read_text().strip()}").exists())
+
+
 STAND_IN = importlib.util.find_spec("p2p_simulations.k3s.__main__") is not None
 
 

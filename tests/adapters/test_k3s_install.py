@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2p_bootstrap.cli.k3s_verbs import log_command
 from p2p_bootstrap.cli.main import main
 from p2p_network.core.errors import RoleError
 from p2p_roles.k3s import release as releases
@@ -216,6 +217,19 @@ def test_a_proxy_of_the_environment_is_used(
     proxy.server_close()
     assert seen == ["mirror.example:8443"]
     assert "HTTPS_PROXY" in capsys.readouterr().err
+
+
+def test_the_log_of_k3s(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["k3s", "logs", "--state-dir", str(tmp_path)]) == 1
+    assert "k3s has no log here" in capfd.readouterr().err
+    (tmp_path / "k3s.log").write_text("one\ntwo\nthree\n")
+    assert main(["k3s", "logs", "-n", "2", "--state-dir", str(tmp_path)]) == 0
+    assert capfd.readouterr().out == "two\nthree\n"
+    unit = tmp_path / "run/systemd/system/kairos-p2p-k3s.service"
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    journal = log_command(tmp_path, follow=True, lines=5, root=tmp_path)
+    assert journal == ["journalctl", "--unit=kairos-p2p-k3s", "--output=cat", "--lines=5", "-f"]
 
 
 def test_names_of_a_release() -> None:

@@ -88,10 +88,12 @@ def test_a_wrong_password_is_refused(cluster: list[Host], shared_hosts: Hosts) -
 
 def test_servers_must_agree_on_what_is_critical(cluster: list[Host], shared_hosts: Hosts) -> None:
     other = shared_hosts.add("other")
-    other.configure(token=cluster[0].token, server=cluster[0].url, cluster_cidr="10.77.0.0/16")
+    different = {"cluster_cidr": "10.77.0.0/16", "cluster_domain": "other.local"}
+    other.configure(token=cluster[0].token, server=cluster[0].url, **different)
     other.start()
     assert other.wait(60) == 1
-    assert "critical configuration mismatched: cluster-cidr" in other.log
+    assert "critical configuration mismatched: ClusterIPRanges.slice[0].IP" in other.log
+    assert "critical configuration mismatched: cluster-domain" in other.log
     assert "critical configuration value mismatch between servers" in other.log
 
 

@@ -5,5 +5,7 @@ happens inside containers does not. It never passes for k3s: its version says "s
 simulations/README.md; faults on order: `process.py`.
 """
 
-VERSION = "v1.36.0+k3s1-simulated"
+import os
+
+VERSION = f"{os.environ.get('K3S_SIMULATED_VERSION', 'v1.36.0+k3s1')}-simulated"
 """What `k3s --version` and every Node say."""

@@ -139,9 +139,12 @@ async def _compare(settings: Settings, access: Access, critical: dict[str, objec
     except (HttpError, https.RequestFailed, ValueError) as exc:
         log.warning(f"Skipping cluster configuration validation: {exc}")
         return
-    wrong = [flag for name, flag in layout.CRITICAL.items() if theirs.get(name) != critical[name]]
-    for flag in wrong:
-        log.warning(f"critical configuration mismatched: {flag}")
+    wrong = [name for name in layout.CRITICAL if theirs.get(name) != critical[name]]
+    for (
+        name
+    ) in wrong:  # k3s names the flag, but for networks and addresses it comes no further than the field
+        shown = f"{name}.slice[0].IP" if isinstance(critical[name], list) else layout.CRITICAL[name]
+        log.warning(f"critical configuration mismatched: {shown}")
     if wrong:
         raise K3sError("critical configuration value mismatch between servers")
 
