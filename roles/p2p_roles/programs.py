@@ -71,7 +71,7 @@ async def in_thread(function: Callable[..., T], *args: object) -> T:
 async def run(
     argv: Sequence[str], *, timeout_s: float = 30.0, env: Mapping[str, str] | None = None
 ) -> Finished:
-    """Run a program to its end; cancelled, it is killed. Raises RoleError if it can't be started, TimedOut."""
+    """Run a program to its end; cancelled, it is killed. Raises RoleError if it can't start, TimedOut."""
     started: list[Any] = []
     abandoned = threading.Event()
 

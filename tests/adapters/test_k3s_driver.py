@@ -246,10 +246,7 @@ async def test_a_program_that_is_no_longer_wanted_is_killed(tmp_path: Path) -> N
     script = f"echo $$ > {pid_path}.new; mv {pid_path}.new {pid_path}; exec sleep 600"
     with trio.move_on_after(30) as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(
-                programs.run,
-                ["/bin/sh", "-c", f"echo $$ > {pid_path}.new; mv {pid_path}.new {pid_path}; exec sleep 600"],
-            )
+            nursery.start_soon(programs.run, ["/bin/sh", "-c", script])
             await until(pid_path.exists)
             nursery.cancel_scope.cancel()
     assert not scope.cancelled_caught

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from p2p_network.core.errors import RoleError
 from p2p_roles.k3s import units
+from p2p_roles.k3s.causes import known_cause
 from p2p_roles.k3s.supervisor import CHOICE, detect
 
 DIGEST = "ab" * 32
@@ -94,3 +96,13 @@ def test_a_service_manager_is_used_only_by_an_agent_that_it_started(tmp_path: Pa
     assert detect({CHOICE: "openrc"}, 1, tmp_path) == "openrc"
     with pytest.raises(RoleError, match="names no supervisor"):
         detect({CHOICE: "runit"}, 1, tmp_path)
+
+
+def test_etcds_own_lines_are_quoted_as_sentences() -> None:
+    error = "membership: too many learner members in cluster"
+    line = json.dumps({"level": "error", "ts": "2026", "msg": "Validation failed", "error": error})
+    found = known_cause(line, running=True)
+    assert found is not None
+    assert 'k3s says "Validation failed: membership: too many learner members in cluster"' in found.error
+    for other in ("[1]", '{"a": 1', "{}", '{"msg": null, "x": "too many learner members"}'):
+        assert known_cause(f"{other} too many learner members") is not None

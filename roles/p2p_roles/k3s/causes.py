@@ -7,6 +7,7 @@ quoted. `permanent` causes don't go away by starting again.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -218,10 +219,21 @@ def known_cause(log_tail: str, *, running: bool = False) -> Cause | None:
 
 def _quote(line: str) -> str:
     message = _LOGRUS.search(line)
-    text = message[1].replace('\\"', "'") if message else line.strip()
+    text = message[1].replace('\\"', "'") if message else _of_etcd(line) or line.strip()
     text = "".join(c if c.isprintable() else " " for c in text)
     text = re.sub(r"K10[0-9a-f]{64}::\w+:\S+", "K10...", text)  # never pass a token on
     return text if len(text) <= _MAX_QUOTE_CHARS else text[: _MAX_QUOTE_CHARS - 3] + "..."
+
+
+def _of_etcd(line: str) -> str:
+    """What etcd's own log line, a JSON object, says; "" if it is none."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return ""
+    if not isinstance(said, dict):
+        return ""
+    return ": ".join(str(said[key]) for key in ("msg", "error") if said.get(key))
 
 
 def _how(exit_code: int | None) -> str:
