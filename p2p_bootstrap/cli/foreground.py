@@ -54,6 +54,9 @@ def run(
     if cloud_configs is None:
         _wait_while_left(state_dir)
     config = _read(cloud_configs)
+    from p2p_bootstrap.node.local_k3s import role_of, run_local
+
+    alone = role_of(config, in_mesh=False)
     events = EventLog()
     logs.configure(log_format, log_level or config.p2p.loglevel, also=[EventLogHandler(events)])
     for remark in config.notes:
@@ -61,6 +64,9 @@ def run(
         where = f"{remark.file}:{remark.line}"
         log.event(logger, "config.remarked", level=logging.WARNING, path=where, key=remark.key, reason=reason)
 
+    if alone is not None:
+        run_local(config, alone, state_dir=state_dir, socket=socket, events=events)
+        return
     from p2p_bootstrap.node.agent import run_agent
 
     run_agent(config, state_dir=state_dir, socket=socket, events=events, of_system=cloud_configs is None)

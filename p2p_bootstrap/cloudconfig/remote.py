@@ -118,6 +118,11 @@ def collect_remote(
     return documents, problems
 
 
+def read_pinned(text: str, fetch: Fetcher, *, root: Path = Path("/")) -> bytes:
+    """What stands at an address or path with its pin; for other files too. Raises P2PError."""
+    return _content(parse_source(text), fetch, root)
+
+
 def url_of(root: MapNode) -> tuple[str, Mark] | None:
     """The ``config_url`` of a document and where it stands."""
     node = root.get(KEY)

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from p2p_bootstrap.cloudconfig.nodes import MapNode, Path, find
+from p2p_bootstrap.cloudconfig.remote import parse_source
 from p2p_bootstrap.config.addresses import port_of
 from p2p_bootstrap.config.model import P2P, K0s, K3s, KubeVip
-from p2p_bootstrap.config.names import CLOUD_INIT_ONLY, MOVED
+from p2p_bootstrap.config.names import CLOUD_INIT_ONLY, KUBE_VIP_FIELDS, MOVED
 from p2p_bootstrap.config.validation import bundle_blocks, problem_at
-from p2p_network.core.errors import Problem
+from p2p_network.core.errors import P2PError, Problem
+from p2p_roles.k3s.kubevip import without_effect as kubevip_settings_without_effect
 
 # k3s's networks inside a cluster, and the arguments that move them.
 _K3S_NETWORKS: Final = {"--cluster-cidr": "10.42.0.0/16", "--service-cidr": "10.43.0.0/16"}
@@ -70,6 +72,21 @@ def contradictions(root: MapNode, p2p: P2P, k3s: K3s) -> Iterator[Problem]:
     yield from _overlaps(root, p2p, k3s)
 
 
+def kubevip_problems(root: MapNode, kubevip: KubeVip) -> Iterator[Problem]:
+    """What kube-vip could not come up with."""
+    if not kubevip.wanted:
+        return
+    if not kubevip.eip and not kubevip.manifest_url:
+        yield problem_at(
+            root, ("kubevip",), "kube-vip has no address", "set kubevip.eip to the virtual IP", key=True
+        )
+    if kubevip.manifest_url:
+        try:
+            parse_source(kubevip.manifest_url)
+        except P2PError as exc:
+            yield problem_at(root, ("kubevip", "manifest_url"), exc.message, exc.hint)
+
+
 def unsupported(root: MapNode, section: str, model: K0s) -> Iterator[Problem]:
     """Distributions that we don't drive."""
     if model.enabled:
@@ -95,7 +112,9 @@ def remarks(root: MapNode, p2p: P2P, kubevip: KubeVip) -> Iterator[Problem]:
     def note(path: Path, message: str, hint: str = "") -> Problem:
         return problem_at(root, path, message, hint, key=True)
 
-    if not any(t is not None and t.get_secret_value() for t in (p2p.network_token, p2p.join_token)):
+    tokens = (p2p.network_token, p2p.join_token)
+    has_token = any(token is not None and token.get_secret_value() for token in tokens)
+    if not has_token and not _by_hand(root):
         yield note(("p2p",), "no token: a node with this configuration joins no mesh, unless it is a member "
                    "already", "add p2p.network_token or p2p.join_token")  # fmt: skip
     if p2p.dns and not p2p.vpn.create:
@@ -112,22 +131,21 @@ def remarks(root: MapNode, p2p: P2P, kubevip: KubeVip) -> Iterator[Problem]:
         instead = _EDGEVPN_KEYS.get(name)
         hint = f"use {instead}" if instead else ""
         yield note(("p2p", "vpn", "env", name), "has no effect: no EdgeVPN runs here", hint)
-    if kubevip.wanted:
+    if kubevip.wanted and p2p.cluster == "mesh" and p2p.region is not None:
         yield note(
             ("kubevip",),
-            "has no effect yet: no virtual IP",
+            "a virtual IP by ARP reaches one network only, this cluster may span regions",
             "agents find every server by themselves without it",
         )
+    settings = {name: None for name in KUBE_VIP_FIELDS if _written(root, "kubevip", name)}
+    for name in kubevip_settings_without_effect(settings):
+        yield note(("kubevip", name), "has no effect: kube-vip takes no variable for it")
     for section in ("k3s", "k3s-agent"):
-        if p2p.auto.enable and _written(root, section, "enabled"):
+        if has_token and p2p.auto.enable and _written(root, section, "enabled"):
             yield note(
                 (section, "enabled"),
                 "has no effect: the nodes agree on the roles",
                 "to force one use p2p.role; to run no cluster use p2p.auto.enable: false",
-            )
-        elif _written(root, section, "enabled"):
-            yield note(
-                (section, "enabled"), "has no effect yet: k3s runs only where the nodes agree on roles"
             )
     yield from _counts(root, p2p)
     for name in root.entries:
@@ -135,6 +153,10 @@ def remarks(root: MapNode, p2p: P2P, kubevip: KubeVip) -> Iterator[Problem]:
             yield note((name,), "Kairos takes no part in this key of cloud-init", "use a stage for it")
     for name in bundle_blocks(root):
         yield note((name,), "taken for the settings of a bundle; no program here knows this key")
+
+
+def _by_hand(root: MapNode) -> bool:
+    return any(_written(root, section, "enabled") for section in ("k3s", "k3s-agent"))
 
 
 def _counts(root: MapNode, p2p: P2P) -> Iterator[Problem]:

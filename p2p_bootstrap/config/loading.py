@@ -175,6 +175,8 @@ def check(
     for section in ("k0s", "k0s-worker"):
         if section in models:
             problems += checks.unsupported(root, section, cast(K0s, models[section]))
+    if "kubevip" in models:
+        problems += checks.kubevip_problems(root, cast(KubeVip, models["kubevip"]))
     if problems:
         return None, tuple(sorted(set(problems)))
     p2p, kubevip = cast(P2P, models["p2p"]), cast(KubeVip, models["kubevip"])

@@ -261,7 +261,8 @@ class K3s(_Section):
 
     enabled: Flag | None = Field(
         default=None,
-        description="Run k3s without a mesh. No effect while the nodes agree on the roles.",
+        description="Run k3s by itself, where there is no network token or p2p.auto.enable is false: k3s is "
+        "a server, k3s-agent an agent of the server that its K3S_URL names.",
     )
     args: tuple[Text, ...] = Field(
         default=(), max_length=256, repr=False, description="More arguments for k3s."
@@ -287,7 +288,7 @@ class K0s(_Section):
 
 
 class KubeVip(_Section):
-    """`kubevip`: a virtual IP for the servers. Known; no effect yet."""
+    """`kubevip`: a virtual IP for the servers, for those who come from outside."""
 
     enable: Flag | None = Field(default=None, description="Run kube-vip. Implied by eip.")
     eip: Text | None = Field(default=None, description="The virtual IP.")
@@ -295,12 +296,16 @@ class KubeVip(_Section):
     version: Text | None = Field(default=None, description="Version of kube-vip.")
     image: Text | None = Field(default=None, description="Image of kube-vip.")
     static_pod: Flag = Field(default=False, description="A static pod instead of a daemon set.")
-    manifest_url: Text | None = Field(default=None, description="Where to get the manifest.")
+    manifest_url: Text | None = Field(
+        default=None,
+        description="A manifest in place of ours: an absolute path, an https address, or an http address "
+        "with a checksum (#sha256=...) behind it.",
+    )
 
     @property
     def wanted(self) -> bool:
         """Whether the file asks for kube-vip."""
-        return self.eip is not None if self.enable is None else self.enable
+        return bool(self.eip) if self.enable is None else self.enable
 
     @model_validator(mode="before")
     @classmethod

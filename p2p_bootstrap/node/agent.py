@@ -30,6 +30,7 @@ from p2p_bootstrap.node.blessing import Blessing
 from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.issuing import Issuing
 from p2p_bootstrap.node.k3s import K3sUnit
+from p2p_bootstrap.node.local_k3s import LocalK3s, role_of
 from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
@@ -52,6 +53,7 @@ from p2p_network.ledger.durable import DurableFiles
 from p2p_network.ledger.store import LedgerStore
 from p2p_network.records import NodeRecord
 from p2p_network.state import StateDirectory
+from p2p_roles.assign import Role
 
 logger = log.get(__name__)
 
@@ -99,6 +101,7 @@ class _Columns:
     cluster: Cluster
     places: Places
     names: Names
+    k3s: K3sUnit
 
 
 class _Agent:
@@ -219,7 +222,7 @@ class _Agent:
                 vpn=vpn,
                 resolving=Resolving(durable),
             )
-            columns = _Columns(host, replication, admission, vpn, cluster, places, names)
+            columns = _Columns(host, replication, admission, vpn, cluster, places, names, k3s)
             sharing = Sharing(
                 runtime=runtime,
                 self_id=identity.peer_id,
@@ -289,7 +292,21 @@ class _Agent:
                 nursery.start_soon(columns.cluster.run)
                 nursery.start_soon(columns.places.run)
                 nursery.start_soon(columns.names.run)
+                if (role := role_of(self._config, in_mesh=True)) is not None:
+                    nursery.start_soon(self._local(columns, role).run)
         self._idle.set()
+
+    def _local(self, columns: _Columns, role: Role) -> LocalK3s:
+        """k3s switched on by hand, where the nodes agree on no roles."""
+        unit = columns.k3s
+        return LocalK3s(
+            config=self._config,
+            options=unit.options,
+            role=role,
+            driver=unit.driver,
+            hooks=unit.hooks,
+            region=lambda: columns.places.region,
+        )
 
     async def _end_work(self) -> None:
         """Nothing is decided, started or written any more after this."""

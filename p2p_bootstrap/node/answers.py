@@ -52,6 +52,7 @@ from p2p_bootstrap.node.authority import Change, Outlook
 from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.issuing import InviteState, Issuing
 from p2p_bootstrap.node.k3s import K3sUnit
+from p2p_bootstrap.node.local_k3s import LOCAL, role_of
 from p2p_bootstrap.node.metrics import render
 from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.places import Places, Row
@@ -115,6 +116,7 @@ class Answers:
         self._vpn = vpn
         self._names = names
         self._cluster = cluster
+        self._alone = role_of(config, in_mesh=True)  # k3s is switched on by hand
         self._places = places
         self._sharing = sharing
         self._k3s = k3s
@@ -139,13 +141,18 @@ class Answers:
             "mesh": bool(self._host.connected()) or self._cluster.genesis_known,
             "vpn": self._vpn.status.state in ("up", "off"),
             "genesis": self._cluster.genesis_known,
-            "role": bool(self._cluster.status.role),
-            "ready": self._cluster.ready,
+            "role": bool(self._alone or self._cluster.status.role),
+            "ready": self._is_ready(),
         }
         now = trio.current_time() - self._started_at
         for name, is_reached in reached.items():
             if is_reached:
                 self._phases.setdefault(name, now)
+
+    def _is_ready(self) -> bool:
+        """Whether k3s does here what it is meant to."""
+        alone = self._alone is not None and self._k3s.observed.state == "ready"
+        return alone or self._cluster.ready
 
     # ------------------------------------------------------------ AgentService
 
@@ -185,18 +192,18 @@ class Answers:
             ),
             names=NamesDoc(state=names.state, origin=names.origin, error=names.error),
             role=RoleDoc(
-                state=role.state.value,
-                role=role.role or "",
-                reason=role.reason,
+                state="LOCAL" if self._alone else role.state.value,
+                role=self._alone or role.role or "",
+                reason=LOCAL if self._alone else role.reason,
                 epoch=role.epoch,
                 cluster_id=role.cluster_id,
-                ready=role.ready,
+                ready=self._is_ready(),
             ),
             k3s=K3sDoc(
                 state="running" if k3s.state == "ready" else k3s.state,
                 version=k3s.version or self._k3s.version,
                 pid=k3s.pid,
-                error=f"{k3s.error} ({k3s.hint})" if k3s.hint else k3s.error,
+                error=(f"{k3s.error} ({k3s.hint})" if k3s.hint else k3s.error) or self._k3s.hooks.error,
             ),
             clusters=self._clusters(),
             phases=[PhaseDoc(name=name, at_s=round(at_s, 3)) for name, at_s in phases],
@@ -349,7 +356,9 @@ class Answers:
     async def kubeconfig(self) -> str:
         """The cluster-admin kubeconfig. Raises RoleError on an agent node, naming the servers."""
         status = self._cluster.status
-        if status.role == "agent":
+        if self._alone == "server":
+            return await self._k3s.kubeconfig()
+        if "agent" in (status.role, self._alone):
             servers = [row["hostname"] for row in self.roles() if row["role"] == "server" and not row["self"]]
             raise RoleError(
                 "this node is an agent: it has no cluster-admin kubeconfig, on purpose",
@@ -425,9 +434,9 @@ class Answers:
             case "mesh":
                 return bool(self._host.connected())
             case "role":
-                return bool(self._cluster.status.role)
+                return bool(self._alone or self._cluster.status.role)
             case "ready":
-                return self._cluster.ready
+                return self._is_ready()
 
     def _why_not(self, goal: Goal) -> str:
         if goal == "mesh":

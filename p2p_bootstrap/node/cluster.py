@@ -275,8 +275,8 @@ class Cluster:
         await self._feed(events.VpnReady(ipv4))
 
     async def _watch_places(self) -> None:
-        """How far the others are: only the genesis asks for it, so nobody is told after it."""
-        while not self.genesis_known:
+        """How far the others are: asked for by the genesis and by who joins, so a member is not told."""
+        while not self._machine.status.cluster_id:
             await self._places.changed.wait()
             await self._feed(events.RoundTripsMeasured(self._places.measured, self._places.coordinates))
 

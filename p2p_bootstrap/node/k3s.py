@@ -20,6 +20,8 @@ import yaml
 
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.config.model import K3s
+from p2p_bootstrap.node import virtual_ip
+from p2p_bootstrap.node.hooks import Hooks, stage_runner
 from p2p_bootstrap.node.k3s_data import K3sData
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.signal import Signal
@@ -29,6 +31,7 @@ from p2p_network.core.ids import PeerId, short
 from p2p_network.ledger.durable import DurableFiles
 from p2p_network.ledger.reading import read_by_peer
 from p2p_network.records import NodeRecord
+from p2p_roles.assign import Role
 from p2p_roles.events import ReplaceInitDropIn, ResetK3s, StartK3s, StartKind
 from p2p_roles.genesis.messages import Datastore, Timing
 from p2p_roles.k3s import pki, spec, supervisor
@@ -40,6 +43,7 @@ logger = log.get(__name__)
 
 _MADE: Final = "k3s-secrets"  # by this node, as an initiator
 _GIVEN: Final = "k3s-join"  # by a server, to join with
+RETRY_S: Final = 10.0
 _NODE_NAME: Final = "k3s-node-name"
 
 
@@ -78,7 +82,6 @@ class K3sUnit:
         region: Callable[[], str],
     ) -> None:
         self._region = region
-        self.driver = K3sDriver(state_dir=state_dir)
         self.driver = K3sDriver(state_dir=state_dir, supervisor=supervisor.choose(state_dir))
         self.data = K3sData(self.driver, lambda: spec.paths_of(options_of(config), "server"))
         self.version = ""
@@ -88,12 +91,14 @@ class K3sUnit:
         self._hostname = hostname
         self._durable = durable
         self._replication = replication
-        self._options = options_of(config)
+        self.options = self._options = options_of(config)
         self._node_ip = ""
         self._wanted: StartK3s | None = None
         self._tried: StartK3s | None = None  # what was wanted when k3s was started last
         self._is_held = False
         self._asked = Signal()
+        self.hooks = Hooks(durable, stage_runner(config))
+        self._after_due: Role | None = None  # whose ``after`` hook runs once k3s is ready
         self._refused: P2PError | None = None  # why a wanted start could not even be tried
         self._missing: P2PError | None = None  # why there was no k3s when this process started
 
@@ -103,7 +108,10 @@ class K3sUnit:
     def observed(self) -> K3sObserved:
         """k3s as seen last, with our own reason where it could not even be tried."""
         if self._refused is not None:
-            return K3sObserved("failed", error=self._refused.message, hint=self._refused.hint, permanent=True)
+            final = not isinstance(self._refused, virtual_ip.ManifestMissing)
+            return K3sObserved(
+                "failed", error=self._refused.message, hint=self._refused.hint, permanent=final
+            )
         seen = self.driver.observed
         if self._missing is not None and seen.state == "stopped":
             return K3sObserved("absent", error=self._missing.message, hint=self._missing.hint, permanent=True)
@@ -133,7 +141,7 @@ class K3sUnit:
         path = Path(spec.K3sPaths().kubeconfig)
         try:
             document = yaml.safe_load(await trio.to_thread.run_sync(path.read_text))
-            document["clusters"][0]["cluster"]["server"] = spec.api_url(self._node_ip)
+            document["clusters"][0]["cluster"]["server"] = spec.api_url(self._node_ip or "127.0.0.1")
         except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError) as exc:
             raise RoleError(
                 f"{path} cannot be read: {exc}", hint="k3s writes it when it is up: kairos-p2p wait ready"
@@ -192,6 +200,7 @@ class K3sUnit:
             await self.driver.stop()
             await self.data.set_aside_etcd(label)
             return
+        await trio.to_thread.run_sync(self.hooks.forget)
         for role in ("server", "agent"):
             await self.driver.set_aside(spec.paths_of(self._options, role), label, keep=keep)
 
@@ -224,27 +233,42 @@ class K3sUnit:
             nursery.start_soon(self.driver.run)
             nursery.start_soon(self._watch)
             while True:
-                await self._asked.wait()
+                again = isinstance(self._refused, virtual_ip.ManifestMissing)
+                await self._asked.wait(RETRY_S if again else float("inf"))
                 wanted = self._wanted
                 if wanted is None:
                     await self.driver.stop()
-                elif self._node_ip and wanted is not self._tried:
+                elif self._node_ip and (again or wanted is not self._tried):
                     await self._try(wanted)
                     self._tried = wanted
 
     async def _watch(self) -> None:
         async for _ in self.driver.changes:
             self.changed.raise_()
+            if self._after_due is not None and self.driver.observed.state == "ready":
+                role, self._after_due = self._after_due, None
+                await self._run_after(role)
+
+    async def _run_after(self, role: Role) -> None:
+        try:
+            await self.hooks.run("after", role)
+        except P2PError as exc:  # k3s goes on: what comes after its start can't undo it
+            log.event(logger, "roles.hook_failed", logging.ERROR, error=exc.message, hint=exc.hint)
+
+    async def _virtual_ip(self) -> tuple[spec.FileSpec, ...]:
+        return await virtual_ip.files(self._config, spec.paths_of(self._options, "server"))
 
     async def _try(self, wanted: StartK3s) -> None:
         try:
             built = await self._spec(
                 wanted.kind, wanted.ca_hash, wanted.join_ip, wanted.datastore, wanted.timing
             )
+            await self.hooks.run("before", built.role)
         except (P2PError, ValueError) as exc:
             self._refuse(exc if isinstance(exc, P2PError) else RoleError(str(exc)))
             return
         self._refuse(None)
+        self._after_due = built.role
         if self._wanted is wanted:  # it may have been stopped and set aside meanwhile
             self.driver.start(built)
             if self._is_held:
@@ -274,7 +298,7 @@ class K3sUnit:
                 device=p2p.vpn.interface if self.uses_vpn else "",
                 region=self._region(),
                 zone=p2p.zone or "",
-                names=(self._hostname,),
+                names=(self._hostname, *virtual_ip.names(self._config)),
             ),
             options=self._options,
             datastore=datastore,
@@ -283,6 +307,7 @@ class K3sUnit:
             join_ip=join_ip,
             ca_files=held.files if isinstance(held, pki.ClusterSecrets) else (),
             timing=timing,
+            more_files=() if kind == "agent" else await self._virtual_ip(),
         )
 
     def _node_name(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from p2p_network.core.ids import PeerId
+from p2p_network.core.ids import PeerId, stable_hash
 from p2p_roles.assign import Role
 from p2p_roles.durable import Membership
 from p2p_roles.events import (
@@ -28,6 +28,7 @@ from p2p_roles.genesis.messages import Genesis
 from p2p_roles.rules import Rules
 from p2p_roles.transitions import State
 
+_SAME_PLACE_S: Final = 0.010  # round trips that differ by less are alike
 _MAX_BACKOFF: Final = 5  # times join_s
 
 
@@ -109,7 +110,7 @@ class JoinDuties(Facts):
             refusal = f" (last answer: {self._refusal})" if self._refusal else ""
             self.reason = f"{why}; asking for the join secret{refusal}"
             return
-        sources = self._sources(decided)
+        sources = self._sources(decided, role)
         if not sources:
             self.reason = f"{why}; no server of the cluster is reachable"
             return
@@ -121,8 +122,10 @@ class JoinDuties(Facts):
         self.out.append(FetchJoinSecret(source, role))
         self.reason = f"{why}; asking {self.view.name(source)} for the join secret"
 
-    def _sources(self, decided: Genesis) -> list[PeerId]:
-        """Living servers of the cluster that could hand the secret out; the initiator first."""
+    def _sources(self, decided: Genesis, role: Role) -> list[PeerId]:
+        """Living servers of the cluster that could hand the secret out. A server asks the initiator first.
+        An agent asks the nearest: it joins through it, and k3s's balancer begins with it; among those in
+        one place each agent has an order of its own, so that they don't all go to one."""
         found = [
             n.peer
             for n in self.view.nodes
@@ -134,7 +137,14 @@ class JoinDuties(Facts):
                 or (n.role == "server" and n.ready and n.cluster_id == decided.cluster_id)
             )
         ]
-        return sorted(found, key=lambda peer: (peer != decided.initiator, peer))
+        if role == "server":
+            return sorted(found, key=lambda peer: (peer != decided.initiator, peer))
+        return sorted(found, key=lambda peer: (self._away(peer), stable_hash(self.self_id, peer), peer))
+
+    def _away(self, peer: PeerId) -> int:
+        """How far, in steps of `_SAME_PLACE_S`; what was not measured comes last."""
+        measured_s = self.distances.measured.get(peer)
+        return int(measured_s / _SAME_PLACE_S) if measured_s is not None else 1 << 30
 
     def secret_answered(self, now: float, event: JoinSecretReceived | JoinSecretRefused) -> None:
         """A server answered the request for the join secret."""

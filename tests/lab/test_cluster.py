@@ -11,6 +11,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from clusters import (
@@ -243,11 +245,114 @@ def kairos_token() -> str:
     return base64.b64encode(document.encode()).decode()
 
 
-def test_k3s_without_the_vpn(lab: LabFactory) -> None:
-    """`p2p.vpn.create: false`: no device, no data plane; k3s goes by the machines' own addresses."""
-    topology = make_topology({"here": ("n1", "n2")}, servers=1, config={"p2p": {"vpn": {"create": False}}})
+def test_k3s_switched_on_by_hand(lab: LabFactory) -> None:
+    """No token: a server of its own and an agent that is told its server; beside a mesh without roles too."""
+    arguments = {"K3S_TOKEN": "a shared word"}
+    config: dict[str, Any] = {"p2p": {"auto": {"enable": False}}}
+    alone = {"p2p": {"network_token": None}}
+    join = {"K3S_URL": "https://198.18.1.11:6443", **arguments}
+    hook = {"provider-kairos.bootstrap.after.server": [{"commands": ["touch /run/hook"]}]}
+    topology = make_topology(
+        {"here": ("n1", "n2", "n3")},
+        servers=1,
+        config=config,
+        nodes={
+            "n1": {**alone, "k3s": {"enabled": True, "env": arguments}, "stages": hook},
+            "n2": {**alone, "k3s-agent": {"enabled": True, "env": join}},
+            "n3": {"k3s": {"enabled": True, "args": ["--node-name=third"]}},
+        },
+    )
     mine = lab(topology, agents=True)
     formed = wait_ready(mine)
+    assert {n: (s["role"]["state"], s["role"]["role"]) for n, s in formed.items()} == {
+        "n1": ("LOCAL", "server"),
+        "n2": ("LOCAL", "agent"),
+        "n3": ("LOCAL", "server"),
+    }
+    shown = mine.node("n1").exec(["sh", "-c", '"$K3S_BIN" kubectl get nodes -o name'], 60).stdout.split()
+    assert set(shown) == {"node/n1", "node/n2"}
+    shown = mine.node("n3").exec(["sh", "-c", '"$K3S_BIN" kubectl get nodes -o name'], 60).stdout.split()
+    assert shown == ["node/third"]
+    mine.wait(lambda: mine.node("n1").exec(["ls", "/run/hook"]).returncode == 0, 30, "the hook to have run")
+    done = mine.node("n1").exec([*kairos_p2p(), "kubeconfig"])
+    assert "https://127.0.0.1:6443" in done.stdout
+    assert mine.node("n2").exec([*kairos_p2p(), "kubeconfig"]).returncode == 1
+    assert "in no mesh" in mine.node("n1").exec([*kairos_p2p(), "regions"]).stderr
+
+    # the agent is no part of it: k3s outlives it and is adopted; ended, it is started again
+    pids = [p.pid for p in mine.node("n1").processes() if p.kind == "k3s"]
+    mine.kill("n1", "agent")
+    wait_ready(mine)
+    assert [p.pid for p in mine.node("n1").processes() if p.kind == "k3s"] == pids
+    mine.kill("n1", "k3s")
+    mine.wait(
+        lambda: (now := [p.pid for p in mine.node("n1").processes() if p.kind == "k3s"]) and now != pids,
+        60,
+        "k3s to run again",
+    )
+    wait_ready(mine)
+
+
+def test_k3s_without_the_vpn(lab: LabFactory) -> None:
+    """`p2p.vpn.create: false`: no device, no data plane; k3s goes by the machines' own addresses."""
+    config = {
+        "p2p": {"vpn": {"create": False}},
+        "k3s": {
+            "args": ["--node-taint=a=b:NoSchedule"],
+            "env": {"GREETING": "hello"},
+            "embedded_registry": True,
+        },
+        "kubevip": {"eip": "198.18.1.200", "interface": "eth0", "enableServices": True},
+        "stages": {
+            f"provider-kairos.bootstrap.{when}.{role}": [
+                {"name": f"{when} {role}", "commands": [f"echo {when} {role} >> /run/hooks"]}
+            ]
+            for when in ("before", "after")
+            for role in ("master", "server", "worker")
+        }
+        | {"provider-kairos.bootstrap.after.agent": [{"name": "it fails", "commands": ["exit 3"]}]},
+    }
+    topology = make_topology({"here": ("n1", "n2")}, servers=1, config=config)
+    mine = lab(topology, agents=True)
+    formed = wait_ready(mine)
+    server = next(name for name, s in formed.items() if s["role"]["role"] == "server")
+    agent = next(name for name, s in formed.items() if s["role"]["role"] == "agent")
+
+    def hooks(name: str) -> list[str]:
+        return mine.node(name).exec(["cat", "/run/hooks"]).stdout.splitlines()
+
+    expected = [f"{when} {role}" for when in ("before", "after") for role in ("server", "master")]
+    mine.wait(lambda: hooks(server) == expected, 30, "the server's hooks to have run")
+    mine.wait(lambda: hooks(agent) == ["before worker", "after worker"], 30, "the agent's hooks to have run")
+    mine.wait(
+        lambda: "it fails" in statuses(mine, [agent])[agent]["k3s"]["error"],
+        30,
+        "the failed hook to be shown",
+    )
+    assert "it fails" in mine.node(agent).exec([*kairos_p2p(), "events"]).stdout
+    mine.kill(server, "agent")
+    wait_ready(mine)
+    assert hooks(server) == expected, "hooks run around the first start only"
+
+    # the virtual IP: its manifest, and a name in the API's certificate; the user's arguments and environment
+    folder = "/var/lib/rancher/k3s"
+    manifest = mine.node(server).exec(["cat", f"{folder}/server/manifests/kairos-p2p-kube-vip.yaml"]).stdout
+    assert "value: 198.18.1.200" in manifest
+    assert "name: svc_enable" in manifest
+    drop_in = mine.node(server).exec(["cat", "/etc/rancher/k3s/config.yaml.d/90-kairos-p2p.yaml"]).stdout
+    assert "198.18.1.200" in drop_in
+    assert "embedded-registry: true" in drop_in
+    (pid,) = [p.pid for p in mine.node(server).processes() if p.kind == "k3s"][:1]
+    assert "GREETING=hello" in (Path("/proc") / str(pid) / "environ").read_text()
+    assert "--node-taint=a=b:NoSchedule" in (Path("/proc") / str(pid) / "cmdline").read_text()
+    assert "GREETING" not in "".join(
+        (Path("/proc") / str(p.pid) / "environ").read_text()
+        for p in mine.node(agent).processes()
+        if p.kind == "k3s"
+    )
+    mirrors = mine.node(agent).exec(["cat", "/etc/rancher/k3s/registries.yaml"]).stdout
+    assert "mirrors:" in mirrors, "agents use the embedded registry too"
+    assert mine.node(agent).exec(["ls", f"{folder}/server/manifests"]).returncode != 0
     assert len(cluster_ids(formed)) == 1
     assert {s["vpn"]["state"] for s in formed.values()} == {"off"}
     assert not [p for n in formed for p in mine.node(n).processes() if p.kind == "dataplane"]

@@ -113,6 +113,7 @@ def test_one_cluster_over_three_regions_outlives_the_loss_of_any(lab: LabFactory
         n: s["node"]["region"] for n, s in formed.items()
     }
 
+    flannel_fits(mine, "n1", "n3", formed)
     before = facts_for_ever(formed)
     mine.partition([["n1", "n2", "n3"], ["n4"]])
     mine.wait(
@@ -128,6 +129,32 @@ def test_one_cluster_over_three_regions_outlives_the_loss_of_any(lab: LabFactory
     left = wait_ready(mine, ["n1", "n2", "n4"])
     assert facts_for_ever(left) == {n: before[n] for n in left}
     assert len(ca_hashes_of(mine, left)) == 1
+
+
+def flannel_fits(lab: Lab, a: str, b: str, formed: dict[str, Any]) -> None:
+    """A vxlan device as flannel makes it, over the VPN's: the largest packet that it takes gets through
+    whole, from one region to the other, without being cut on the way."""
+    mtu = formed[a]["vpn"]["mtu"]
+    for number, (name, other) in enumerate(((a, b), (b, a)), start=1):
+        own, far = formed[name]["vpn"]["ipv4"], formed[other]["vpn"]["ipv4"]
+        vxlan = f"vxlan id 7 dev kp2p0 local {own} remote {far} dstport 8472"
+        script = f"ip link add flannel.7 type {vxlan} && ip address add 10.42.200.{number}/24 dev flannel.7"
+        done = lab.node(name).exec(
+            ["sh", "-c", f"{script} && ip link set flannel.7 up && cat /sys/class/net/flannel.7/mtu"]
+        )
+        assert done.stdout.strip() == str(mtu - 50), (
+            f"flannel takes the device's MTU: {done.stdout} {done.stderr}"
+        )
+        drop_in = lab.node(name).exec(["cat", "/etc/rancher/k3s/config.yaml.d/90-kairos-p2p.yaml"]).stdout
+        assert 'flannel-iface: "kp2p0"' in drop_in
+    largest = str(mtu - 50 - 28)  # less the headers of IP and ICMP
+    ping = ["ping", "-M", "do", "-c3", "-W5", "-s"]
+    whole = lab.node(a).exec([*ping, largest, "10.42.200.2"], 60)
+    assert " 0% packet loss" in whole.stdout, whole.stdout + whole.stderr
+    too_large = lab.node(a).exec([*ping, str(int(largest) + 1), "10.42.200.2"], 60)
+    assert too_large.returncode != 0
+    for name in (a, b):
+        lab.node(name).exec(["ip", "link", "delete", "flannel.7"])
 
 
 def nodes_of(lab: Lab, on: str, merged: dict[str, Any], context: str) -> set[str]:

@@ -11,6 +11,7 @@ import pytest
 from p2p_roles.genesis.messages import Genesis
 from p2p_roles.placement import Placement
 from p2p_roles.timing import LAN, SLOW
+from p2p_simulations.sim import faults
 from p2p_simulations.sim.k3s import DATA, DROP_IN, DropIn
 from p2p_simulations.sim.plan import Fault, K3sPlan, NodePlan, Partition, Plan, PowerCut
 from p2p_simulations.sim.world import World
@@ -122,6 +123,29 @@ def test_a_region_gone_leaves_a_majority_and_one_that_returns_is_let_in(fault: F
         assert len(world.etcds) == 1
     finally:
         world.close()
+
+
+def test_a_person_confirms_what_was_measured_and_it_outlives_a_power_cut() -> None:
+    silent = plan(nodes(east=2, west=2), unsaid_regions=True, weather=Weather(region_delay_s=0.04))
+    with played(silent, 6) as world:
+        agents = {m.name: m.agent for m in world.machines.values() if m.agent is not None}
+        assert {a.places.region for a in agents.values()} == {""}, "shown only, until a person agrees"
+        assert len(genesis(world).servers) == 3, "as long as nobody names a region there is one place"
+        told: list[object] = []
+
+        async def agree() -> None:
+            told.extend((await agents["east1"].places.confirm_all()).values())
+
+        agents["east1"].tasks.start(agree())
+        world.engine.run(world.engine.now + 60.0)
+        assert len(told) == 4
+        regions = {name: agent.places.region for name, agent in agents.items()}
+        assert regions["east1"] == regions["east2"] != regions["west1"] == regions["west2"]
+        assert {agent.places.how for agent in agents.values()} == {"confirmed"}
+        faults.happen(world, PowerCut(tuple(agents), 5.0))
+        world.engine.run(world.engine.now + 120.0)
+        again = {m.name: m.agent.places.region for m in world.machines.values() if m.agent is not None}
+        assert again == regions
 
 
 def test_a_cluster_per_region_on_one_mesh() -> None:

@@ -136,6 +136,7 @@ PURE = (
     "roles/p2p_roles/assign.py",
     "roles/p2p_roles/placement.py",
     "roles/p2p_roles/timing.py",
+    "roles/p2p_roles/k3s/kubevip.py",
     "roles/p2p_roles/k3s/kubeconfig.py",
     "roles/p2p_roles/bootstrap.py",
     "roles/p2p_roles/duties.py",

@@ -232,6 +232,21 @@ def test_every_event_in_every_state(state: State, name: str) -> None:
         assert again.epoch == m.epoch, "what is durable leads back to the same epoch"
 
 
+def test_an_agent_joins_through_the_nearest_server_a_server_through_the_initiator() -> None:
+    def asked(role: str, **measured: float) -> str:
+        m = machine(3, 1, None, signed(1, genesis(OTHER)), signed(1, Ready("uid")))
+        m.on(1.0, ev.RoundTripsMeasured({PEERS[int(n[1:])]: s for n, s in measured.items()}, {}))
+        m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2, 3, ready=(1, 2, 3))))
+        (fetch,) = of(
+            ev.FetchJoinSecret, m.on(2.0, ev.AssignmentChanged(ME, Assignment(role, "because", 1, "c1")))
+        )
+        return fetch.peer
+
+    assert asked("agent", n1=0.12, n2=0.004, n3=0.08) == THIRD
+    assert asked("agent", n1=0.12, n3=0.08) == PEERS[3], "what was not measured comes last"
+    assert asked("server", n1=0.12, n2=0.004) == OTHER
+
+
 def test_the_table_is_sound() -> None:
     assert set(TABLE) == set(State)
     assert {t.cause for t in TRANSITIONS} == set(Cause)

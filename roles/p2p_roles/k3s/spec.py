@@ -171,6 +171,7 @@ def build(
     join_ip: str = "",
     ca_files: tuple[tuple[str, bytes], ...] = (),
     timing: Timing = LAN,
+    more_files: tuple[FileSpec, ...] = (),
     paths: K3sPaths = K3sPaths(),
 ) -> K3sSpec:
     """The spec of one start.
@@ -179,6 +180,7 @@ def build(
         server_token: in K10 form; "" for an agent.
         join_ip: VPN address of a server; needed by server-join (with etcd) and agent.
         ca_files: for server-init, name below ``server/tls`` and content.
+        more_files: to be there before k3s starts, such as manifests.
         timing: as certified; equal on all servers, so ``replace_args`` leaves it alone.
 
     Raises:
@@ -210,9 +212,7 @@ def build(
     if kind in ("server-init", "server-restore"):
         tls = f"{paths.data_dir}/server/tls"
         files += [FileSpec(f"{tls}/{name}", content, seed=True) for name, content in ca_files]
-    if options.server.embedded_registry or options.agent.embedded_registry:
-        mirrors = b'# written by kairos-p2p for the embedded registry\nmirrors:\n  "*": {}\n'
-        files.append(FileSpec(f"{paths.config_dir}/registries.yaml", mirrors, keep=True))
+    files += [*_mirrors(options, paths), *more_files]
     env = dict(section.env)
     if paths.config_dir != K3sPaths().config_dir:
         env["K3S_CONFIG_FILE"] = f"{paths.config_dir}/config.yaml"
@@ -228,11 +228,48 @@ def build(
     )
 
 
-def paths_of(options: K3sOptions, role: Role) -> K3sPaths:
+def by_hand(
+    role: Role, *, facts: NodeFacts, options: K3sOptions, more_files: tuple[FileSpec, ...] = ()
+) -> K3sSpec:
+    """The spec of a k3s that the user runs without agreed roles: only what the user said, and labels and
+    names of the certificate where `replace_args` doesn't say otherwise. Raises RoleError."""
+    section = options.agent if role == "agent" else options.server
+    paths = paths_of(options, role, by_hand=True)
+    flags = {
+        _SHORT.get(w.lstrip("-").partition("=")[0], w.lstrip("-").partition("=")[0]) for w in section.args
+    }
+    if role == "agent" and "server" not in flags and "K3S_URL" not in section.env:
+        raise RoleError(
+            "k3s-agent is enabled by hand, but it is not told which server to join",
+            hint="set k3s-agent.env.K3S_URL and K3S_TOKEN, or p2p.network_token to have it found",
+        )
+    config = {} if section.replace_args else _conveniences(facts, role)
+    if role == "server" and section.embedded_registry:
+        config["embedded-registry"] = True
+    files = [FileSpec(paths.drop_in, render_yaml(config).encode()), *more_files, *_mirrors(options, paths)]
+    return K3sSpec(
+        "agent" if role == "agent" else "server",
+        role,
+        (role, *section.args),
+        dict(section.env),
+        section.replace_env,
+        tuple(files),
+        paths,
+    )
+
+
+def _mirrors(options: K3sOptions, paths: K3sPaths) -> tuple[FileSpec, ...]:
+    if not (options.server.embedded_registry or options.agent.embedded_registry):
+        return ()
+    mirrors = b'# written by kairos-p2p for the embedded registry\nmirrors:\n  "*": {}\n'
+    return (FileSpec(f"{paths.config_dir}/registries.yaml", mirrors, keep=True),)
+
+
+def paths_of(options: K3sOptions, role: Role, *, by_hand: bool = False) -> K3sPaths:
     """Where k3s keeps what in this role; the user may have moved its data. Raises RoleError as `build`."""
     if role == "agent":
-        return _checked(options.agent, "k3s-agent", K3sPaths())
-    return _checked(options.server, "k3s", K3sPaths())
+        return _checked(options.agent, "k3s-agent", K3sPaths(), by_hand=by_hand)
+    return _checked(options.server, "k3s", K3sPaths(), by_hand=by_hand)
 
 
 def _server_config(
@@ -264,12 +301,13 @@ def _required(kind: StartKind, datastore: Datastore, join_ip: str, paths: K3sPat
 
 
 def _conveniences(facts: NodeFacts, role: Role) -> dict[str, object]:
-    config: dict[str, object] = {"node-name": facts.node_name}
+    config: dict[str, object] = {"node-name": facts.node_name} if facts.node_name else {}
     if facts.device:
         config["flannel-iface"] = facts.device
     if role == "server":
-        names = dict.fromkeys((facts.node_ip, facts.node_name, *facts.names))
-        config["tls-san+"] = [name for name in names if name]
+        names = [n for n in dict.fromkeys((facts.node_ip, facts.node_name, *facts.names)) if n]
+        if names:
+            config["tls-san+"] = names
     labels = [
         f"topology.kubernetes.io/{key}={_LABEL.sub('-', value).strip('-._')[:63]}"
         for key, value in (("region", facts.region), ("zone", facts.zone))
@@ -280,11 +318,11 @@ def _conveniences(facts: NodeFacts, role: Role) -> dict[str, object]:
     return config
 
 
-def _checked(section: SectionOptions, where: str, paths: K3sPaths) -> K3sPaths:
-    """Refuse what is the genesis's; find the user's data directory."""
+def _checked(section: SectionOptions, where: str, paths: K3sPaths, *, by_hand: bool = False) -> K3sPaths:
+    """Refuse what is the genesis's, unless there is none; find the user's data directory."""
     data_dir = section.env.get("K3S_DATA_DIR", paths.data_dir)
     for name in section.env:
-        if flag := _OUR_ENV.get(name):
+        if (flag := _OUR_ENV.get(name)) and not by_hand:
             raise _refused(f"{where}.env.{name}", _OURS[flag])
     words = list(section.args)
     for index, word in enumerate(words):
@@ -292,7 +330,7 @@ def _checked(section: SectionOptions, where: str, paths: K3sPaths) -> K3sPaths:
         flag = _SHORT.get(flag, flag)
         if not word.startswith("-"):
             continue
-        if flag in _OURS:
+        if flag in _OURS and not by_hand:
             raise _refused(f"{where}.args: {word.partition('=')[0]}", _OURS[flag])
         if flag == "data-dir":
             data_dir = value or (words[index + 1] if index + 1 < len(words) else "")

@@ -84,7 +84,7 @@ class SimAgent:
         self.places = Places(
             runtime=self.runtime,
             self_id=machine.peer,
-            declared="" if auto else machine.plan.region,
+            declared="" if auto or world.plan.unsaid_regions else machine.plan.region,
             auto=auto,
             host=self.host,
             replication=self.replication,

@@ -104,7 +104,7 @@ class Checkers:
             self._fail(f"certified is the placement {rule}, declared {plan.placement}")
         machines = (self._world.machine_of(peer) for peer in decided.servers)
         nodes = [
-            ViewNode(m.peer, m.name, m.plan.region, m.plan.zone, m.plan.wish)
+            ViewNode(m.peer, m.name, "" if plan.unsaid_regions else m.plan.region, m.plan.zone, m.plan.wish)
             for m in machines
             if m is not None
         ]

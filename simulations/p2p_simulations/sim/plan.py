@@ -293,6 +293,7 @@ class Plan:
         per_region: each region is a cluster of its own.
         placement: where servers may stand.
         infers_regions: no node is told its region; all find it out (``p2p.region: auto``).
+        unsaid_regions: no node is told its region, and none takes one until a person confirms it.
         network: of the VPN; a small one makes conflicts likely.
         weather: at the beginning.
         faults: (virtual second, fault).
@@ -308,6 +309,7 @@ class Plan:
     per_region: bool = False
     placement: Placement = SPREAD
     infers_regions: bool = False
+    unsaid_regions: bool = False
     network: IPv4Network = DEFAULT_NETWORK
     weather: Weather = CALM
     k3s: K3sPlan = K3sPlan()
