@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,12 @@ LabFactory = Callable[..., Lab]
 # a Kubernetes that notices a dead node within seconds
 GRACE = "--kube-controller-manager-arg=node-monitor-grace-period=4s"
 STATUS = "--kubelet-arg=node-status-update-frequency=1s"
+PRECIOUS = """
+from pathlib import Path
+from p2p_roles.k3s import kube
+item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "precious"}, "data": {"a": "b"}}
+kube.Kube(Path("/etc/rancher/k3s/k3s.yaml")).create(kube.CONFIG_MAPS, item)
+"""
 CHANGED_S = 180.0
 """For one change of membership; seconds on a quiet machine."""
 
@@ -76,7 +83,8 @@ def test_one_to_three_to_five_to_three_and_two_operators(lab: LabFactory) -> Non
     wait_ready(mine)
     (first,) = servers(mine)
     agent = next(name for name in mine.topology.names if name != first)
-    kubectl(mine, first, "create", "configmap", "precious", "--from-literal=a=b")
+    done = mine.node(first).exec([sys.executable, "-c", PRECIOUS], 30)
+    assert done.returncode == 0, done.stderr
     done = verb(mine, first, "plan")
     assert done.returncode == 0, done.stderr
     assert "all is as declared" in done.stdout
@@ -105,7 +113,8 @@ def test_one_to_three_to_five_to_three_and_two_operators(lab: LabFactory) -> Non
     assert first in servers(mine), "who decides goes last"
     assert len(cluster_ids(wait_ready(mine))) == 1
     for name in servers(mine):
-        assert "precious" in kubectl(mine, name, "get", "configmaps", "-o", "name").stdout
+        found = kubectl(mine, name, "get", "configmaps", "-n", "kube-system", "-o", "name").stdout
+        assert "precious" in found
     explained = verb(mine, first, "roles", "explain", servers(mine)[-1]).stdout
     assert "server: " in explained
     assert verb(mine, first, "plan").returncode == 0
