@@ -339,6 +339,8 @@ class Facts:
         member = self.member
         if member is None or not member.joined or member.role != "server" or self.ledger_compared:
             return False
+        if member.initiator and not member.join_ip:
+            return False  # nobody was there yet to replace it, and cluster-init may still be on its disk
         others = {*member.genesis.servers, *(p for p, a in self.assignments.items() if a.role == "server")}
         if not others - {self.self_id} or self.assignments.get(self.self_id, _NO_WORD).leaving:
             return False

@@ -232,10 +232,10 @@ class JoinDuties(Facts):
 
     def _replace_init(self, join_ip: str) -> None:
         """``cluster-init`` leaves the disk; ``server:`` comes where there is another server to name."""
-        if join_ip:
-            self.change_member(join_ip=join_ip)
-            self.persist()
         member = self.member
         assert member is not None, "a member knows what it is a member of"
         g = member.genesis
         self.out.append(ReplaceInitDropIn(member.epoch, g.ca_hash, join_ip, g.datastore, g.timing))
+        if join_ip:  # remembered only when the disk says so too: `is_looking` rests on it
+            self.change_member(join_ip=join_ip)
+            self.persist()

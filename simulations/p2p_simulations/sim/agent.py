@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
 
 RECORD_EVERY_S = 15.0
+REPLACE_AFTER_S = 30.0
 
 
 class SimAgent:
@@ -99,6 +100,8 @@ class SimAgent:
                 scope=machine.scope,
                 region=machine.plan.region if world.plan.per_region else None,
                 servers=world.plan.servers,
+                replaces=world.plan.replaces,
+                silence_s=REPLACE_AFTER_S,
                 minimum_nodes=machine.plan.minimum_nodes or world.plan.minimum_nodes,
                 placement=world.plan.placement,
             ),

@@ -291,6 +291,7 @@ class Plan:
     Attributes:
         servers, minimum_nodes: what the nodes' cloud-configs declare.
         per_region: each region is a cluster of its own.
+        replaces: a server that is silent for a while is replaced (`p2p.dynamic_roles`).
         placement: where servers may stand.
         infers_regions: no node is told its region; all find it out (``p2p.region: auto``).
         unsaid_regions: no node is told its region, and none takes one until a person confirms it.
@@ -307,6 +308,7 @@ class Plan:
     servers: int
     minimum_nodes: int
     per_region: bool = False
+    replaces: bool = False
     placement: Placement = SPREAD
     infers_regions: bool = False
     unsaid_regions: bool = False
