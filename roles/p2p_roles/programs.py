@@ -139,6 +139,11 @@ class Detached:
         """Its process id."""
         return self.record.pid
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be signalled and waited for: `close` was not called."""
+        return self._pidfd >= 0
+
     async def wait_exit(self) -> int | None:
         """Until it has ended; its exit code (negative: signal) if it was our child, else None."""
         own = os.dup(self._pidfd)  # several tasks may wait, and one descriptor has one waiter

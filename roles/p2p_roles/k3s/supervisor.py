@@ -168,10 +168,11 @@ class Child:
 
     async def stop(self, *, patience_s: float) -> int:
         """SIGTERM, and SIGKILL after `patience_s`."""
-        process = programs.adopt(self._record_path)
-        if process is not None and self._own is not None and self._own.pid == process.pid:
+        process, own = programs.adopt(self._record_path), self._own
+        # the driver forgets (closes) its process when it ends, before a node that leaves stops k3s
+        if process is not None and own is not None and own.is_open and own.pid == process.pid:
             process.close()
-            process = self._own
+            process = own
         if process is not None:
             await process.end(patience_s=patience_s)
             process.close()
