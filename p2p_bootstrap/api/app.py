@@ -37,6 +37,8 @@ from p2p_bootstrap.api.service import (
     VersionDoc,
     Wanted,
 )
+from p2p_bootstrap.api.upkeep import Upkeep
+from p2p_bootstrap.api.upkeep import routes as cluster_routes
 from p2p_bootstrap.redaction import redact
 from p2p_network.core import log
 from p2p_network.core.errors import NotPermitted, P2PError, TimedOut, UsageError
@@ -66,10 +68,12 @@ class Caller:
     rights: Rights
 
 
-def build_app(service: AgentService, audit: AuditLog | None = None) -> Starlette:
+def build_app(
+    service: AgentService, audit: AuditLog | None = None, upkeep: Upkeep | None = None
+) -> Starlette:
     """The application. Its ASGI scopes must carry a `Caller` under `CALLER`.
 
-    `audit`: where administrative requests are noted.
+    `audit`: where administrative requests are noted. `upkeep`: recoveries, snapshots, backups.
     """
     routes = _Routes(service)
 
@@ -99,6 +103,7 @@ def build_app(service: AgentService, audit: AuditLog | None = None) -> Starlette
             Route("/v1/leave", _guarded(routes.leave, "all"), methods=["POST"]),
             Route("/v1/stop", _guarded(routes.stop, "all"), methods=["POST"]),
             Route("/metrics", _guarded(routes.metrics, "read"), methods=["GET"]),
+            *(cluster_routes(upkeep, _guarded) if upkeep is not None else ()),
         ],
         exception_handlers={HTTPException: _no_such_request},
     )

@@ -30,6 +30,7 @@ from p2p_bootstrap.api.app import CALLER, GROUP, Caller, Rights, build_app
 from p2p_bootstrap.api.audit import AuditLog
 from p2p_bootstrap.api.http import serve_connection
 from p2p_bootstrap.api.service import AgentService
+from p2p_bootstrap.api.upkeep import Upkeep
 from p2p_network.core.errors import NotPermitted, P2PError
 
 if TYPE_CHECKING:  # the stubs that libp2p brings hide trio's own annotations
@@ -47,6 +48,7 @@ async def serve_api(
     service: AgentService,
     socket_path: Path,
     audit: AuditLog | None = None,
+    upkeep: Upkeep | None = None,
     *,
     task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -55,7 +57,7 @@ async def serve_api(
     Raises P2PError if another agent answers there, NotPermitted if the place can't be written to.
     """
     with listening_socket(socket_path) as listener:
-        server = _Server(build_app(service, audit))
+        server = _Server(build_app(service, audit, upkeep))
         async with trio.open_nursery() as connections:
             task_status.started()
             await trio.serve_listeners(

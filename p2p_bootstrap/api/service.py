@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, TypedDict
+from typing import Final, Literal, NotRequired, Protocol, TypedDict
 
 from p2p_network.core.errors import P2PError, nearest
 from p2p_network.core.ids import short
@@ -113,7 +113,8 @@ class VpnDoc(TypedDict):
 
 
 class RoleDoc(TypedDict):
-    """Where this node stands. `state`: of the bootstrap machine; `reason`: one sentence; `epoch`: 0: none."""
+    """Where this node stands. `state`: of the bootstrap machine; `reason`: one sentence; `epoch`: 0: none;
+    `quorum`: none, healthy, minority or lost, with the servers known and those in sight."""
 
     state: str
     role: RoleName
@@ -121,6 +122,9 @@ class RoleDoc(TypedDict):
     epoch: int
     cluster_id: str
     ready: bool
+    quorum: NotRequired[str]
+    servers: NotRequired[int]
+    servers_in_sight: NotRequired[int]
 
 
 class K3sDoc(TypedDict):

@@ -171,6 +171,10 @@ class AgentClient:
         """End the agent; packets and k3s go on."""
         self._json("POST", "/v1/stop")
 
+    def call(self, method: str, path: str, *, timeout_s: float) -> Any:
+        """The JSON that the agent answers to a request of a verb of its own."""
+        return self._json(method, path, timeout_s=timeout_s)
+
     def _json(self, method: str, path: str, *, timeout_s: float | None = None) -> Any:
         return self._decoded(self._request(method, path, timeout_s or self._timeout_s))
 

@@ -37,6 +37,12 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "apply": ("p2p_bootstrap.cli.plan_verbs:apply", "Change what the cluster shall be."),
     "events": ("p2p_bootstrap.cli.events_verb:events", "What happened on this node lately?"),
     "kubeconfig": ("p2p_bootstrap.cli.kubeconfig_verb:kubeconfig", "Print the cluster's kubeconfig."),
+    "cluster": (
+        "p2p_bootstrap.cli.cluster_verbs:group",
+        "Bring the cluster back, keep one of two, snapshots.",
+    ),
+    "backup": ("p2p_bootstrap.cli.cluster_verbs:backup", "Write the whole cluster into one encrypted file."),
+    "restore": ("p2p_bootstrap.cli.cluster_verbs:restore", "Begin the cluster of a backup on this mesh."),
     "leave": ("p2p_bootstrap.cli.leave_verb:leave", "Take this machine out of its mesh."),
     "token": ("p2p_bootstrap.cli.token_verbs:group", "Make, look at, withdraw and rotate tokens."),
     "peer": ("p2p_bootstrap.cli.admission_verbs:peer", "Put nodes out of the mesh."),

@@ -179,6 +179,25 @@ def _not_empty(items: tuple[str, ...]) -> tuple[str, ...]:
     return items
 
 
+_CRON_FIELDS: Final = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+
+
+def _schedule(text: str) -> str:
+    """Five fields of numbers, ranges, lists and steps; or "off"."""
+    if text in ("", "off"):
+        return ""
+    words = text.split()
+    for word, (low, high) in zip(words, _CRON_FIELDS, strict=False):
+        for part in word.split(","):
+            matched = re.fullmatch(r"(\*|[0-9]{1,2}(-[0-9]{1,2})?)(/[1-9][0-9]?)?", part)
+            if not matched or any(not low <= int(n) <= high for n in re.findall(r"[0-9]+", matched[1])):
+                raise wrong(f"{quoted(part)} is no field of a schedule from {low} to {high}")
+    if len(words) != len(_CRON_FIELDS):
+        hint = "minute hour day month weekday, as 0 */12 * * *; off for none"
+        raise wrong(f"{quoted(text)} is no schedule of five fields", hint)
+    return " ".join(words)
+
+
 Text = Annotated[str, BeforeValidator(_text)]
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
@@ -253,6 +272,12 @@ Health = Annotated[
     choice({"mesh": "mesh", "role": "role", "ready": "ready", "never": "never"}),
 ]
 Carrier = Annotated[Literal["auto", "tcp", "udp"], choice({"auto": "auto", "tcp": "tcp", "udp": "udp"})]
+RecoveryKind = Annotated[
+    Literal["manual", "automatic"], choice({"manual": "manual", "automatic": "automatic"})
+]
+SnapshotCount = Annotated[int, Field(ge=1, le=100), BeforeValidator(_whole)]
+Mebibytes = Annotated[int, Field(ge=1, le=1 << 20), BeforeValidator(_whole)]
+Schedule = Annotated[Text, AfterValidator(_schedule)]
 Scope = Annotated[Literal["mesh", "region"], choice({"mesh": "mesh", "region": "region"})]
 
 

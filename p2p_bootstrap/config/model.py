@@ -23,6 +23,7 @@ from p2p_bootstrap.config.fields import (
     Label,
     ListenList,
     LogLevel,
+    Mebibytes,
     MoreServers,
     Mtu,
     NetworkId,
@@ -30,12 +31,15 @@ from p2p_bootstrap.config.fields import (
     PlacementKind,
     Port,
     Preference,
+    RecoveryKind,
     Role,
+    Schedule,
     Scope,
     Seconds,
     Secret,
     ServerCount,
     Silence,
+    SnapshotCount,
     Speed,
     Text,
 )
@@ -122,6 +126,23 @@ class Bless(_Section):
         "somebody else runs kairos-p2p boot bless.",
     )
     hold_s: Seconds = Field(default=10, description="For how many seconds without a break.")
+
+
+class Snapshots(_Section):
+    """`p2p.snapshots`: copies of the cluster's data."""
+
+    schedule: Schedule = Field(
+        default="0 */12 * * *",
+        description="When every server's etcd writes a snapshot: minute hour day month weekday, in the "
+        "machine's time zone; off for never.",
+    )
+    keep: SnapshotCount = Field(
+        default=5,
+        description="How many snapshots of each server are kept, by k3s and as sealed copies on other nodes.",
+    )
+    max_mib: Mebibytes = Field(
+        default=2048, description="How much disk the sealed copies may take on a node, in MiB."
+    )
 
 
 class P2P(_Section):
@@ -218,6 +239,13 @@ class P2P(_Section):
         description="Servers of other clusters of this mesh may have this cluster's kubeconfig, for "
         "kubeconfig --merge.",
     )
+    recovery: RecoveryKind = Field(
+        default="manual",
+        description="What happens when the servers have lost their majority for good. manual: a person "
+        "decides, with: kairos-p2p cluster recover. automatic: it is brought back without asking where that "
+        "is safe whatever can't be seen: a majority of its servers is in reach, and nobody is declared lost.",
+    )
+    snapshots: Snapshots = Field(default_factory=Snapshots, description="Copies of the cluster's data.")
     listen: ListenList = Field(
         default=DEFAULT_LISTEN, max_length=16, description="IP:port on which to take peers."
     )

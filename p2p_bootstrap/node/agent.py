@@ -27,6 +27,7 @@ from p2p_bootstrap.config.model import REGION_AUTO
 from p2p_bootstrap.node.admission import Admission
 from p2p_bootstrap.node.answers import Answers, own_hostname
 from p2p_bootstrap.node.blessing import Blessing
+from p2p_bootstrap.node.blobs import Blobs
 from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.issuing import Issuing
 from p2p_bootstrap.node.k3s import K3sUnit
@@ -34,13 +35,16 @@ from p2p_bootstrap.node.local_k3s import LocalK3s, role_of
 from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
+from p2p_bootstrap.node.recovery import Recovery
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.resolving import Resolving
 from p2p_bootstrap.node.scope import options_of
 from p2p_bootstrap.node.sharing import Sharing
 from p2p_bootstrap.node.signal import Signal
+from p2p_bootstrap.node.snapshots import Snapshots
 from p2p_bootstrap.node.tokens import begin
 from p2p_bootstrap.node.trio_runtime import TrioRuntime
+from p2p_bootstrap.node.upkeep import Upkeep
 from p2p_bootstrap.node.vpn import Vpn
 from p2p_bootstrap.service import LEFT, notify
 from p2p_network import wire
@@ -102,6 +106,9 @@ class _Columns:
     places: Places
     names: Names
     k3s: K3sUnit
+    snapshots: Snapshots
+    recovery: Recovery
+    upkeep: Upkeep
 
 
 class _Agent:
@@ -222,7 +229,6 @@ class _Agent:
                 vpn=vpn,
                 resolving=Resolving(durable),
             )
-            columns = _Columns(host, replication, admission, vpn, cluster, places, names, k3s)
             sharing = Sharing(
                 runtime=runtime,
                 self_id=identity.peer_id,
@@ -231,6 +237,38 @@ class _Agent:
                 host=host,
                 replication=replication,
                 own=lambda: answers.kubeconfig(),  # noqa: PLW0108  (made below)
+            )
+            blobs = Blobs(runtime=runtime, host=host)
+            snapshots = Snapshots(
+                runtime=runtime,
+                self_id=identity.peer_id,
+                hostname=self._hostname,
+                host=host,
+                cluster=cluster,
+                k3s=k3s,
+                blobs=blobs,
+                state_dir=self._state_dir,
+                keep=self._config.p2p.snapshots.keep,
+                max_bytes=self._config.p2p.snapshots.max_mib << 20,
+            )
+            recovery = Recovery(
+                runtime=runtime,
+                self_id=identity.peer_id,
+                host=host,
+                cluster=cluster,
+                facts=snapshots,
+                automatic=self._config.p2p.recovery == "automatic",
+            )
+            upkeep = Upkeep(
+                config=self._config,
+                self_id=identity.peer_id,
+                cluster=cluster,
+                k3s=k3s,
+                recovery=recovery,
+                snapshots=snapshots,
+            )
+            columns = _Columns(
+                host, replication, admission, vpn, cluster, places, names, k3s, snapshots, recovery, upkeep
             )
             answers = Answers(
                 config=self._config,
@@ -272,7 +310,8 @@ class _Agent:
         await columns.admission.start()
         with self._stopping:
             async with trio.open_nursery() as nursery:
-                await nursery.start(serve_api, answers, self._socket, AuditLog(self._state_dir / "audit.log"))
+                audit = AuditLog(self._state_dir / "audit.log")
+                await nursery.start(serve_api, answers, self._socket, audit, columns.upkeep)
                 nursery.start_soon(self._watch_signals, columns)
                 await nursery.start(columns.host.run)
                 nursery.start_soon(columns.replication.run)
@@ -290,6 +329,8 @@ class _Agent:
                 nursery.start_soon(self._keep_record, columns, self_id)
                 nursery.start_soon(columns.vpn.run)
                 nursery.start_soon(columns.cluster.run)
+                nursery.start_soon(columns.snapshots.run)
+                nursery.start_soon(columns.recovery.run)
                 nursery.start_soon(columns.places.run)
                 nursery.start_soon(columns.names.run)
                 if (role := role_of(self._config, in_mesh=True)) is not None:

@@ -198,6 +198,9 @@ class Answers:
                 epoch=role.epoch,
                 cluster_id=role.cluster_id,
                 ready=self._is_ready(),
+                quorum=role.quorum.health,
+                servers=role.quorum.servers,
+                servers_in_sight=role.quorum.here,
             ),
             k3s=K3sDoc(
                 state="running" if k3s.state == "ready" else k3s.state,

@@ -37,6 +37,7 @@ from p2p_roles.genesis.acceptor import Asked, Reply
 from p2p_roles.genesis.proposer import Answered, Ask
 from p2p_roles.k3s import pki
 from p2p_roles.rules import Rules
+from p2p_roles.transitions import State
 from p2p_roles.view import View, ViewNode
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ JOIN_METHOD = "cluster.join"
 VOTE_TIMEOUT_S = 2.0
 JOIN_TIMEOUT_S = 5.0
 OFF = "p2p.auto.enable is false: mesh and VPN only"
+
+
+async def _nothing(genesis: messages.Genesis) -> None:
+    pass
 
 
 async def _no_snapshots(digest: str) -> str:
@@ -99,6 +104,7 @@ class Cluster:
         self._changed = changed
         self._recovered = runtime.signal()
         self.find_snapshot: Callable[[str], Awaitable[str]] = _no_snapshots
+        self.before_certified: Callable[[messages.Genesis], Awaitable[None]] = _nothing
         self._tasks: TaskGroup | None = None
         self._started = False
         self._last_view: tuple[ViewNode, ...] = ()
@@ -139,6 +145,11 @@ class Cluster:
         """Where this node stands."""
         status = self._machine.status
         return status if self._options.auto else dataclasses.replace(status, reason=OFF)
+
+    @property
+    def machine(self) -> Bootstrap:
+        """What decides, for those who only look."""
+        return self._machine
 
     @property
     def genesis_known(self) -> bool:
@@ -281,9 +292,16 @@ class Cluster:
             await self._feed(events.RoundTripsMeasured(self._places.measured, self._places.coordinates))
 
     async def _watch_k3s(self) -> None:
+        tidied = 0
         while True:
             await self.k3s.changed.wait()
-            await self._feed(self.k3s.observed.event)
+            event = self.k3s.observed.event
+            if event.state == "ready" and self._machine.state is State.RECOVER:
+                decided = self._machine.open_genesis()
+                if decided is not None and tidied != self._machine.epoch:
+                    await self.before_certified(decided)
+                    tidied = self._machine.epoch
+            await self._feed(event)
 
     # ------------------------------------------------------------ what the machine wants
 

@@ -44,6 +44,7 @@ logger = log.get(__name__)
 _MADE: Final = "k3s-secrets"  # by this node, as an initiator
 _GIVEN: Final = "k3s-join"  # by a server, to join with
 RETRY_S: Final = 10.0
+_RESTORED: Final = "k3s-restored"  # out of a backup
 _NODE_NAME: Final = "k3s-node-name"
 
 
@@ -60,10 +61,13 @@ def options_of(config: Config) -> spec.K3sOptions:
         )
 
     database = config.p2p.auto.ha.external_db
+    snapshots = config.p2p.snapshots
     return spec.K3sOptions(
         server=section(config.k3s),
         agent=section(config.k3s_agent),
         external_db=database.get_secret_value() if database is not None else "",
+        snapshot_schedule=snapshots.schedule,
+        snapshots_kept=snapshots.keep,
     )
 
 
@@ -347,11 +351,42 @@ class K3sUnit:
         """What to answer a peer that asks for the join secret of this node's cluster. Blocks."""
         return pki.hand_out(verdict, self._held(ca_hash))
 
+    def keep_restored(self, secrets: pki.ClusterSecrets) -> None:
+        """Keep the CA and tokens of a backup. Blocks."""
+        self._durable.set(_RESTORED, pki.encode(secrets))
+
+    def server_secret(self, ca_hash: str) -> bytes:
+        """What only servers of that cluster know; b"" if this node does not. Blocks."""
+        held = self._held(ca_hash)
+        return held.server_token.encode() if held is not None else b""
+
+    def cluster_secrets(self, ca_hash: str) -> pki.ClusterSecrets:
+        """CA and tokens of the cluster that this server serves, for a backup. Blocks. Raises RoleError."""
+        held = self._held(ca_hash)
+        if held is None or not held.server_token:
+            raise RoleError("this node does not hold the cluster's tokens", hint="run it on a server")
+        if isinstance(held, pki.ClusterSecrets):
+            return held
+        tls = Path(spec.paths_of(self._options, "server").data_dir) / "server" / "tls"
+        names = [f"{name}.{kind}" for name, _ in pki.CA_NAMES for kind in ("crt", "key")]
+        try:
+            files = tuple((name, (tls / name).read_bytes()) for name in (*names, "service.key"))
+            if pki.bundle_hash(dict(files)["server-ca.crt"]) != ca_hash:
+                raise RoleError(f"the CA in {tls} is not the certified one")
+        except (OSError, ValueError) as exc:
+            raise RoleError(f"the CA in {tls} cannot be read: {exc}") from exc
+        return pki.ClusterSecrets(0, ca_hash, files, held.server_token, held.agent_token, b"")
+
+    def own_node_name(self) -> str:
+        """The Kubernetes name of this node. Blocks."""
+        return self._node_name()
+
     def _held(self, ca_hash: str) -> pki.ClusterSecrets | pki.JoinSecret | None:
-        """The secrets that pin this CA, made here or given by a server."""
-        made = self._made()
-        if made is not None and made.ca_hash == ca_hash:
-            return made
+        """The secrets that pin this CA, made here, out of a backup, or given by a server."""
+        kept = self._durable.get(_RESTORED)
+        for made in (self._made(), pki.decode_cluster(kept) if kept else None):
+            if made is not None and made.ca_hash == ca_hash:
+                return made
         raw = self._durable.get(_GIVEN)
         given = pki.decode_join(raw) if raw else None
         return given if given is not None and given.ca_hash == ca_hash else None

@@ -60,7 +60,7 @@ class K3sData:
 
     async def snapshots(self) -> list[SnapshotFacts]:
         """Those on this disk, newest first."""
-        return await programs.in_thread(self.folder.list)
+        return await programs.in_thread(self.folder.entries)
 
     async def save(self, name: str, *, timeout_s: float = SAVE_TIMEOUT_S) -> str:
         """Have etcd write a snapshot now; the file's name. Raises K3sFailed with k3s's words."""

@@ -48,6 +48,14 @@ def render(
     gauge("vpn_up", "1 if the VPN device is up.").set(status["vpn"]["state"] == "up")
     gauge("cluster_ready", "1 if k3s on this node is ready.").set(status["role"]["ready"])
     gauge("cluster_epoch", "Genesis epoch this node belongs to.").set(status["role"]["epoch"])
+    health = role.get("quorum", "none")
+    gauge("cluster_quorum", "1 if the control plane has its majority, as seen from here.").set(
+        health == "healthy"
+    )
+    gauge("cluster_servers", "Servers known.").set(role.get("servers", 0))
+    gauge("cluster_servers_in_sight", "Servers alive, as seen from here.").set(
+        role.get("servers_in_sight", 0)
+    )
     gauge("ledger_entries", "Entries in the ledger, tombstones included.").set(ledger_entries)
     gauge("dataplane_resident_bytes", "Resident memory of the data plane.").set(plane.rss_bytes)
     entries = gauge("ledger_refused", "Entries refused, by reason.", ["reason"])

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from p2p_network.ledger.entry import Entry
     from p2p_network.ledger.store import Loaded
     from p2p_roles.events import K3sChanged, ReplaceInitDropIn, ResetK3s, StartK3s
+    from p2p_roles.k3s.datastore import EtcdFacts
     from p2p_roles.k3s.pki import JoinAnswer, JoinSecret
+    from p2p_roles.recovery import SnapshotFacts
     from p2p_roles.rules import Authorization
 
 
@@ -78,6 +80,14 @@ class Vpn(Protocol):
 
     @property
     def is_settled(self) -> bool: ...
+
+
+class Facts(Protocol):
+    """What this node's etcd says, and the snapshots it holds; see `node.snapshots.Snapshots`."""
+
+    async def facts(self) -> EtcdFacts: ...
+
+    async def snapshots(self) -> list[SnapshotFacts]: ...
 
 
 class K3sObserved(Protocol):

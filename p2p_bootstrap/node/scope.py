@@ -112,6 +112,7 @@ def cluster_nodes(
                 role=role.role if role else "",
                 ready=role.ready if role else False,
                 cluster_id=role.cluster_id if role else "",
+                epoch=role.epoch if role else 0,
             )
         )
     return tuple(nodes)

@@ -114,8 +114,10 @@ class Bootstrap(Duties):
         member, found = self.member, self.ready_genesis()
         if member is not None:
             joined_id = member.genesis.cluster_id if member.joined else ""
-            ready = self.state is State.MEMBER and self.k3s.state == "ready"
-            return Status(self.state, member.role, self.reason, member.epoch, joined_id, ready, self.quorum)
+            ready = self.state is State.MEMBER and self.k3s.state == "ready" and not self.has_foreign_k3s()
+            trouble = f"; {self.quorum.reason}" if self.quorum.health in ("minority", "lost") else ""
+            reason = self.reason + trouble
+            return Status(self.state, member.role, reason, member.epoch, joined_id, ready, self.quorum)
         role = self.own_role(found[1])[0] if found is not None else None
         return Status(self.state, role, self.reason, self.epoch, "", False)
 
@@ -123,6 +125,7 @@ class Bootstrap(Duties):
         """Whether this node may give `peer` the join secret of `role`."""
         member = self.member
         serving = self.state is State.MEMBER and member is not None and member.role == "server"
+        serving = serving and not self.has_foreign_k3s()
         genesis = member.genesis if serving and member is not None else None
         return authorize(peer, role, genesis, self.assignments)
 
@@ -219,6 +222,7 @@ class Bootstrap(Duties):
         """
         for _ in range(3 * len(State)):
             self.carry_over()
+            self.look_for_twins()
             is_looking = self.state is State.DISCOVER and self.is_looking(now)
             table = [t for t in TABLE[self.state] if not is_looking or t.cause in _WHILE_LOOKING]
             due = next((t for t in table if self._causes[t.cause](now)), None)

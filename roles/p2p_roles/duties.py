@@ -16,7 +16,7 @@ from p2p_roles.assign import Role
 from p2p_roles.durable import Membership
 from p2p_roles.events import MakeSecrets, SetAsideK3s, StopK3s, WipeK3s
 from p2p_roles.genesis import certificate as certificates
-from p2p_roles.genesis.messages import GENESIS, MAX_REMARK_CHARS, OUTCOME, Abort, Genesis, Ready
+from p2p_roles.genesis.messages import GENESIS, MAX_REMARK_CHARS, OUTCOME, Abort, Genesis, Ready, carries_on
 from p2p_roles.placement import home_of
 from p2p_roles.recovering import RecoveryDuties
 from p2p_roles.recovery import is_kin
@@ -101,6 +101,7 @@ class Duties(RecoveryDuties):
                 self.act_join(now)
             case State.MEMBER:
                 self.act_member()
+                self._say_foreign()
             case State.CHANGE:
                 self._act_change(now)
             case State.FENCED:
@@ -112,6 +113,12 @@ class Duties(RecoveryDuties):
             case State.CONTESTED:
                 self.act_contested(now)
         self.act_order(now)
+
+    def _say_foreign(self) -> None:
+        if self.has_foreign_k3s():
+            what = "the k3s on this machine serves another CA than the READY certificate's"
+            self.alarm(what, "another cluster was begun here by hand: look at it, then let this node leave")
+            self.reason += f"; {what}"
 
     def _say_understated(self) -> None:
         if problem := self.understated():
@@ -169,7 +176,8 @@ class Duties(RecoveryDuties):
             self.reason = f"epoch {self.epoch}: asking {here} nodes to let this one initialise"
             if self.voting.last_refusal:
                 self.reason += f" (last answer: {self.voting.last_refusal})"
-            self.propose(now, GENESIS, self._own_genesis(self.durable.secrets[1]))
+            restored = self.order if self.order is not None and not carries_on(self.order) else None
+            self.propose(now, GENESIS, restored or self._own_genesis(self.durable.secrets[1]))
 
     def _make_secrets(self, now: float) -> None:
         epoch, again_at = self._secrets_asked
@@ -284,10 +292,9 @@ class Duties(RecoveryDuties):
             self._wipe_again_at = now + _ASK_AGAIN_S
             ready = self.ready_genesis()
             is_same = ready is not None and is_kin(member.genesis, ready[1])
-            self.out += [
-                StopK3s(),
-                WipeK3s(member.epoch, newer, only_datastore=is_same, keep=member.joined),
-            ]
+            if not member.joined:
+                self.out.append(StopK3s())  # else it goes on until its last snapshot is written
+            self.out.append(WipeK3s(member.epoch, newer, only_datastore=is_same, keep=member.joined))
         self.wake(self._wipe_again_at)
 
 

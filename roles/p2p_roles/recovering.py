@@ -111,7 +111,8 @@ class RecoveryDuties(JoinDuties):
         decided = self._undecided()
         if decided is None or decided.initiator != self.self_id:
             return False
-        return self._has_its_data(decided) or self.durable.secrets == (self.epoch, decided.ca_hash)
+        is_restored = decided.continues is not None and not decided.continues.cluster_id
+        return self._has_its_data(decided) or is_restored
 
     def _has_its_data(self, decided: Genesis) -> bool:
         member, after = self.member, decided.continues
@@ -356,6 +357,26 @@ class RecoveryDuties(JoinDuties):
                 f"epoch {self.epoch}: {self.view.name(decided.initiator)} brings the cluster back; "
                 "this server's k3s stays down"
             )
+
+    def look_for_twins(self) -> None:
+        """Notice a living node that is a member of another cluster of this very epoch.
+
+        The ledger keeps one of two contradicting certificates, so half of the nodes never get the other's.
+        """
+        member = self.member
+        if member is None or not member.joined:
+            return
+        for node in self.view.nodes:
+            mine = node.cluster_id in ("", member.genesis.cluster_id)
+            if node.alive and not mine and node.epoch == member.epoch:
+                self.twin_epoch = max(self.twin_epoch, member.epoch)
+
+    def has_foreign_k3s(self) -> bool:
+        """k3s here serves another CA than the READY certificate's: somebody began another cluster by hand."""
+        member = self.member
+        if member is None or member.role != "server" or self.k3s.state != "ready":
+            return False
+        return self.k3s.ca_hash not in ("", member.genesis.ca_hash)
 
     def act_contested(self, now: float) -> None:
         """Go on for those who use this cluster, and wait for a person."""

@@ -25,7 +25,7 @@ class ViewNode:
         region_pending: its region is being found out and will be built upon.
         alive: heard of within the failure detector's time; this node is always alive to itself.
         vpn_ipv4, vpn_ipv6: its VPN addresses, "" while it has none.
-        role, ready, cluster_id: from its `RoleRecord`; "", False, "" while it has none.
+        role, ready, cluster_id, epoch: from its `RoleRecord`; "", False, "", 0 while it has none.
     """
 
     peer: PeerId
@@ -42,6 +42,7 @@ class ViewNode:
     ready: bool = False
     cluster_id: str = ""
     region_pending: bool = False
+    epoch: int = 0
 
 
 @dataclass(frozen=True)

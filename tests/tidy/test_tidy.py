@@ -64,6 +64,8 @@ PURE = (
     "network/p2p_network/core",
     "network/p2p_network/wire.py",
     "network/p2p_network/identity.py",
+    "network/p2p_network/blobs/transfer.py",
+    "network/p2p_network/blobs/sealing.py",
     "network/p2p_network/token.py",
     "network/p2p_network/sealed.py",
     "network/p2p_network/admission",

@@ -218,6 +218,7 @@ class Net:
                     role=status.role or "",
                     ready=status.ready,
                     cluster_id=status.cluster_id,
+                    epoch=status.epoch,
                 )
             )
         return View(host.peer, SCOPE, tuple(nodes), 0.0)

@@ -214,7 +214,7 @@ class SnapshotFolder:
         self.path = server_dir(paths) / "db" / "snapshots"
         self._known: dict[tuple[str, int, int], str] = {}
 
-    def list(self) -> list[SnapshotFacts]:
+    def entries(self) -> list[SnapshotFacts]:
         """Newest first. A file that k3s is still writing changes under our hands: it is left out. Blocks."""
         found, known = [], {}
         try:

@@ -75,11 +75,19 @@ class SectionOptions:
 
 @dataclass(frozen=True, slots=True)
 class K3sOptions:
-    """What a cloud-config says about k3s. `external_db`: datastore endpoint, "" for none."""
+    """What a cloud-config says about k3s.
+
+    Attributes:
+        external_db: datastore endpoint, "" for none.
+        snapshot_schedule: cron expression of etcd's snapshots; "" for none, None for k3s's own.
+        snapshots_kept: how many k3s keeps.
+    """
 
     server: SectionOptions = SectionOptions()
     agent: SectionOptions = SectionOptions()
     external_db: str = field(default="", repr=False)
+    snapshot_schedule: str | None = None
+    snapshots_kept: int = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +209,11 @@ def build(
         config |= k3s_arguments(timing, etcd=datastore == "etcd")
         if section.embedded_registry:
             config["embedded-registry"] = True
+        if datastore == "etcd" and options.snapshot_schedule == "":
+            config["etcd-disable-snapshots"] = True
+        elif datastore == "etcd" and options.snapshot_schedule is not None:
+            config["etcd-snapshot-schedule-cron"] = options.snapshot_schedule
+            config["etcd-snapshot-retention"] = options.snapshots_kept
     config["node-ip"] = facts.node_ip
     if paths.data_dir != K3sPaths().data_dir:
         config["data-dir"] = paths.data_dir

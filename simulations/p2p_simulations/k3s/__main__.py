@@ -193,7 +193,8 @@ def _snapshot(argv: Sequence[str]) -> int:
     order = {"operation": operation, "name": names, "retention": found.number("snapshot-retention")}
 
     async def ask() -> bytes:
-        access = await validate("https://127.0.0.1:6443", tokens.render(ca, "server", password), "server")
+        url = found.text("etcd-server") or "https://127.0.0.1:6443"
+        access = await validate(url, tokens.render(ca, "server", password), "server")
         return await access.request("/db/snapshot", method="POST", body=json.dumps(order).encode())
 
     try:

@@ -107,6 +107,7 @@ class Etcd:
         self._pulse: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._client_server: asyncio.Server | None = None
+        self._gateway_server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._active_since: dict[int, float] = {}
         self.stopped = False
@@ -119,6 +120,9 @@ class Etcd:
         try:
             await self._peers.listen(hosts, self._files.peer_context(server=True))
             self._client_server = await https.serve(self._rpc, hosts, 2379, self._files.server_context())
+            self._gateway_server = await https.serve(
+                self._gateway, ["127.0.0.1"], 2382, self._files.server_context()
+            )
         except OSError as exc:
             raise K3sError(f"listen tcp {self.address}:2380: bind: {exc.strerror}") from exc
         self._applied_config()
@@ -135,8 +139,9 @@ class Etcd:
             task.cancel()
         if self._timer:
             self._timer.cancel()
-        if self._client_server:
-            self._client_server.close()
+        for server in (self._client_server, self._gateway_server):
+            if server:
+                server.close()
         self._peers.close()
         self._wal.close()
         for future in [*self._asks.values(), *(future for _, future in self._pending.values())]:
@@ -293,6 +298,24 @@ class Etcd:
             raise Unavailable(raft.NO_LEADER)
         return await call(leader.client_url, path, body, self._files.client_context())
 
+    # ---- port 2382, etcd's JSON gateway; numbers are text there
+
+    async def _gateway(self, request: https.Request) -> https.Response:
+        if request.path != "/v3/maintenance/status" or request.method != "POST":
+            return https.json_response(404, {"code": 5, "message": "Not Found"})
+        core = self._core
+        answer: dict[str, Any] = {
+            "header": {"member_id": str(core.self_id), "revision": str(self._state.revision)},
+            "version": "3.6.0",
+            "leader": str(core.leader or 0),
+            "raftIndex": str(core.last_index),
+            "raftTerm": str(core.term),
+            "raftAppliedIndex": str(core.commit),
+        }
+        if not core.has_quorum():
+            answer["errors"] = [raft.NO_LEADER]
+        return https.json_response(200, answer)
+
     # ---- port 2379
 
     async def _rpc(self, request: https.Request) -> https.Response:
@@ -389,7 +412,9 @@ class Etcd:
 
     async def _remove(self, name: str) -> None:
         config = self._core.config
-        gone = next(m for m in config.members if m.name == name)
+        gone = next((m for m in config.members if m.name == name), None)
+        if gone is None:  # its Node outlived it, e.g. in a cluster that was reset
+            return
         others = tuple(m for m in config.members if m.id != gone.id)
         alive = sum(self._connected(m) for m in config.voters if m != gone.id)
         if not gone.learner and 2 * alive <= len(config.voters - {gone.id}):

@@ -160,8 +160,8 @@ log,l str
 alsologtostderr bool
 node-name str K3S_NODE_NAME
 data-dir,d str K3S_DATA_DIR
-token,t str K3S_TOKEN
-server,s,etcd-server str K3S_URL
+etcd-token,t str
+etcd-server,s str
 dir,etcd-snapshot-dir str
 name,etcd-snapshot-name str
 snapshot-compress,etcd-snapshot-compress bool

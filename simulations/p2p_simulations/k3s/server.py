@@ -264,6 +264,8 @@ class Server:
         if self._agent:
             self._tasks.append(loop.create_task(self._watch(self._agent.run())))
             self._tasks.append(loop.create_task(self._watch(self._check_own_password())))
+        if self._agent:  # k3s: once it has seen its own Node
+            self._where.reset_flag.unlink(missing_ok=True)
         process.crash_point("before-ready")
         log.info("k3s is up and running")
         process.notify_ready(self._notify_socket)

@@ -6,6 +6,7 @@ cluster with the same objects: what to do when the majority is lost for ever.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -39,7 +40,7 @@ def carry_out(order: dict[str, Any], where: Path, state: State, node_name: str) 
     match order.get("operation"):
         case "save":
             name = f"{names[0] if names else 'on-demand'}-{node_name}-{int(time.time())}"
-            write_file(where / name, state.dump())
+            write_file(where / name, sealed(state.dump()))
             log.info(f"Saving etcd snapshot to {where / name}")
             return {"created": [name]}
         case "list":
@@ -57,6 +58,22 @@ def carry_out(order: dict[str, Any], where: Path, state: State, node_name: str) 
             return {"deleted": [_unlink(path) for path in ours[: max(0, len(ours) - keep)]]}
         case other:
             raise HttpError(400, f"unknown snapshot operation {other}")
+
+
+def sealed(dump: str) -> str:
+    """A snapshot's content: the dump, and its hash at the end, as etcd has it."""
+    return f"{dump}\n{hashlib.sha256(dump.encode()).hexdigest()}\n"
+
+
+def opened(content: bytes) -> str:
+    """The dump in a snapshot. Raises K3sError with etcd's words if it is torn."""
+    dump, _, rest = content.partition(b"\n")
+    if rest != hashlib.sha256(dump).hexdigest().encode() + b"\n":
+        raise K3sError(
+            "starting kubernetes: failed to start cluster: start managed database: "
+            "snapshot missing hash but --skip-hash-check=false"
+        )
+    return dump.decode()
 
 
 def _unlink(path: Path) -> str:
@@ -96,15 +113,18 @@ def cluster_reset(settings: Settings, where: Layout, own: Machine) -> None:
         path = Path(restore_path)
         if not path.is_file():
             raise K3sError(f"etcd: snapshot path does not exist: {restore_path}")
-        state = State.load(path.read_text())
         if where.etcd.exists():
-            shutil.move(where.etcd, where.etcd.with_name(f"etcd-old-{int(time.time())}"))
-            log.info(f"Pre-restore etcd database moved to {where.etcd.name}-old")
+            old = where.etcd.with_name(f"etcd-old-{int(time.time())}")
+            shutil.move(where.etcd, old)
+            log.info(f"Pre-restore etcd database moved to {old}")
+        state = State.load(opened(path.read_bytes()))
     else:
         for entry in decided:
             if entry.data:
                 state.apply(entry.index, json.loads(entry.data))
     state.removals = []
+    # k3s: "in case the node password from the snapshot differs from the one on disk"
+    state.objects.pop(f"/registry/secrets/kube-system/{own.name}.node-password.k3s", None)
     name = bootstrap.member_name(where, own, fresh=True)
     host = f"[{own.addresses[0]}]" if ":" in own.addresses[0] else own.addresses[0]
     index = max(state.revision, saved.entries[-1].index if saved.entries else saved.snapshot.index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, assert_never
 
-from p2p_simulations.sim import byzantine, slots
+from p2p_simulations.sim import byzantine, operator, slots
 from p2p_simulations.sim.plan import (
     BreakK3s,
     Byzantine,
@@ -24,6 +24,7 @@ from p2p_simulations.sim.plan import (
     OneWay,
     Partition,
     PowerCut,
+    Recover,
     Reimage,
     Revoke,
     Rotate,
@@ -63,6 +64,8 @@ def happen(world: World, fault: Fault) -> None:
                     number * every_s,
                     lambda name=name: slots.upgrade(world.machines[name], is_good),  # type: ignore[misc]
                 )
+        case Recover(node):
+            operator.recover(world, node)
         case JumpClock() | DriftClock() | Freeze() | Slow() | FullDisk() | BreakK3s():
             _hamper(world, world.machines[fault.node], fault)
         case LoseLedger() | CorruptDurable() | Reimage() | Depart() | Byzantine():

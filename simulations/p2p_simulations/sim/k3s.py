@@ -300,9 +300,12 @@ class K3sProcess:
         return machine if is_server and data is not None and data.role == "server" else None
 
     def _is_server(self, machine: SimMachine, etcd: Etcd) -> bool:
+        data: Data | None = machine.disk.read(DATA)
+        if data is None or data.ca_hash != etcd.ca_hash:
+            return False
         return (
             machine.k3s.joined
-            and machine.peer in etcd.members
+            and machine.peer in self._world.etcds[data.store].members
             and machine.k3s.observed.state == "ready"
             and self._world.network.linked(self._machine.name, machine.name)
         )

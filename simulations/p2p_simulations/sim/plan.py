@@ -232,6 +232,13 @@ class Revoke:
     node: str
 
 
+@dataclass(frozen=True, slots=True)
+class Recover:
+    """An operator at the node orders ``cluster recover``, and declares lost what has no power."""
+
+    node: str
+
+
 Fault: TypeAlias = (
     PowerCut
     | KillAgent
@@ -254,6 +261,7 @@ Fault: TypeAlias = (
     | Upgrade
     | Rotate
     | Revoke
+    | Recover
 )
 
 

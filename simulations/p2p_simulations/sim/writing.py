@@ -34,6 +34,7 @@ from p2p_simulations.sim.plan import (
     Partition,
     Plan,
     PowerCut,
+    Recover,
     Reimage,
     Revoke,
     Rotate,
@@ -216,7 +217,15 @@ def _fault(fault: Fault) -> Facts:
 
 
 def _fault_of_one(
-    fault: Freeze | LoseLedger | CorruptDurable | Reimage | BreakK3s | FullDisk | Depart | Byzantine,
+    fault: Freeze
+    | LoseLedger
+    | CorruptDurable
+    | Reimage
+    | BreakK3s
+    | FullDisk
+    | Depart
+    | Byzantine
+    | Recover,
 ) -> Facts:
     match fault:
         case Freeze(node, for_s):
@@ -235,5 +244,7 @@ def _fault_of_one(
             return {"leave" if said else "vanish": node}
         case Byzantine(node, how):
             return {how: node}
+        case Recover(node):
+            return {"recover": node}
         case _:
             assert_never(fault)

@@ -1,0 +1,72 @@
+"""Does a cluster that lost its majority come back as one, whoever comes back when and in what order?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from p2p_simulations.sim.k3s import DATA
+from p2p_simulations.sim.plan import K3sPlan, KillAgent, NodePlan, Plan, PowerCut, Recover
+from p2p_simulations.sim.world import World
+
+Nodes = Callable[..., tuple[NodePlan, ...]]
+QUICK = K3sPlan((2.0, 6.0))
+
+
+def played(plan: Plan, seed: int) -> World:
+    world = World(plan, seed, keep_trace=True)
+    try:
+        world.run()
+    except AssertionError as exc:
+        pytest.fail("\n".join([*world.engine.trace[-60:], f"seed {seed}: {exc}"]))
+    finally:
+        world.close()
+    return world
+
+
+@pytest.mark.parametrize("seed", range(1, 3))
+def test_two_of_three_servers_lose_power_the_third_brings_the_cluster_back(nodes: Nodes, seed: int) -> None:
+    """At the end the two come back, with their disks: fenced, they join anew."""
+    chance = random.Random(seed)
+    names = [f"n{i}" for i in range(1, 6)]
+    dead = tuple(chance.sample(names[:3], 2))
+    machines = tuple(replace(n, wish="server" if n.name in names[:3] else "agent") for n in nodes(5))
+    orders = tuple(
+        (150.0 + 15 * i, Recover(name)) for i, name in enumerate(n for n in names if n not in dead)
+    )
+    crash = chance.choice([n for n in names if n not in dead])
+    plan = Plan(
+        "majority lost",
+        machines,
+        servers=3,
+        minimum_nodes=5,
+        k3s=QUICK,
+        faults=(
+            (90.0, PowerCut(dead, None)),
+            *orders,
+            (150.0 + chance.uniform(0, 12), KillAgent((crash,), 2.0)),
+        ),
+        heal_at_s=260.0,
+    )
+    world = played(plan, seed)
+    ready = world.checkers.ready("kairos")
+    assert ready is not None
+    held = [m.disk.read(DATA) for m in world.machines.values()]
+    stores = {data.store for data in held if data.role == "server"}
+    assert len(stores) == 1, f"all are in one datastore: {stores}"
+    assert ready[0] == 2, "a recovery was decided"
+    assert ready[1].continues is not None
+
+
+@pytest.mark.parametrize("seed", range(1, 2))
+def test_the_power_of_the_whole_site_fails_and_comes_back_in_any_order(nodes: Nodes, seed: int) -> None:
+    chance = random.Random(seed)
+    cuts = tuple((100.0, PowerCut((f"n{i}",), chance.uniform(1, 60))) for i in range(1, 6))
+    plan = Plan("site", nodes(5), servers=3, minimum_nodes=5, k3s=QUICK, faults=cuts, heal_at_s=200.0)
+    world = played(plan, seed)
+    ready = world.checkers.ready("kairos")
+    assert ready is not None
+    assert ready[0] == 1, "roles unchanged: nothing had to be decided again"
