@@ -76,6 +76,13 @@ def _systemd(program: str) -> tuple[ImageFile, ...]:
             f"OnActiveSec={RECONCILE_EVERY_S}\nOnUnitInactiveSec={RECONCILE_EVERY_S}\n",
         )
     )
+    # the machine's id is mounted by the boot and lasts already; systemd would try to make it last, and fail
+    files.append(
+        ImageFile(
+            f"{UNITS}/systemd-machine-id-commit.service.d/{NAME}.conf",
+            "[Unit]\nConditionPathExists=!/run/cos\n",
+        )
+    )
     argv = (program, "agent", "--system")
     agent = systemd_unit(argv, None, after=(_unit("boot"), _unit("network"), "network.target"))
     files.append(ImageFile(f"{UNITS}/{NAME}.service", agent))

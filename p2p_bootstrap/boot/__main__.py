@@ -1,15 +1,12 @@
 """How does the initramfs start us? ``python -m p2p_bootstrap.boot``: argparse, no click, few imports.
 
 Without arguments it boots the machine it runs on, as process 1. ``--plan`` prints what it would do.
-When nothing can be booted a screen says why and what to do; then the machine reboots, if the command line
-says so (``rd.immucore.rebootonfailure``, ``panic=N``), or waits. There is no shell.
+When nothing can be booted a screen says why and what to do (`emergency`). There is no shell.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import errno
 import logging
 import os
@@ -19,15 +16,13 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from p2p_bootstrap.boot import cmdline, modules, plan, record, syscalls
+from p2p_bootstrap.boot import cmdline, coldplug, emergency, modules, plan, record, syscalls
 from p2p_bootstrap.boot.facts import Places
 from p2p_bootstrap.boot.kernel import LinuxKernel
 from p2p_bootstrap.boot.observe import Observer
 from p2p_bootstrap.boot.run import Runner
 from p2p_bootstrap.boot.stagerun import StagesOnRoot
 
-REBOOT_AFTER_S: Final = 10
-_RB_AUTOBOOT: Final = 0x1234567
 _BASE_MOUNTS: Final = (
     ("proc", "/proc", "proc"), ("sysfs", "/sys", "sysfs"), ("devtmpfs", "/dev", "devtmpfs"),
     ("tmpfs", "/run", "tmpfs"),
@@ -56,24 +51,6 @@ def efi_variables() -> str:
     return ""
 
 
-def fail(made: record.Record, command: cmdline.CommandLine, *, counted: bool = False) -> None:
-    """The screen, then a reboot or waiting for ever. `counted`: the boot loader has another entry to try."""
-    wait_s = command.panic_s or (REBOOT_AFTER_S if command.reboot_on_failure or counted else 0)
-    what_next = f"It starts anew in {wait_s} s." if wait_s else "Mend it and start it anew; it waits here."
-    text = record.screen(made, what_next)
-    say(text)
-    if os.getpid() != 1:
-        return
-    for console in command.consoles[:-1]:  # the kernel gave us the last one; a person may sit at another
-        with contextlib.suppress(OSError):
-            Path("/dev", os.path.basename(console.split(",")[0])).write_text(text.replace("\n", "\r\n"))
-    while not wait_s:
-        time.sleep(3600)
-    time.sleep(wait_s)
-    os.sync()
-    ctypes.CDLL(None).reboot(_RB_AUTOBOOT)
-
-
 def say(line: str) -> None:
     """A line on the console."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - the console is all there is
@@ -93,9 +70,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="look only at these block devices")
     parser.add_argument("--no-base-mounts", action="store_true", help="/proc, /sys, /dev and /run are there")
     options = parser.parse_args(argv)
+    plug = coldplug.Coldplug(Path("/", modules.FOLDER))
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        for remark in plug():  # what the boot waits for may be behind a driver
+            say(remark)
+
     if not options.plan and not options.no_base_mounts:
         base_mounts()
-        for remark in (*modules.load(Path("/", modules.FOLDER)), efi_variables()):
+        for remark in (*modules.load(Path("/", modules.FOLDER)), *plug(), efi_variables()):
             if remark:
                 print(remark, file=sys.stderr)  # noqa: T201
     observer = Observer(Places(sysroot=options.sysroot), cmdline=options.cmdline, only=options.only)
@@ -109,14 +93,14 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("p2p_bootstrap").addHandler(logging.NullHandler())  # remarks say it better
     kernel = LinuxKernel(StagesOnRoot(say))
     before = step_said if command.debug else (lambda name: None)
-    runner = Runner(kernel, observer, clock=time.monotonic, sleep=time.sleep, before=before)
+    runner = Runner(kernel, observer, clock=time.monotonic, sleep=sleep, before=before)
     try:
         stopped = runner.run()
     except Exception as exc:
         # a bug, or a kernel that does what it never should: the screen, not a panic without a word
         traceback.print_exc()
         stopped = record.Record(time.time(), "stopped", "stop", "none", repr(exc), "please report this")
-    fail(stopped, command, counted=counted)
+    emergency.fail(stopped, command, counted=counted)
     return 1
 
 

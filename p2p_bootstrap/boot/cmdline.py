@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from p2p_network.core.errors import nearest
 
@@ -26,6 +26,12 @@ _TRUE: Final = {"", "1", "true", "yes", "on", "y"}
 _FALSE: Final = {"0", "false", "no", "off", "n"}
 # a stage's name without the key it belongs below: set by nobody, and easily written
 _STAGE: Final = re.compile(r"(rootfs|initramfs|fs|boot|network|reconcile)(\.before|\.after)?[.\[][a-z0-9]")
+
+
+Emergency: TypeAlias = Literal["", "reboot", "poweroff", "halt", "wait"]
+_EMERGENCY: Final[dict[str, Emergency]] = {
+    "reboot": "reboot", "poweroff": "poweroff", "halt": "halt", "wait": "wait",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class CommandLine:
         counted: whether the boot loader took a try off the slot pointer already (`grubcfg`).
         mounts: ``rd.*.mount=``, each ``SELECTOR:/path``.
         consoles: ``console=``, each a device and its options.
+        emergency: ``rd.emergency=``, what to do when nothing can be booted; "" if not given.
         unknown: one sentence for each word that looks like ours but isn't.
     """
 
@@ -72,6 +79,7 @@ class CommandLine:
     debug: bool = False
     reboot_on_failure: bool = False
     panic_s: int = 0
+    emergency: Emergency = ""
     fsck_mode: str = ""
     fsck_repair: str = ""
     consoles: tuple[str, ...] = ()
@@ -136,7 +144,9 @@ class _Reader:
         self._unknown: list[str] = []
 
     def take(self, key: str, value: str | None) -> None:
-        if key.startswith(("rd.cos.", "rd.immucore.")):
+        if key == "rd.emergency":
+            self._one[key] = (value or "").lower()
+        elif key.startswith(("rd.cos.", "rd.immucore.")):
             self._take_rd(key, key.split(".", 2)[2], value)
         elif key.startswith("kairos.ram") or key in ("kairos.reset", "kairos.counted"):
             self._take_kairos(key, value)
@@ -214,6 +224,10 @@ class _Reader:
                 one.get("kairos.ram.oem", ""),
                 one.get("kairos.ram.persistent", ""),
             )
+        emergency = _EMERGENCY.get(one.get("rd.emergency", ""), "")
+        if one.get("rd.emergency") and not emergency:
+            choices = ", ".join(_EMERGENCY)
+            self._unknown.append(f"rd.emergency={one['rd.emergency']} is left out: it is one of {choices}")
         oem_timeout_s, wait_s, panic_s = map(self._number, ("oemtimeout", "sysrootwait", "panic"))
         return CommandLine(
             root=root, image=one.get("cos-img/filename", ""), live=live, netboot="netboot" in flags,
@@ -224,6 +238,7 @@ class _Reader:
             mounts=tuple(self._mounts), oem_label=one.get("oemlabel", ""), oem_timeout_s=oem_timeout_s,
             sysroot_wait_s=wait_s, debug_rw="debugrw" in flags, debug="debug" in flags,
             reboot_on_failure="rebootonfailure" in flags, panic_s=panic_s,
+            emergency=emergency,
             fsck_mode=one.get("fsck.mode", ""), fsck_repair=one.get("fsck.repair", ""),
             consoles=tuple(self._consoles), init=one.get("init", ""),
             unknown=tuple(self._unknown),

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from p2p_bootstrap.boot import cpio, modules
+from p2p_bootstrap.boot import coldplug, cpio, modules
 from p2p_network.core.errors import BootError
 
 STDLIB: Final = f"usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -50,23 +50,38 @@ print(json.dumps([[name, getattr(m, "__file__", None)] for name, m in sys.module
 _LDD: Final = re.compile(r"(?:=>\s+)?(/\S+)\s+\(0x")
 
 
-def build(module_folder: Path | None, names: Sequence[str] = modules.DEFAULT) -> bytes:
-    """The archive, not compressed. `module_folder`: ``/lib/modules/VERSION``, None for a kernel without."""
+def build(
+    module_folder: Path | None, names: Sequence[str] = modules.DEFAULT, *, hardware: bool = False
+) -> bytes:
+    """The archive, not compressed.
+
+    Args:
+        module_folder: ``/lib/modules/VERSION``, None for a kernel without.
+        names: modules that are loaded at each boot; `hardware`: with drivers of disks, loaded where they are.
+    """
     tree: dict[str, cpio.Entry] = {
         "init": cpio.file(INIT.encode(), 0o755),
         # Python reads randomness before we could mount /dev; without it the kernel panics
         "dev/console": cpio.character_device(5, 1),
         "dev/null": cpio.character_device(1, 3, 0o666),
         "dev/urandom": cpio.character_device(1, 9, 0o666),
+        "etc/initrd-release": cpio.file(b'ID=kairos-p2p\nNAME="kairos-p2p initramfs"\n'),
         **{name: cpio.folder() for name in ("proc", "sys", "run", "sysroot", "tmp")},
     }
     _add_python(tree)
     if module_folder is not None:
         paths = modules.wanted(module_folder, names)
         for path in paths:
-            tree[f"{modules.FOLDER}/{_plain(path)}"] = cpio.file(modules.unpacked(path))
-        order = "".join(f"{_plain(path)}\n" for path in paths)
+            tree[f"{modules.FOLDER}/{modules.file_name(path)}"] = cpio.file(modules.unpacked(path))
+        order = "".join(f"{modules.file_name(path)}\n" for path in paths)
         tree[f"{modules.FOLDER}/{modules.ORDER}"] = cpio.file(order.encode())
+        if hardware:
+            known = coldplug.catalogue(module_folder)
+            tree[f"{modules.FOLDER}/{coldplug.NAME}"] = cpio.file(coldplug.render(known))
+            for path in modules.wanted(module_folder, known.files or ()):
+                name = f"{modules.FOLDER}/{modules.file_name(path)}"
+                if name not in tree:
+                    tree[name] = cpio.file(modules.unpacked(path))
     return cpio.archive(tree)
 
 
@@ -77,10 +92,6 @@ def compress(data: bytes) -> tuple[bytes, str]:
         return gzip.compress(data, 9, mtime=0), "gzip"
     done = subprocess.run([program, "-q", "-c", "-10"], input=data, capture_output=True, check=True)
     return done.stdout, "zstd"
-
-
-def _plain(path: Path) -> str:
-    return path.name.split(".ko")[0] + ".ko"
 
 
 def _add_python(tree: dict[str, cpio.Entry]) -> None:

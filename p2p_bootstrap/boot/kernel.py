@@ -24,6 +24,7 @@ from p2p_network.core.errors import BootError
 StageRunner = Callable[[str, str], tuple[str, ...]]  # stage name, root of the new system -> remarks
 
 API_MOUNTS: Final = ("/dev", "/proc", "/sys", "/run")
+INITRD_RELEASE: Final = "/etc/initrd-release"
 FSCK_TIMEOUT_S: Final = 600.0
 _CHUNK_BYTES: Final = 1 << 20
 _FSCK_CLEAN_UNTIL: Final = 1  # exit codes of fsck: 0 clean, 1 repaired, from 4 on damaged
@@ -206,12 +207,62 @@ class LinuxKernel:
             raise BootError(f"the image has no program {init}", hint="name the image's init with init=...")
         if os.getpid() != 1:
             raise BootError("only process 1 may become an init", hint="run this as the init of a machine")
+        old = initramfs_root(self.mounts())  # while there is a /proc to ask
         for path in API_MOUNTS:
             inside = sysroot.rstrip("/") + path
             if os.path.ismount(path) and os.path.isdir(inside) and not sysroot.startswith(f"{path}/"):
                 syscalls.mount(path, inside, "none", syscalls.MS_MOVE)
-        enter(sysroot)
-        os.execv(init, [init])  # noqa: S606 - it is what an initramfs is for
+        try:
+            enter(sysroot)
+            if old is not None:
+                forget(old)
+            os.execv(init, [init])  # noqa: S606 - it is what an initramfs is for
+        finally:
+            if old is not None:
+                os.close(old)
+
+
+def initramfs_root(mounts: tuple[MountEntry, ...]) -> int | None:
+    """``/`` as an open folder if it is our initramfs, in memory; None for any other root.
+
+    Only such a root is emptied after the switch: three things must say that it is one.
+    """
+    root = next((entry for entry in mounts if entry.target == "/"), None)
+    in_memory = root is not None and root.fstype in ("rootfs", "ramfs", "tmpfs")
+    if os.getpid() != 1 or not in_memory or not os.path.isfile(INITRD_RELEASE):
+        return None
+    return os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def forget(old: int) -> None:
+    """Give back the memory of the initramfs, in a process of its own that the new init reaps."""
+    if os.fork() != 0:
+        return
+    try:
+        empty(old, os.fstat(old).st_dev)
+    finally:
+        os._exit(0)
+
+
+def empty(folder: int, device: int) -> None:
+    """Remove what lies below an open folder on `device`; links and other mounts are not entered."""
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        try:
+            if os.stat(name, dir_fd=folder, follow_symlinks=False).st_dev != device:
+                continue
+            if not is_folder:
+                os.unlink(name, dir_fd=folder)
+                continue
+            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            try:
+                empty(inner, device)
+            finally:
+                os.close(inner)
+            os.rmdir(name, dir_fd=folder)
+        except OSError:
+            continue  # in use: so be it, the memory is all that is lost
 
 
 def enter(sysroot: str) -> None:

@@ -26,8 +26,8 @@ DEFAULT_TARGET: Final = "/usr/local/.state"
 DEFAULT_RW: Final = ("/var", "/etc", "/srv")
 DEFAULT_OVERLAY: Final = "tmpfs:25%"
 DEFAULT_VOLUMES: Final = (("LABEL=COS_OEM", "/oem"), ("LABEL=COS_PERSISTENT", "/usr/local"))
-# what a node must never lose: its identity and ledger, k3s
-ALWAYS: Final = ("/etc/rancher", "/var/lib/kairos-p2p", "/var/lib/rancher")
+# what a node must never lose: its configuration, identity and ledger, k3s
+ALWAYS: Final = ("/etc/kairos-p2p", "/etc/rancher", "/var/lib/kairos-p2p", "/var/lib/rancher")
 DEFAULT_PERSISTENT: Final = (
     "/etc/cni", "/etc/iscsi", "/etc/k0s", "/etc/modprobe.d", "/etc/rancher", "/etc/runlevels", "/etc/ssh",
     "/etc/ssl/certs", "/etc/sysconfig", "/etc/systemd", "/etc/zfs", "/home", "/opt", "/root",
@@ -41,8 +41,9 @@ NO_WISHES: Final = Wishes()
 MAX_PATHS: Final = 1000
 # what happens to a file that the image and the node both changed; all others: merge
 POLICIES: Final[dict[str, Policy]] = {
-    "/etc/rancher": "local", "/var/lib/kairos-p2p": "local", "/var/lib/rancher": "local",
-    "/var/lib/containerd": "local", "/var/lib/kubelet": "local", "/var/log": "local", "/home": "local",
+    "/etc/kairos-p2p": "local", "/etc/rancher": "local", "/var/lib/kairos-p2p": "local",
+    "/var/lib/rancher": "local", "/var/lib/containerd": "local", "/var/lib/kubelet": "local",
+    "/var/log": "local", "/home": "local",
     "/etc/ssl/certs": "image", "/var/lib/ca-certificates": "image",
 }  # fmt: skip
 POLICY_NAMES: Final[dict[str, Policy]] = {"merge": "merge", "local": "local", "image": "image"}

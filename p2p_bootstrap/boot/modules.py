@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -31,38 +32,57 @@ _SUFFIXES: Final = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
 _FINIT_MODULE: Final = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "armv7l": 379}
 
 
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel's modules: file and needs of each by name, and which are built in."""
+
+    folder: Path
+    table: dict[str, tuple[Path, list[str]]]
+    builtin: frozenset[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Kernel:
+        """Of ``/lib/modules/VERSION``. Raises BootError."""
+        try:
+            lines = (folder / "modules.dep").read_text().splitlines()
+            builtin = frozenset(map(name_of, (folder / "modules.builtin").read_text().splitlines()))
+        except OSError as exc:
+            raise BootError(
+                f"{folder} is no folder of kernel modules: {exc.strerror}",
+                hint="name one: /lib/modules/VERSION",
+            ) from exc
+        table = {}
+        for line in lines:
+            path, _, needs = line.partition(":")
+            table[name_of(path)] = folder / path, [name_of(need) for need in needs.split()]
+        return cls(folder, table, builtin)
+
+    def wanted(self, names: Iterable[str]) -> list[Path]:
+        """The files of modules and of what they need, in the order of loading. Raises BootError.
+
+        What is built into the kernel needs no file.
+        """
+        order: dict[str, Path] = {}
+
+        def visit(name: str) -> None:
+            path, needs = self.table[name]
+            for need in reversed(needs):  # modules.dep names the nearest first
+                if need not in order:
+                    visit(need)
+            order.setdefault(name, path)
+
+        for name in names:
+            plain = name.replace("-", "_")
+            if plain in self.table:
+                visit(plain)
+            elif plain not in self.builtin and name not in DEFAULT:
+                raise BootError(f"the kernel in {self.folder} has no module {name}", hint="check its name")
+        return list(order.values())
+
+
 def wanted(folder: Path, names: Iterable[str]) -> list[Path]:
-    """The files of modules and of what they need, in the order of loading.
-
-    `folder`: ``/lib/modules/VERSION``. What is built into the kernel needs no file. Raises BootError.
-    """
-    table: dict[str, tuple[Path, list[str]]] = {}
-    try:
-        lines = (folder / "modules.dep").read_text().splitlines()
-        builtin = {_name(line) for line in (folder / "modules.builtin").read_text().splitlines()}
-    except OSError as exc:
-        raise BootError(
-            f"{folder} is no folder of kernel modules: {exc.strerror}", hint="name one: /lib/modules/VERSION"
-        ) from exc
-    for line in lines:
-        path, _, needs = line.partition(":")
-        table[_name(path)] = folder / path, [_name(need) for need in needs.split()]
-    order: dict[str, Path] = {}
-
-    def visit(name: str) -> None:
-        path, needs = table[name]
-        for need in reversed(needs):  # modules.dep names the nearest first
-            if need not in order:
-                visit(need)
-        order.setdefault(name, path)
-
-    for name in names:
-        plain = name.replace("-", "_")
-        if plain in table:
-            visit(plain)
-        elif plain not in builtin and name not in DEFAULT:
-            raise BootError(f"the kernel in {folder} has no module {name}", hint="check its name")
-    return list(order.values())
+    """See `Kernel.wanted`. `folder`: ``/lib/modules/VERSION``."""
+    return Kernel.read(folder).wanted(names)
 
 
 def unpacked(path: Path) -> bytes:
@@ -84,26 +104,35 @@ def unpacked(path: Path) -> bytes:
 
 def load(folder: Path) -> tuple[str, ...]:
     """Insert the modules of an initramfs. Returns a remark for each that the kernel refused."""
-    number = _FINIT_MODULE.get(os.uname().machine)
     order = folder / ORDER
-    if number is None or not order.exists():
+    if not order.exists():
         return ()
-    libc = ctypes.CDLL(None, use_errno=True)
-    remarks = []
-    for name in order.read_text().split():
-        fd = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if libc.syscall(number, fd, b"", 0) and (code := ctypes.get_errno()) not in (
-                errno.EEXIST,
-                errno.ENODEV,
-            ):
-                remarks.append(f"the kernel refused the module {name}: {os.strerror(code)}")
-        finally:
-            os.close(fd)
-    return tuple(remarks)
+    remarks = (insert(folder / name) for name in order.read_text().split())
+    return tuple(remark for remark in remarks if remark)
 
 
-def _name(path: str) -> str:
+def insert(path: Path) -> str:
+    """Insert one module. Returns a remark if the kernel refused it; one that is there already is fine."""
+    number = _FINIT_MODULE.get(os.uname().machine)
+    if number is None:
+        return ""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        refused = ctypes.CDLL(None, use_errno=True).syscall(number, fd, b"", 0)
+        if refused and (code := ctypes.get_errno()) not in (errno.EEXIST, errno.ENODEV):
+            return f"the kernel refused the module {path.name}: {os.strerror(code)}"
+        return ""
+    finally:
+        os.close(fd)
+
+
+def file_name(path: Path) -> str:
+    """What a module's file is called in the initramfs, where it is not compressed."""
+    return path.name.split(".ko")[0] + ".ko"
+
+
+def name_of(path: str) -> str:
+    """The module's name, as the kernel tells it."""
     base = os.path.basename(path.strip())
     for suffix in _SUFFIXES:
         base = base.removesuffix(suffix)

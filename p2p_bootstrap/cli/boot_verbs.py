@@ -214,7 +214,10 @@ group.add_command(measure_verb)
     help="The kernel's modules: /lib/modules/VERSION. Without: none are packed.",
 )
 @click.option("--module", "names", multiple=True, metavar="NAME", help="One more module; may be repeated.")
-def initramfs(target: Path, folder: Path | None, names: tuple[str, ...]) -> None:
+@click.option(
+    "--hardware", is_flag=True, help="With the drivers of disks of all kinds; loaded where they are."
+)
+def initramfs(target: Path, folder: Path | None, names: tuple[str, ...], hardware: bool) -> None:
     """Make an initramfs: this Python, the boot module, and kernel modules.
 
     It works for any kernel of this machine's architecture whose modules it holds.
@@ -223,7 +226,7 @@ def initramfs(target: Path, folder: Path | None, names: tuple[str, ...]) -> None
     from p2p_bootstrap.boot.files import replace
     from p2p_bootstrap.boot.modules import DEFAULT
 
-    data, method = maker.compress(maker.build(folder, (*DEFAULT, *names)))
+    data, method = maker.compress(maker.build(folder, (*DEFAULT, *names), hardware=hardware))
     replace(target, data, 0o644)
     out.emit(f"{target}: {out.bytes_text(len(data))} ({method})")
 

@@ -26,7 +26,7 @@ BUSYBOX = Path("/bin/busybox")
 CMDLINE = "root=LABEL=COS_ACTIVE cos-img/filename=/cOS/active.img rd.immucore.sysrootwait=1 fsck.mode=skip"
 DIRECTORIES = ("bin", "dev", "etc", "home", "oem", "opt", "proc", "root", "run", "sbin", "srv", "sys", "tmp",
                "usr/local", "var/lib/a-b", "var/lib/a/b")  # fmt: skip
-TIMEOUT_S = 30
+TIMEOUT_S = 180  # a boot takes half a second on a quiet machine
 MakeDisk = Callable[..., "Disk"]
 
 

@@ -6,8 +6,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import image_lab
 import pytest
+import vm_lab
 from boot_lab import Disk, MakeDisk, make_image, root_tree, why_not
+from vm_lab import Whole
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +63,11 @@ def make_disk(images: Path, tmp_path: Path) -> Iterator[MakeDisk]:
     yield make
     for disk in made:
         disk.unplug()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """One image with all inits and everything to join a mesh, as a state partition, and its initramfs."""
+    if reason := why_not() or vm_lab.why_not() or image_lab.why_not():
+        pytest.skip(f"no virtual machine: {reason}")
+    return vm_lab.make_whole(tmp_path_factory.mktemp("whole"))

@@ -95,7 +95,7 @@ def test_the_images_own_stages_come_first_and_the_command_line_last(
     )
     disk = make_disk(image, config=f"#cloud-config\n{oem}")
     ask = PROOF + "echo who $(busybox cat /etc/who); echo also $(busybox cat /etc/also)\n"
-    line = f"{CMDLINE} initramfs.commands[0]=echo>/etc/also"
+    line = f"{CMDLINE} stages.initramfs[0].hostname=by-line"
     assert value(booted(disk.boot(ask, cmdline=line)), "who") == "oem"
     extra = "stages:\n  initramfs:\n    - files: [{path: /etc/also, content: named, permissions: 0644}]\n"
     disk.unplug()

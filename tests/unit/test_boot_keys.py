@@ -115,7 +115,7 @@ def test_a_device_is_waited_for_as_long_as_the_key_says(words: str, without: str
 
 @pytest.mark.parametrize(("words", "wait_s"), [("", 0), ("rd.cos.rebootonfailure", 10), ("panic=3", 3)])
 def test_what_follows_the_screen(words: str, wait_s: int, capsys: pytest.CaptureFixture[str]) -> None:
-    from p2p_bootstrap.boot.__main__ import fail
+    from p2p_bootstrap.boot.emergency import fail
     from p2p_bootstrap.boot.record import Record
 
     fail(Record(0.0, "stopped", "stop", "none", "because"), cmdline.parse(words))
