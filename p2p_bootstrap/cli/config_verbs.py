@@ -183,9 +183,12 @@ def _row(problem: Problem) -> dict[str, str | int]:
 
 def _summary(config: Config) -> str:
     """The configuration in one line: what a node would do with it."""
-    if not config.has_token:
+    if not (config.has_token or config.join_token):
         return "no mesh to join"
-    parts = [f"network {config.p2p.network_id!r} on token {config.token.fingerprint}"]
+    on = (
+        f"invitation {config.join_token.invite}" if config.join_token else f"token {config.token.fingerprint}"
+    )
+    parts = [f"network {config.p2p.network_id!r} on {on}"]
     if not config.p2p.auto.enable:
         return ", ".join([*parts, "mesh and VPN only"])
     parts.append(

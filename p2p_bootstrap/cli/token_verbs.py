@@ -90,15 +90,21 @@ def inspect(file: Path | None, reveal: bool, output: out.Output) -> None:
 
     FILE holds a token or is a cloud-config; - or nothing is stdin.
     """
+    from p2p_network.admission.join_token import is_join_token
     from p2p_network.token import mesh_keys
 
     text, network_id = _read(file)
+    if is_join_token(text):
+        _inspect_join_token(text, reveal, output)
+        return
     token = _parse(text)
+    network_id = token.network_id or network_id  # of one that a rotation made
     document: dict[str, Any] = {
         "fingerprint": token.fingerprint,
         "origin": token.origin,
         "network_id": network_id,
         "mesh_id": mesh_keys(token, network_id).mesh_id,
+        "generation": token.generation,
         "bootstrap": list(token.bootstrap),
         "dht": token.dht,
         "mdns": token.mdns,
@@ -117,7 +123,14 @@ def inspect(file: Path | None, reveal: bool, output: out.Output) -> None:
             sheet: list[tuple[str, tuple[str, ...]]] = [
                 ("fingerprint", (token.fingerprint,)),
                 ("made by", (maker,)),
-                ("network", (network_id, f"mesh {document['mesh_id']}")),
+                (
+                    "network",
+                    (
+                        network_id,
+                        f"mesh {document['mesh_id']}",
+                        f"keys of generation {token.generation}" if token.generation > 1 else "",
+                    ),
+                ),
                 ("bootstrap", token.bootstrap),
                 ("dht", ("yes" if token.dht else "no",)),
                 ("mdns", ("yes" if token.mdns else "no",)),
@@ -135,13 +148,50 @@ def show(file: Path | None, qr: bool) -> None:
 
     FILE holds a token or is a cloud-config; - or nothing is stdin.
     """
+    from p2p_network.admission.join_token import is_join_token, parse_join_token
+
     text, _ = _read(file)
-    _parse(text)
+    if is_join_token(text):
+        parse_join_token(text)
+    else:
+        _parse(text)
     line = "".join(text.split())
     if not qr:
         out.emit(line)
         return
     admission_verbs.print_qr(line)
+
+
+def _inspect_join_token(text: str, reveal: bool, output: out.Output) -> None:
+    import datetime
+
+    from p2p_network.admission.join_token import parse_join_token
+
+    token = parse_join_token(text)
+    expires = datetime.datetime.fromtimestamp(token.expires_s, datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    document: dict[str, Any] = {
+        "invitation": token.invite,
+        "network_id": token.network_id,
+        "mesh_id": token.mesh_id,
+        "generation": token.generation,
+        "expires": expires,
+        "bootstrap": list(token.bootstrap),
+        "dht": token.dht,
+        "mdns": token.mdns,
+    }
+    if reveal:
+        document["token"] = "".join(text.split())
+    if output == "name":
+        out.emit(token.invite)
+    elif output == "table":
+        out.print_sheet(
+            [
+                (key.replace("_", " "), tuple(value) if isinstance(value, list) else (str(value),))
+                for key, value in document.items()
+            ]
+        )
+    else:
+        out.print_document(document, output)
 
 
 def _read(file: Path | None) -> tuple[str, str]:
@@ -158,9 +208,10 @@ def _read(file: Path | None) -> tuple[str, str]:
 
     name = "stdin" if file in (None, STDIN) else str(file)
     config = load([], stdin=text) if name == "stdin" else load([Path(name)])
-    if config.p2p.network_token is None or not config.has_token:
+    written = config.p2p.join_token or config.p2p.network_token
+    if written is None or not (config.has_token or config.join_token):
         raise P2PError(f"{name}: the cloud-config has no p2p.network_token", hint="name a file that has one")
-    return config.p2p.network_token.get_secret_value(), config.p2p.network_id
+    return written.get_secret_value(), config.p2p.network_id
 
 
 def _parse(text: str) -> NetworkToken:

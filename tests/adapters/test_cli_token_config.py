@@ -310,3 +310,25 @@ def test_what_cannot_be_read_is_no_success(run: Run, verb: tuple[str, ...], tmp_
     done = run("config", *verb, str(tmp_path / "absent.yaml"))
     assert done.code == 1
     assert "no such file" in done.err
+
+
+def test_a_join_token_is_shown_without_its_secrets(run: Run, tmp_path: Path) -> None:
+    from p2p_network.admission.join_token import JoinToken, format_join_token
+
+    token = JoinToken(
+        b"s" * 16, "00112233aabbccdd", "0123456789abcdef", 2, b"p" * 32, b"r" * 32, b"a" * 32, 2_000_000_000,
+        ("192.0.2.1:4701",),
+    )  # fmt: skip
+    text = format_join_token(token)
+    done = run("token", "inspect", "-o", "json", stdin=text)
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert (document["invitation"], document["generation"]) == ("00112233aabbccdd", 2)
+    assert document["expires"] == "2033-05-18 03:33:20Z"
+    assert text[10:40] not in done.out
+    config = tmp_path / "config.yaml"
+    config.write_text(f"#cloud-config\np2p:\n  join_token: {text}\n")
+    assert "00112233aabbccdd" in run("token", "inspect", str(config)).out
+    assert run("token", "show", str(config)).out.strip() == text
+    assert run("token", "inspect", stdin=text[:-4]).code == 1
+    assert "invitation 00112233aabbccdd" in run("config", "validate", str(config)).out
