@@ -210,7 +210,8 @@ class _Routes:
         return JSONResponse(await self._service.revoke(request.path_params["name"], reason))
 
     async def rotate(self, request: Request) -> Response:
-        return JSONResponse(await self._service.rotate())
+        force = request.query_params.get("force") == "1"
+        return JSONResponse(await self._service.rotate(force=force))
 
     async def leave(self, request: Request) -> Response:
         await self._service.leave()

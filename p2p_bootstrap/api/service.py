@@ -423,8 +423,9 @@ class AgentService(Protocol):
         """Make an invitation void; `invite`: its id or the start of it. Raises NotPermitted, UsageError."""
         ...
 
-    async def rotate(self) -> RotatedDoc:
-        """Move all members to new keys. Raises NotPermitted."""
+    async def rotate(self, *, force: bool) -> RotatedDoc:
+        """Move all members to new keys. Raises NotPermitted; MeshError without `force` while most holders of
+        the root are out of sight."""
         ...
 
     async def leave(self) -> None:

@@ -159,9 +159,10 @@ class AgentClient:
         """Make an invitation void."""
         self._json("POST", f"/v1/invites/{quote(invite, safe='')}/withdraw")
 
-    def rotate(self) -> RotatedDoc:
+    def rotate(self, *, force: bool = False) -> RotatedDoc:
         """Move all members to new keys; the new network token."""
-        return cast(RotatedDoc, self._json("POST", "/v1/rotate", timeout_s=ROTATE_TIMEOUT_S))
+        path = f"/v1/rotate?force={int(force)}"
+        return cast(RotatedDoc, self._json("POST", path, timeout_s=ROTATE_TIMEOUT_S))
 
     def leave(self) -> None:
         """Take this node out of its mesh; the agent ends."""

@@ -492,9 +492,9 @@ class Answers:
         """Make an invitation void. Raises NotPermitted, UsageError."""
         await self._issuing.withdraw(invite)
 
-    async def rotate(self) -> RotatedDoc:
-        """New keys for all members. Raises NotPermitted."""
-        token = await self._issuing.rotate()
+    async def rotate(self, *, force: bool) -> RotatedDoc:
+        """New keys for all members. Raises NotPermitted, MeshError."""
+        token = await self._issuing.rotate(force=force)
         return RotatedDoc(token=token, generation=self._admission.trust.generation)
 
     async def leave(self) -> None:

@@ -267,8 +267,15 @@ class Issuing:
         self._runtime.log(logger, "admission.revoked", peer=peer, reason=reason)
         await self._admission.look()
 
-    async def rotate(self) -> str:
-        """New keys for all members; the new network token's text. Raises NotPermitted."""
+    async def rotate(self, *, force: bool = False) -> str:
+        """New keys for all members; the new network token's text. Raises NotPermitted, MeshError.
+
+        Two rotations on both sides of a partition would part the mesh for good, so most holders of the root
+        must be in sight; `force`: the others are gone for ever, says the operator.
+        """
+        self._authority()
+        if not force:
+            self._check_holders()
         async with self._one_at_a_time:
             old, kept = self._authority(), self._admission.kept
             token = kept.token
@@ -293,6 +300,17 @@ class Issuing:
         self._runtime.log(logger, "admission.rotation_announced", count=len(members), to=new.generation)
         await self._admission.look()
         return format_token(new_token)
+
+    def _check_holders(self) -> None:
+        holders = {c.peer for c in self._members() if c.is_issuer} | {self._self_id}
+        seen = {peer for peer in holders if peer == self._self_id or peer in self._host.connected()}
+        if 2 * len(seen) <= len(holders):
+            raise MeshError(
+                f"only {len(seen)} of {len(holders)} nodes that hold the root are in sight: if others rotate "
+                "too, the mesh is parted for good",
+                hint="wait until most of them are connected (kairos-p2p peers); if they are gone for ever: "
+                "revoke them, or --force",
+            )
 
     def _members(self) -> list[Certificate]:
         """Everybody who is a member now, also those that are away."""

@@ -270,7 +270,7 @@ class FakeAgent:
     async def withdraw(self, invite: str) -> None:
         self.calls.append(f"withdraw {invite}")
 
-    async def rotate(self) -> RotatedDoc:
+    async def rotate(self, *, force: bool) -> RotatedDoc:
         if self.root is None:
             raise NotPermitted("this node does not hold the root of the mesh", hint="run it on another")
         return {"token": self.root, "generation": 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
+from p2p_network.core.errors import MeshError
 from p2p_network.token import parse_token
 from p2p_simulations.sim.plan import Revoke, Rotate
 
@@ -31,7 +32,12 @@ def _rotate(world: World, machine: SimMachine) -> None:
     world.rotations += 1
 
     async def move() -> None:
-        world.token = parse_token(await agent.issuing.rotate())
+        try:
+            world.token = parse_token(await agent.issuing.rotate())
+        except MeshError as exc:
+            world.note(machine.name, f"does not rotate: {exc.message}")
+            world.rotations -= 1
+            return
         world.note("(world)", f"generation {world.token.generation} is announced by {machine.name}")
 
     agent.tasks.start(move())
