@@ -7,6 +7,7 @@ The verbs are thin: a world is made of a plan and a seed (`sim.world.run_world`)
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Callable
@@ -19,11 +20,13 @@ from p2p_bootstrap.cli.options import PATH, Duration, format_duration
 from p2p_network.core.errors import P2PError, UsageError
 from p2p_simulations.sim import story
 from p2p_simulations.sim.chance import random_plan
+from p2p_simulations.sim.curves import curves
 from p2p_simulations.sim.files import MAX_FILE_BYTES, parse_scenario
 from p2p_simulations.sim.junit import junit as junit_of
 from p2p_simulations.sim.plan import Plan
 from p2p_simulations.sim.progress import Bar
 from p2p_simulations.sim.report import report as report_of
+from p2p_simulations.sim.scale import COARSE_TICK_S, MAX_NODES, Cost, measure
 from p2p_simulations.sim.shrink import Shrunk
 from p2p_simulations.sim.shrink import shrink as shrunk_of
 from p2p_simulations.sim.swarm import Summary, swarm
@@ -208,6 +211,70 @@ def replay(
     if outcome.violation:
         _make_small(outcome, shrink_s)
     _conclude(outcome, again)
+
+
+@group.command()
+@click.option("--nodes", default="10,30,100,300", show_default=True, help="Sizes of the mesh, ascending.")
+@click.option(
+    "--for", "for_s", type=Duration(), default="120s", show_default=True, help="Virtual time of each."
+)
+@click.option(
+    "--regions", type=click.IntRange(1, 1000), default=20, show_default=True, help="Failure domains."
+)
+@click.option(
+    "--coarse-from",
+    type=click.IntRange(1),
+    default=3000,
+    show_default=True,
+    help="From this size on a node looks at what it was told four times a second only.",
+)
+@click.option("--svg", type=PATH, help="Draw the curves.")
+@click.option("--json", "json_file", type=PATH, help="Write the figures.")
+def scale(
+    nodes: str, for_s: float, regions: int, coarse_from: int, svg: Path | None, json_file: Path | None
+) -> None:
+    """Measure what replication costs as a mesh grows, beside broadcasting whole ledgers.
+
+    A cold start of all nodes at once, then idle. The scheduler is the production core; ledgers are sets of
+    bits. A thousand nodes take minutes, ten thousand an hour.
+    """
+    costs: list[Cost] = []
+    for count in _sizes(nodes):
+        began = time.process_time()
+        with Bar(f"{count} nodes", for_s) as bar:
+            try:
+                cost = measure(
+                    count,
+                    regions=regions,
+                    virtual_s=for_s,
+                    tick_s=COARSE_TICK_S if count >= coarse_from else 0.0,
+                    progress=bar.at if bar.is_shown else None,
+                )
+            except ValueError as exc:
+                raise SimulationFailed(str(exc), hint="give it longer with --for") from exc
+        costs.append(cost)
+        out.emit(
+            f"{count:>6} nodes: equal after {cost.converged_s:.1f} s; {cost.messages:,.0f} messages and "
+            f"{out.bytes_text(int(cost.sent_bytes))} per node until then, {cost.idle_messages:.0f} and "
+            f"{out.bytes_text(int(cost.idle_bytes))} per minute idle (broadcasting: "
+            f"{out.bytes_text(int(cost.broadcast_bytes))}); {time.process_time() - began:.0f} s of one core"
+        )
+    if svg is not None and len(costs) < 2:
+        raise UsageError("--svg: a curve needs two sizes", hint="for example --nodes 10,100")
+    _write(svg, lambda: curves(costs))
+    _write(json_file, lambda: out.to_json([dataclasses.asdict(cost) for cost in costs]))
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or sizes != sorted(set(sizes)) or not (sizes[0] >= 2 and sizes[-1] <= MAX_NODES):
+        raise UsageError(
+            f"--nodes {text}: not ascending numbers from 2 to {MAX_NODES:,}", hint="for example 10,100,1000"
+        )
+    return sizes
 
 
 # ---------------------------------------------------------------- what the verbs share

@@ -110,9 +110,13 @@ class AntiEntropy:
         """The next moment at which a session is due; None while nobody is connected or all is busy."""
         if not self._peers or self._busy() >= CONCURRENT:
             return None
-        idle = [known for known in self._peers.values() if not known.is_syncing]
-        due = [max(known.due, known.not_before) for known in idle if known.due is not None]
-        return min([*due, self._next_round] if self._next_round is not None else due, default=None)
+        earliest = self._next_round
+        for known in self._peers.values():
+            if known.due is not None and not known.is_syncing:
+                moment = max(known.due, known.not_before)
+                if earliest is None or moment < earliest:
+                    earliest = moment
+        return earliest
 
     def step(self, now: float, event: Event) -> Decision[Effect]:
         """Decide on one event."""
@@ -161,10 +165,13 @@ class AntiEntropy:
             idle = [p for p, known in self._peers.items() if not known.is_syncing and known.not_before <= now]
             if idle:
                 self._peers[self._pick(idle)].due = now
-        started = []
+        free = CONCURRENT - self._busy()
+        started: list[StartSync] = []
         for peer, known in self._peers.items():
+            if len(started) >= free:
+                break
             is_due = known.due is not None and max(known.due, known.not_before) <= now
-            if is_due and not known.is_syncing and self._busy() < CONCURRENT:
+            if is_due and not known.is_syncing:
                 known.due, known.is_syncing = None, True
                 started.append(StartSync(peer))
         return tuple(started)

@@ -5,8 +5,8 @@ entries that it may not write, replays old ones of others, tells different nodes
 name, dates its own words back or ahead, and sends votes and answers that are not its own. None of that may
 change what the others hold of anybody else, and in the end all must hold the same.
 
-Not within the trust rules, and so not here: an acceptor that votes twice in one ballot. Votes are Paxos, not
-a Byzantine agreement: a member's vote is believed.
+Not within the trust rules, and so not here: an acceptor that votes twice in one ballot (votes are Paxos, no
+Byzantine agreement: a member's vote is believed), and a server that assigns roles as it likes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,12 @@ def _forge(world: World, machine: SimMachine, agent: SimAgent) -> Told:
         for key, value in (
             (f"address/{victim.peer}", claim),
             (f"node/{victim.peer}", None),
-            (f"assign/{machine.scope}/{victim.peer}", word),
+            # servers assign roles: that is theirs to say, and believed
+            *(
+                ()
+                if world.checkers.may_assign(machine)
+                else ((f"assign/{machine.scope}/{victim.peer}", word),)
+            ),
             (f"genesis/{machine.scope}/1/1", b"\x01"),
             (f"genesis/{machine.scope}/1/2", b""),
         )

@@ -405,6 +405,10 @@ class Checkers:
         found = (self.genesis(scope, epoch) for epoch in epochs)
         return {p for decided in found if decided is not None for p in (decided.initiator, *decided.servers)}
 
+    def may_assign(self, machine: SimMachine) -> bool:
+        """Whether what this node says of others' roles is believed: then it is trusted, and must not lie."""
+        return machine.peer in {*self._authorities(machine.scope), *self._assigned_servers}
+
     # ------------------------------------------------------------ after every event
 
     def look(self, machines: Iterable[SimMachine]) -> None:
