@@ -213,11 +213,12 @@ class World:
             for node in self.nodes:
                 if node.peer in roles:
                     continue
-                wants = self.wishes.get(node.number) != "agent" and len(servers) < self.rules.servers
+                wish = self.wishes.get(node.number, "auto")
+                wants = wish == "server" or (wish != "agent" and len(servers) < self.rules.servers)
                 if wants and not all(self.by_peer[p].machine.status.ready for p in servers):
                     return
                 role = "server" if wants else "agent"
-                word = Assignment(role, f"{role}: said", member.epoch, genesis.cluster_id)  # type: ignore[arg-type]
+                word = Assignment(role, f"{role}: {wish}, forced", member.epoch, genesis.cluster_id)  # type: ignore[arg-type]
                 self.assigned[node.peer] = ev.AssignmentChanged(node.peer, word)
                 for other in self.nodes:
                     self.spread(server, other, self.assigned[node.peer])
@@ -409,7 +410,9 @@ def test_a_whole_site_power_cut_keeps_every_role() -> None:
     world.run(60)
     for node in world.nodes:
         node.boot()
-        assert node.machine.state is State.MEMBER, "straight to its old role, asking nobody"
+        server = node.machine.member is not None and node.machine.member.role == "server"
+        looks = server and "asking whether it still is one" in node.machine.reason
+        assert looks or node.machine.state is State.MEMBER, "to its old role; a server looks first"
     world.run(60, world.formed)
     assert [n.machine.status.role for n in world.nodes] == before
     assert max(n.machine.epoch for n in world.nodes) == 1
