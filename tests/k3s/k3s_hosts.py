@@ -61,7 +61,7 @@ def ip(*arguments: str) -> None:
 
 
 def eventually(
-    what: str, condition: Callable[[], Any], within_s: float = 20.0, *, log_of: Host | None = None
+    what: str, condition: Callable[[], Any], within_s: float = 60.0, *, log_of: Host | None = None
 ) -> Any:
     """The first true value of `condition`; fails with its last error if there is none in time."""
     deadline = time.monotonic() + within_s
@@ -172,7 +172,7 @@ class Host:
             self.process.send_signal(number)
         return self.process.wait(20)
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = 60.0) -> int:
         assert self.process is not None
         return self.process.wait(timeout_s)
 

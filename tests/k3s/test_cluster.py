@@ -19,7 +19,7 @@ def form(hosts: Hosts, *names: str, agent: str = "") -> list[Host]:
     first, *others = made
     first.configure(token="shared", cluster_init=True, **FAST)
     first.start()
-    patience_s = 30 if first.simulated else 180
+    patience_s = 90 if first.simulated else 240
     eventually(f"{first.name} is ready", first.ready, patience_s)
     token = first.token
     for host in others:
@@ -166,7 +166,7 @@ def test_kill_of_one_and_of_all_loses_nothing(hosts: Hosts) -> None:
     for host in servers:  # a cold restart: all at once, the one they name is not up yet
         host.start()
     for host in servers:
-        eventually(f"{host.name} is ready", host.ready, 30 if host.simulated else 180, log_of=host)
+        eventually(f"{host.name} is ready", host.ready, 90 if host.simulated else 240, log_of=host)
     assert [name for name in written if not has(servers[0], name)] == []
 
 

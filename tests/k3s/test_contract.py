@@ -26,7 +26,7 @@ KEPT = {"metadata": {"name": "kept"}}
 
 
 def patience_s(host: Host) -> float:
-    return 40 if host.simulated else 240
+    return 90 if host.simulated else 240
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ class Machine:
         )
 
     async def seen(self, wanted: Callable[[K3sObserved], bool]) -> K3sObserved:
-        with trio.fail_after(60 if self.host.simulated else 240):
+        with trio.fail_after(90 if self.host.simulated else 240):
             while not wanted(self.driver.observed):
                 await trio.sleep(0.05)
         return self.driver.observed

@@ -22,7 +22,7 @@ def server(hosts: Hosts) -> Host:
 
 def _start(host: Host) -> None:
     host.start()
-    eventually(f"{host.name} is ready", host.ready, 90 if not host.simulated else 20, log_of=host)
+    eventually(f"{host.name} is ready", host.ready, 90, log_of=host)
 
 
 def test_one_server_with_sqlite(server: Host) -> None:
