@@ -134,7 +134,8 @@ class Host:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(yaml.safe_dump(document))
 
-    def _command(self, arguments: list[str]) -> list[str]:
+    def command(self, arguments: list[str]) -> list[str]:
+        """The command line that runs k3s on this host, with its own /etc/rancher and /var/lib/rancher."""
         mounts = (
             f"mount --bind {self.etc} /etc/rancher && mount --bind {self.folder / 'lib'} /var/lib/rancher "
             '&& cd / && exec "$@"'
@@ -147,7 +148,7 @@ class Host:
 
     def run(self, *arguments: str, timeout_s: float = 20.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self._command(list(arguments)),
+            self.command(list(arguments)),
             env=self._environment(),
             capture_output=True,
             text=True,
@@ -162,7 +163,7 @@ class Host:
         self.role = role
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                self._command([role, *arguments]), env=self._environment(), stdout=log, stderr=log
+                self.command([role, *arguments]), env=self._environment(), stdout=log, stderr=log
             )
 
     def kill(self, number: int = signal.SIGKILL) -> int:

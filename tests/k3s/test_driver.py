@@ -28,8 +28,7 @@ class Machine:
     def __init__(self, host: Host) -> None:
         self.host = host
         wrapper = host.folder / "k3s"
-        command = shlex.join(["ip", "netns", "exec", host.namespace, *host.binary])
-        wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(host.command([]))} "$@"\n')
         wrapper.chmod(0o755)
         timing = Timing(probe_s=0.2, stop_s=30, backoff_s=0.2, max_backoff_s=2)
         state = host.folder / "state"
