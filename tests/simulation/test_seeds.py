@@ -26,6 +26,8 @@ ONCE_FAILED = (
     1_000_371, 1_000_417,
     # a server that lies assigned a role: what servers say of roles is believed, so the fault went too far
     50_000_097,
+    # an upgrade while the image before it was still on trial: the bad one became the one to fall back to
+    60_000_000,
 )  # fmt: skip
 
 

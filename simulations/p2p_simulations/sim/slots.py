@@ -42,6 +42,7 @@ class SlotDisk:
         self.journal = ""
         self.running = "active"
         self.is_healthy = True
+        self.is_upgrading = False
         self._under_way: Action | None = None
         self._next_is_good = True
 
@@ -52,6 +53,7 @@ class SlotDisk:
 
     def boot(self) -> str:
         """What boot loader and initramfs do. Returns what is wrong, "" if something whole was booted."""
+        self.is_upgrading = False
         for action in slots.replay(self.journal, self.table, self.images.keys()):
             self.perform(action)
         table = self.table
@@ -67,7 +69,7 @@ class SlotDisk:
 
     def begin(self, is_good: bool) -> tuple[Action, ...]:
         """The actions of an upgrade to an image that will work, or not."""
-        self._next_is_good = is_good
+        self._next_is_good, self.is_upgrading = is_good, True
         return slots.upgrade_actions(slots.intend_upgrade(self.table, self.running, ""))
 
     def started(self, action: Action) -> None:
@@ -126,8 +128,9 @@ class SlotDisk:
 
 
 def upgrade(machine: SimMachine, is_good: bool) -> None:
-    """Write a new image, then reboot into it; nothing if the machine is off."""
-    if not machine.is_on:
+    """Write a new image, then reboot into it; nothing if the machine is off, or its last image is on trial
+    (an upgrade then would make the image that nobody has blessed the one to fall back to)."""
+    if not machine.is_on or machine.slots.is_upgrading or machine.slots.table.trial:
         return
     tasks = Tasks(machine.world.engine, machine.resume_at, machine.touched)
     tasks.start(_upgrade(machine, tasks, is_good))
