@@ -20,6 +20,7 @@ from p2p_network.core.errors import BootError
 SLOTS: Final = ("active", "passive", "recovery", "autoreset", "live")
 STATE: Final = "run/initramfs/cos-state"
 ESP_PLACES: Final = ("efi", "boot/efi", "boot")
+BOOT_ESP: Final = "run/initramfs/esp"  # read-only, where the boot of a unified kernel image mounted it
 COUNT_PATH: Final = f"sys/firmware/efi/efivars/LoaderBootCountPath-{LOADER_GUID}"
 
 
@@ -53,6 +54,14 @@ def _counted(root: Path) -> str:
 
 
 def _bless_entry(root: Path, counted: str) -> str:
+    if os.path.ismount(root / BOOT_ESP):
+        kernel = LinuxKernel()
+        kernel.remount(str(root / BOOT_ESP), read_only=False)
+        try:
+            if _rename(root / BOOT_ESP, counted):
+                return "the boot loader's entry is blessed"
+        finally:
+            kernel.remount(str(root / BOOT_ESP), read_only=True)
     for place in ESP_PLACES:
         if os.path.ismount(root / place) and _rename(root / place, counted):
             return "the boot loader's entry is blessed"

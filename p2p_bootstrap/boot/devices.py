@@ -17,9 +17,15 @@ LOCKED: Final = {
     "LVM2_member": "is part of an LVM group that is not active",
 }
 
+UNLOCK_HINT: Final = (
+    "put a key, or a hook that prints it, into the initramfs: boot build initramfs --key, --hook"
+)
+
 
 class Refused(BootError):
-    """A way to boot can't be planned with the facts at hand."""
+    """A way to boot can't be planned with the facts at hand. `locked`: for want of a key."""
+
+    locked = False
 
 
 class Missing(Refused):
@@ -54,6 +60,7 @@ def find(devices: Sequence[BlockDevice], selector: str) -> BlockDevice | None:
     if not value and not selector.startswith("/"):
         raise Refused(f"{selector!r} names no device", hint=f"write it like {KINDS[0]}=NAME or /dev/NAME")
     found = [device for device in devices if matches(device, selector)]
+    found = [device for device in found if device.fstype not in LOCKED] or found  # what is inside is meant
     if len(found) > 1:
         places = ", ".join(device.path for device in found)
         raise Refused(
@@ -80,7 +87,9 @@ def need(devices: Sequence[BlockDevice], selector: str) -> BlockDevice:
             f"did you mean LABEL={near}?" if near else f"is the disk connected and its driver loaded? {seen}",
         )
     if why := LOCKED.get(device.fstype):
-        raise Refused(f"{selector} ({device.path}) {why}", hint="unlock it before, by a hook of the image")
+        locked = Refused(f"{selector} ({device.path}) {why}", hint=UNLOCK_HINT)
+        locked.locked = True
+        raise locked
     if not device.fstype:
         raise Refused(
             f"{selector} ({device.path}) holds no file system that we know",

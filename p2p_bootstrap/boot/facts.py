@@ -77,6 +77,15 @@ class BlockDevice:
     partlabel: str = ""
     size_bytes: int = 0
     read_only: bool = False
+    held: bool = False  # something lies on top of it: an unlocked volume, an active group
+
+
+@dataclass(frozen=True, slots=True)
+class Unlocking:
+    """What became of an encrypted or grouped device. `reason`: why it stayed locked, "" if it did not."""
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +163,7 @@ class Facts:
     Attributes:
         images: the images on the state partition; None while it isn't mounted.
         recovery_images: those on the recovery partition.
+        unlocked: what the step `unlock` did; None before it.
         uki_root: an image in (or named by) the initrd; None: the initrd itself is the root.
         pointer: text of the slot pointer (`slots`), "" if there is none.
         layout: layout files in the order of precedence; None before the `rootfs` stage has run.
@@ -166,6 +176,7 @@ class Facts:
     devices: tuple[BlockDevice, ...] = ()
     efi: Efi | None = None
     uki_root: UkiRoot | None = None
+    unlocked: tuple[Unlocking, ...] | None = None
     images: tuple[SlotImage, ...] | None = None
     recovery_images: tuple[SlotImage, ...] | None = None
     pointer: str = ""

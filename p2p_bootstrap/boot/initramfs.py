@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -51,13 +51,20 @@ _LDD: Final = re.compile(r"(?:=>\s+)?(/\S+)\s+\(0x")
 
 
 def build(
-    module_folder: Path | None, names: Sequence[str] = modules.DEFAULT, *, hardware: bool = False
+    module_folder: Path | None,
+    names: Sequence[str] = modules.DEFAULT,
+    programs: Sequence[Path] = (),
+    files: Mapping[str, cpio.Entry] | None = None,
+    *,
+    hardware: bool = False,
 ) -> bytes:
     """The archive, not compressed.
 
     Args:
         module_folder: ``/lib/modules/VERSION``, None for a kernel without.
         names: modules that are loaded at each boot; `hardware`: with drivers of disks, loaded where they are.
+        programs: packed under their own paths, with the libraries they need.
+        files: what else is to be in it.
     """
     tree: dict[str, cpio.Entry] = {
         "init": cpio.file(INIT.encode(), 0o755),
@@ -69,6 +76,14 @@ def build(
         **{name: cpio.folder() for name in ("proc", "sys", "run", "sysroot", "tmp")},
     }
     _add_python(tree)
+    for program in programs:
+        tree[str(program).lstrip("/")] = cpio.file(_stripped(program), 0o755)
+    for path in sorted(_libraries(programs) if programs else ()):
+        tree.setdefault(str(path).lstrip("/"), cpio.file(_stripped(path), 0o755))
+        thread_end = path.with_name("libgcc_s.so.1")  # the C library opens it by name when a thread ends
+        if thread_end.exists():
+            tree.setdefault(str(thread_end).lstrip("/"), cpio.file(_stripped(thread_end), 0o755))
+    tree |= files or {}
     if module_folder is not None:
         paths = modules.wanted(module_folder, names)
         for path in paths:

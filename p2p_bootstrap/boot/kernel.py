@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from p2p_bootstrap.boot import files, persistence, slotstore, syscalls
+from p2p_bootstrap.boot import files, persistence, slotstore, syscalls, unlocking
 from p2p_bootstrap.boot.ports import BindRequest, CanaryRequest, MountEntry
 from p2p_network.core.errors import BootError
 
@@ -168,6 +168,9 @@ class LinuxKernel:
         if place.is_symlink() or not place.exists():
             self.write_file(target, "")
         self.bind(str(path), target)
+
+    def unlock(self, record: str, esp: str, *, secrets: bool) -> tuple[str, ...]:
+        return unlocking.unlock(Path(record), Path(esp), secrets=secrets)
 
     def count_try(self, state: str) -> str:
         return slotstore.SlotStore(Path(state), self.remount).count_try()

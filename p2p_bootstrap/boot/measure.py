@@ -65,9 +65,13 @@ def predict(image: bytes, bank: str = "sha256", phases: Sequence[str] = ()) -> s
 
 def policy(value: str, bank: str = "sha256") -> bytes:
     """The digest of the TPM policy "PCR 11 of this bank has this value" (TPM2_PolicyPCR, SHA-256 session)."""
-    selection = struct.pack(">IHB3s", 1, _ALGORITHM[bank], 3, (1 << PCR).to_bytes(3, "little"))
     values = hashlib.sha256(bytes.fromhex(value)).digest()
-    return hashlib.sha256(bytes(32) + struct.pack(">I", _POLICY_PCR) + selection + values).digest()
+    return hashlib.sha256(bytes(32) + struct.pack(">I", _POLICY_PCR) + selection(bank) + values).digest()
+
+
+def selection(bank: str) -> bytes:
+    """PCR 11 of a bank, as a TPM wants it written (TPML_PCR_SELECTION)."""
+    return struct.pack(">IHB3s", 1, _ALGORITHM[bank], 3, (1 << PCR).to_bytes(3, "little"))
 
 
 def signature_json(rows: Sequence[tuple[str, bytes, bytes]], public_der: bytes) -> bytes:

@@ -28,6 +28,17 @@ DEFAULT: Final = (
     "xhci_pci", "loop", "overlay", "squashfs", "erofs", "ext4", "vfat", "nls_cp437", "nls_ascii", "isofs",
     "efivarfs",
 )  # fmt: skip
+# what cryptsetup and lvm need of the kernel
+VOLUMES: Final = (
+    "dm_mod",
+    "dm_crypt",
+    "xts",
+    "cbc",
+    "essiv",
+    "aes_generic",
+    "sha256_generic",
+    "algif_skcipher",
+)
 _SUFFIXES: Final = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
 _FINIT_MODULE: Final = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "armv7l": 379}
 
@@ -75,7 +86,7 @@ class Kernel:
             plain = name.replace("-", "_")
             if plain in self.table:
                 visit(plain)
-            elif plain not in self.builtin and name not in DEFAULT:
+            elif plain not in self.builtin and name not in (*DEFAULT, *VOLUMES):
                 raise BootError(f"the kernel in {self.folder} has no module {name}", hint="check its name")
         return list(order.values())
 

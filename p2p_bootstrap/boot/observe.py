@@ -25,8 +25,10 @@ from p2p_bootstrap.boot.facts import (
     SlotImage,
     TextFile,
     UkiRoot,
+    Unlocking,
 )
 from p2p_bootstrap.boot.slots import BLOCK_BYTES, POINTER
+from p2p_bootstrap.boot.tail import UNLOCKED
 from p2p_bootstrap.cloudconfig.collect import collect_system
 from p2p_network.core.errors import BootError
 
@@ -71,6 +73,7 @@ class Observer:
             devices=self.devices(),
             efi=self.efi(),
             uki_root=_uki_root(places.initrd),
+            unlocked=_unlocked(Path(places.cos, UNLOCKED)),
             images=_images(places.state),
             recovery_images=_images(places.recovery),
             pointer=files.read_text(Path(places.state + POINTER), BLOCK_BYTES),
@@ -128,6 +131,7 @@ class Observer:
             path=str(path), fstype=block.fstype if block else "", label=block.label if block else "",
             uuid=block.uuid if block else "", partuuid=partuuid, partlabel=partlabel, size_bytes=size_bytes,
             read_only=_number(entry / "ro") == 1,
+            held=(entry / "holders").is_dir() and any((entry / "holders").iterdir()),
         )  # fmt: skip
 
     def efi(self) -> Efi | None:
@@ -178,6 +182,15 @@ def _read_table(path: Path) -> tuple[superblock.Partition, ...]:
         return ()
     finally:
         os.close(fd)
+
+
+def _unlocked(path: Path) -> tuple[Unlocking, ...] | None:
+    """What the step `unlock` wrote in this boot; None before it."""
+    try:
+        found = files.read_map(path)
+    except BootError:
+        found = {}
+    return None if found is None else tuple(Unlocking(name, str(why)) for name, why in found.items())
 
 
 def _uki_root(initrd: str) -> UkiRoot | None:

@@ -90,6 +90,10 @@ def plan(facts: Facts) -> Plan:
 def _plan_way(facts: Facts, command: cmd.CommandLine, way: Choice) -> Plan:
     build = Builder(facts, command)
     build.add("sentinel", do.Sentinels(facts.places.cos, way.sentinels, _others(way)))
+    if way.mode == "uki":
+        _esp(build, way)  # before the volumes are opened: sealed keys lie there
+    wants = command.ram is not None and bool(command.ram.oem or command.ram.persistent)
+    build.unlock(secrets=wants or (way.mode in ("normal", "uki") and way.slot in ("active", "passive")))
     match way.mode:
         case "normal":
             _normal(build, way)
@@ -124,7 +128,7 @@ def _mount_slot_partition(build: Builder, way: Choice) -> tuple[SlotImage, str]:
     repair = way.slot in ("recovery", "autoreset")
     selector = _recovery_selector(facts, command) if repair else "LABEL=COS_STATE"
     target = places.recovery if repair else places.state
-    device = devices.need(facts.devices, selector)
+    device = build.need(selector)
     build.check(device, "fsck-state")
     option = "rw" if command.debug_rw and not device.read_only else "ro"
     mount = do.Mount(device.path, target, device.fstype, (option,))
@@ -222,18 +226,23 @@ def _ram(build: Builder, way: Choice) -> None:
     tail(build, identity, lasting=False, oem=command.ram.oem, persistent=command.ram.persistent)
 
 
-def _uki(build: Builder, way: Choice) -> None:
+def _esp(build: Builder, way: Choice) -> None:
+    """What was started must be allowed to; then the partition that it came from."""
     efi, places = build.facts.efi, build.facts.places
     if (efi is None or not efi.secure_boot) and not build.command.secure_boot_disabled:
         raise devices.Refused(
             "this is a unified kernel image and Secure Boot is off",
             hint="switch Secure Boot on in the firmware, or, for a test, add rd.immucore.securebootdisabled",
         )
-    lasting, root = way.slot in ("active", "passive"), build.facts.uki_root
     if way.slot != "live":
         assert efi is not None, "only a disk has slots"
         esp = devices.need(build.facts.devices, f"PARTUUID={efi.partuuid}")
         build.add("esp", do.Mount(esp.path, places.esp, esp.fstype, ("ro",)))
+
+
+def _uki(build: Builder, way: Choice) -> None:
+    places, root = build.facts.places, build.facts.uki_root
+    lasting = way.slot in ("active", "passive")
     if root is None:  # the initrd is the whole system, as Kairos builds it
         size = ("rw", "size=80%", "mode=0755")
         build.add("memory", do.Mount("tmpfs", places.sysroot, "tmpfs", size, False))

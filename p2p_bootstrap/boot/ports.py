@@ -104,6 +104,14 @@ class Kernel(Protocol):
     def machine_id(self, state: str, target: str) -> None:
         """Make the machine's id if there is none, and mount it over `target`."""
 
+    def unlock(self, record: str, esp: str, *, secrets: bool) -> tuple[str, ...]:
+        """Activate LVM groups and, with `secrets`, open LUKS volumes; writes what became of each to `record`.
+
+        `esp`: where the EFI system partition is mounted, if it is: keys sealed to a TPM lie there.
+
+        A device that stays locked is a remark: whether it was needed is the plan's to say.
+        """
+
     def count_try(self, state: str) -> str:
         """Take one try off the slot pointer, durably; returns a remark."""
 

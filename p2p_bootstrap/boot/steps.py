@@ -196,6 +196,21 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Unlock:
+    """Activate groups of volumes, and open what is encrypted if its secrets are wanted."""
+
+    record: str
+    esp: str
+    secrets: bool
+
+    def describe(self) -> str:
+        return "activate groups of volumes" + (" and open encrypted ones" if self.secrets else "")
+
+    def execute(self, kernel: Kernel) -> Remarks:
+        return kernel.unlock(self.record, self.esp, secrets=self.secrets)
+
+
+@dataclass(frozen=True, slots=True)
 class CountTry:
     """A slot on trial has one try less, whatever becomes of this boot."""
 

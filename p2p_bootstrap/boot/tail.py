@@ -17,6 +17,7 @@ from p2p_bootstrap.boot.facts import BlockDevice, Facts
 from p2p_bootstrap.boot.ports import BindRequest, CanaryRequest, Policy
 
 OEM: Final = "/oem"
+UNLOCKED: Final = "unlocked.json"
 _CHECKED: Final = ("ext2", "ext3", "ext4", "vfat")
 
 
@@ -30,6 +31,7 @@ class Builder:
         self._steps: dict[str, do.Step] = {}
         self._carriers: dict[str, str] = {}  # mount point -> name of its last step
         self._required: list[do.Required] = []
+        self._locked = False
 
     @property
     def image_view(self) -> str:
@@ -77,6 +79,28 @@ class Builder:
         repair = command.fsck_repair not in ("no", "0", "false")
         self.add(name, do.Fsck(device.path, device.fstype, repair, command.fsck_mode == "force"))
 
+    def need(self, selector: str) -> BlockDevice:
+        """The device meant. One that may lie inside a locked one is taken for granted until that is open."""
+        try:
+            return devices.need(self.facts.devices, selector)
+        except devices.Refused as exc:
+            if self._locked and (isinstance(exc, devices.Missing) or exc.locked):
+                return BlockDevice(selector, "auto")
+            for one in self.facts.unlocked or ():
+                if exc.locked and one.reason and f"({one.path})" in exc.message:
+                    raise devices.Refused(f"{exc.message}: {one.reason}", hint=exc.hint) from exc
+            raise
+
+    def unlock(self, *, secrets: bool) -> None:
+        """Open what is locked, and look again; nothing where nothing is."""
+        kinds = ("LVM2_member", "crypto_LUKS") if secrets else ("LVM2_member",)
+        if any(device.fstype in kinds for device in self.facts.devices):
+            self.add(
+                "unlock", do.Unlock(f"{self.facts.places.cos}/{UNLOCKED}", self.facts.places.esp, secrets)
+            )
+            self.add("look-unlocked", do.Look("what was unlocked"))
+            self._locked = self.facts.unlocked is None
+
     def overlay_base(self, text: str = layout.DEFAULT_OVERLAY) -> None:
         """Where changes go that don't last; once."""
         if self.last("overlay-base"):
@@ -87,7 +111,7 @@ class Builder:
             options = ("rw", f"size={size}", "mode=0755")
             self.add("overlay-base", do.Mount("tmpfs", target, "tmpfs", options, device=False))
         else:
-            device = devices.need(self.facts.devices, kind)
+            device = self.need(kind)
             self.add("overlay-base", do.Mount(device.path, target, device.fstype, ("rw",)))
 
     def remount_root_read_only(self) -> None:
@@ -143,7 +167,7 @@ def tail(build: Builder, identity: str, *, lasting: bool, oem: str = "", persist
 def _oem(build: Builder, selector: str, *, needed: bool) -> None:
     chosen = selector or f"LABEL={build.command.oem_label or 'COS_OEM'}"
     try:
-        device = devices.need(build.facts.devices, chosen)
+        device = build.need(chosen)
     except devices.Refused as exc:
         if needed or selector:
             raise
@@ -184,7 +208,7 @@ def _add_mounts(
     for path, kind, volume in sorted(kinds, key=lambda one: one[0].split("/")):
         name = layout.escape(path)
         if volume is not None:
-            device = devices.need(build.facts.devices, volume.selector)
+            device = build.need(volume.selector)
             build.check(device, f"fsck-{name}")
             mount = do.Mount(device.path, places.inside(path), device.fstype, ("rw",))
             build.add(f"volume-{name}", mount, "root", build.last(f"fsck-{name}"))

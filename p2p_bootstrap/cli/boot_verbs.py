@@ -10,7 +10,7 @@ import click
 
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.options import PATH, output_option
-from p2p_bootstrap.cli.uki_verbs import grub_cfg, loader, measure_verb, uki
+from p2p_bootstrap.cli.uki_verbs import grub_cfg, loader, measure_verb, seal, uki
 from p2p_network.core.errors import BootError
 
 if TYPE_CHECKING:
@@ -203,6 +203,7 @@ build.add_command(uki)
 build.add_command(loader)
 build.add_command(grub_cfg)
 group.add_command(measure_verb)
+group.add_command(seal)
 
 
 @build.command()
@@ -217,17 +218,41 @@ group.add_command(measure_verb)
 @click.option(
     "--hardware", is_flag=True, help="With the drivers of disks of all kinds; loaded where they are."
 )
-def initramfs(target: Path, folder: Path | None, names: tuple[str, ...], hardware: bool) -> None:
+@click.option(
+    "--program",
+    "programs",
+    multiple=True,
+    metavar="NAME",
+    help="A program and its libraries: cryptsetup and lvm open volumes, fsck.ext4 checks them.",
+)
+@click.option(
+    "--hook", "hooks", type=PATH, multiple=True, help="A program that prints the key of an encrypted volume."
+)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="UUID=FILE",
+    help="The key of an encrypted volume (its LUKS UUID, or `default`).",
+)
+def initramfs(
+    target: Path, folder: Path | None, names: tuple[str, ...], programs: tuple[str, ...],
+    hooks: tuple[Path, ...], keys: tuple[str, ...], hardware: bool,
+) -> None:  # fmt: skip
     """Make an initramfs: this Python, the boot module, and kernel modules.
 
-    It works for any kernel of this machine's architecture whose modules it holds.
+    It works for any kernel of this machine's architecture whose modules it holds. A key in it is as safe as
+    the place where it lies: seal it to the TPM, or let a hook fetch it.
     """
     from p2p_bootstrap.boot import initramfs as maker
     from p2p_bootstrap.boot.files import replace
-    from p2p_bootstrap.boot.modules import DEFAULT
+    from p2p_bootstrap.boot.modules import DEFAULT, VOLUMES
+    from p2p_bootstrap.cli.uki_verbs import located, unlock_files
 
-    data, method = maker.compress(maker.build(folder, (*DEFAULT, *names), hardware=hardware))
-    replace(target, data, 0o644)
+    modules = (*DEFAULT, *(VOLUMES if programs else ()), *names)
+    found, extra = [located(name) for name in programs], unlock_files(hooks, keys)
+    data, method = maker.compress(maker.build(folder, modules, found, extra, hardware=hardware))
+    replace(target, data, 0o600 if keys else 0o644)
     out.emit(f"{target}: {out.bytes_text(len(data))} ({method})")
 
 

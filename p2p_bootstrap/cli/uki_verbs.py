@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.options import PATH, output_option
 from p2p_network.core.errors import BootError, UsageError
+
+if TYPE_CHECKING:
+    from p2p_bootstrap.boot.cpio import Entry
 
 STUBS: Final = (
     "/usr/lib/systemd/boot/efi/linuxx64.efi.stub",
@@ -152,6 +155,55 @@ def measure_verb(image: Path, bank: str, phases: tuple[str, ...], output: out.Ou
         out.print_document(document, output)
         return
     out.emit(value)
+
+
+@click.command()
+@click.argument("image", type=PATH)
+@click.option("--secret-file", type=PATH, required=True, help="Up to 128 bytes; - reads standard input.")
+@click.option("--file", "target", type=PATH, required=True, help="The file to write: UUID.tpm.")
+@click.option("--phase", "phases", multiple=True, help="A phase that extends PCR 11 after the stub.")
+def seal(image: Path, secret_file: Path, target: Path, phases: tuple[str, ...]) -> None:
+    """Seal a secret with this machine's TPM: it opens only while this unified kernel image runs.
+
+    It belongs on the EFI system partition, as /EFI/kairos-p2p/keys/UUID.tpm (the LUKS UUID of the volume):
+    what is in the image is part of what the secret is sealed to.
+    """
+    import sys
+
+    from p2p_bootstrap.boot import measure, tpm
+    from p2p_bootstrap.boot.files import replace
+
+    secret = (
+        sys.stdin.buffer.read(tpm.MAX_SECRET_BYTES + 1) if str(secret_file) == "-" else _need(secret_file)
+    )
+    value = measure.predict(_need(image), phases=phases)
+    replace(target, tpm.seal(secret, value).encode(), 0o600)
+    out.emit(f"{target}: opens while PCR 11 is {value}")
+
+
+def located(name: str) -> Path:
+    """A program by its name or path. Raises BootError."""
+    import shutil
+
+    path = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")
+    if path is None:
+        raise BootError(f"{name} is not on this machine", hint="install its package, or name its path")
+    return Path(path)
+
+
+def unlock_files(hooks: tuple[Path, ...], keys: tuple[str, ...]) -> dict[str, Entry]:
+    """What `unlocking` looks for in an initramfs."""
+    from p2p_bootstrap.boot import cpio
+    from p2p_bootstrap.boot.unlocking import FOLDER, HOOKS, KEYS
+
+    place = str(FOLDER).lstrip("/")
+    found = {f"{place}/{HOOKS}/{hook.name}": cpio.file(_need(hook), 0o755) for hook in hooks}
+    for text in keys:
+        uuid, equals, path = text.partition("=")
+        if not equals or not uuid or not all(c.isalnum() or c == "-" for c in uuid):
+            raise UsageError(f"{text!r} names no key", hint="write it like UUID=FILE or default=FILE")
+        found[f"{place}/{KEYS}/{uuid.lower()}.key"] = cpio.file(_need(Path(path)), 0o600)
+    return found
 
 
 def _say(target: Path, size_bytes: int, value: str, signed: str, output: out.Output) -> None:

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from boot_lab import CMDLINE, MakeDisk
+from boot_lab import CMDLINE, MakeDisk, run
 from test_boot_namespaces import PROOF, booted, stopped, value
 
-from p2p_bootstrap.boot import cpio, uki
+from p2p_bootstrap.boot import blessing, cpio, uki
 
 UKI = "rd.immucore.uki rd.immucore.securebootdisabled rd.immucore.sysrootwait=1 fsck.mode=skip"
 ACTIVE = {"secure_boot": False, "entry": "active.conf", "partuuid": "esp"}
@@ -164,3 +164,27 @@ def test_while_debugging_the_image_can_be_written(make_disk: MakeDisk, images: P
         disk.boot(PROOF + "busybox touch /bin/x && echo wrote yes\n", cmdline=f"{CMDLINE} rd.cos.debugrw")
     )
     assert value(boot, "wrote") == "yes"
+
+
+def test_the_running_entry_is_blessed_on_the_partition_that_the_boot_mounted(
+    tmp_path: Path, images: Path
+) -> None:
+    """It is mounted read-only, and is so again afterwards. `images`: this machine may mount."""
+    esp, counted = tmp_path / blessing.BOOT_ESP, "\\loader\\entries\\active+1-2.conf"
+    for name, data in (
+        ("run/cos/active_mode", b"1"), (blessing.COUNT_PATH, b"\7\0\0\0" + counted.encode("utf-16-le")),
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    esp.mkdir(parents=True)
+    run("mount", "-t", "tmpfs", "tmpfs", esp)
+    try:
+        (esp / "loader/entries").mkdir(parents=True)
+        (esp / "loader/entries/active+1-2.conf").write_text("x")
+        run("mount", "-o", "remount,ro", esp)
+        assert blessing.bless(tmp_path) == ("the boot loader's entry is blessed",)
+        assert [one.name for one in (esp / "loader/entries").iterdir()] == ["active.conf"]
+        with pytest.raises(OSError, match="Read-only"):
+            (esp / "x").write_text("x")
+    finally:
+        run("umount", esp)

@@ -21,6 +21,7 @@ from tiny_stub import PARTS
 
 from p2p_bootstrap.boot import measure, uki
 from p2p_bootstrap.boot.signing import public_key, sign_policies
+from p2p_bootstrap.boot.tpm import seal, unseal
 from p2p_network.core.errors import BootError
 
 PROGRAMS = ("swtpm", "tpm2_createprimary", "openssl")
@@ -109,6 +110,35 @@ def test_a_secret_opens_for_the_predicted_value_and_for_no_other(tpm: Tpm) -> No
     assert tpm("unseal", "-c", "s.ctx", "-p", "pcr:sha256:11") == "secret"
     tpm("pcrevent", "11", "-Q", data=b"something else")
     assert "secret" not in tpm("unseal", "-c", "s.ctx", "-p", "pcr:sha256:11", fails=True)
+
+
+def test_our_own_words_to_the_tpm_seal_and_unseal(tpm: Tpm) -> None:
+    """`boot seal` and what the initramfs does: no library, the same TPM."""
+
+    def channel(command: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", tpm.port), timeout=60) as connection:
+            connection.sendall(command)
+            return connection.recv(4096)
+
+    value = measure.extend(measure.zero("sha256"), b"this boot", "sha256")
+    sealed = seal(b"a key of a disk", value.hex(), channel)
+    with pytest.raises(BootError, match="another value"):
+        unseal(sealed, channel)
+    tpm("pcrevent", "11", "-Q", data=b"this boot")
+    for _ in range(5):  # nothing stays loaded: a TPM has room for three objects
+        assert unseal(sealed, channel) == b"a key of a disk"
+    tpm("pcrevent", "11", "-Q", data=b"the running system")
+    with pytest.raises(BootError, match="another value"):
+        unseal(sealed, channel)
+    for wrong in ("", "{}", sealed.replace("private", "privat"), sealed.replace("sha256", "md5")):
+        with pytest.raises(BootError, match="damaged"):
+            unseal(wrong, channel)
+    document = json.loads(sealed)
+    raw = bytearray(base64.b64decode(document["private"]))
+    raw[-1] ^= 1
+    foreign = json.dumps({**document, "private": base64.b64encode(raw).decode()})
+    with pytest.raises(BootError, match="another TPM"):
+        unseal(foreign, channel)
 
 
 def test_a_signed_policy_verifies_with_the_published_key(tpm: Tpm) -> None:

@@ -16,6 +16,7 @@ from p2p_bootstrap.boot.facts import (
     SlotImage,
     TextFile,
     UkiRoot,
+    Unlocking,
     from_json,
 )
 from p2p_bootstrap.boot.plan import Plan, plan
@@ -158,9 +159,26 @@ def test_failures_lead_to_the_next_slot_and_then_stop() -> None:
 
 def test_an_encrypted_partition_that_is_locked_is_told() -> None:
     locked = tuple(replace(d, fstype="crypto_LUKS") if d.label == "COS_PERSISTENT" else d for d in PARTITIONS)
-    made = plan(replace(NODE, devices=locked))
+    before = plan(replace(NODE, devices=locked))
+    assert before.slot == "active"  # it may be in there: planned anew once it is open
+    assert names(before)[1:3] == ["unlock", "look-unlocked"]
+    assert "look-unlocked" in next(step.needs for step in before.steps if step.name == "state")
+    tried = (Unlocking("/dev/vda3", "default.key: No key available with this passphrase."),)
+    made = plan(replace(NODE, devices=locked, unlocked=tried))
     assert made.slot == "recovery"
-    assert "is encrypted and was not unlocked" in made.reason
+    assert "is encrypted and was not unlocked: default.key: No key" in made.reason
+    # opened: the volume inside is meant, although the one around it has the same label
+    inside = BlockDevice("/dev/dm-0", "ext4", "COS_PERSISTENT")
+    held = tuple(replace(d, held=d.fstype == "crypto_LUKS") for d in locked)
+    made = plan(replace(NODE, devices=(*held, inside), unlocked=(Unlocking("/dev/vda3", ""),)))
+    assert made.slot == "active"
+    volume_step = next(step.action for step in made.steps if step.name == "volume-usr-local")
+    assert volume_step == do.Mount("/dev/dm-0", "/sysroot/usr/local", "ext4", ("rw",))
+    # recovery asks for no secrets; groups of volumes it activates
+    grouped = (*PARTITIONS, BlockDevice("/dev/vdb", "LVM2_member"))
+    made = plan(replace(NODE, cmdline="root=LABEL=COS_RECOVERY", devices=grouped))
+    found = next(step.action for step in made.steps if step.name == "unlock")
+    assert found == do.Unlock("/run/cos/unlocked.json", "/run/initramfs/esp", False)
 
 
 def test_partuuid_is_not_uuid() -> None:
