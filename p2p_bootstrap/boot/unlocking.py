@@ -30,6 +30,8 @@ MAX_KEY_BYTES: Final = 8 * 1024 * 1024  # cryptsetup's own limit
 MAX_ROUNDS: Final = 4  # volumes in volumes
 HOOK_TIMEOUT_S: Final = 60.0
 PROGRAM_TIMEOUT_S: Final = 120.0
+# no udev runs here: the device mapper makes its nodes itself, and waits for nobody
+_ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DM_DISABLE_UDEV": "1"}
 Run = Callable[[Sequence[str], bytes], tuple[int, str]]  # argv, stdin -> exit code, last words
 Devices = Callable[[], Sequence[BlockDevice]]
 
@@ -148,7 +150,12 @@ def _run(argv: Sequence[str], stdin: bytes) -> tuple[int, str]:
         return 127, f"the initramfs has no {argv[0]}: boot build initramfs --program {argv[0]}"
     try:
         done = subprocess.run(
-            [path, *argv[1:]], input=stdin, capture_output=True, timeout=PROGRAM_TIMEOUT_S, check=False
+            [path, *argv[1:]],
+            env=_ENVIRONMENT,
+            input=stdin,
+            capture_output=True,
+            timeout=PROGRAM_TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return 124, f"{argv[0]} takes too long"
