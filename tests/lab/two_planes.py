@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_interface
 from pathlib import Path
 
 import trio
@@ -31,7 +33,6 @@ from p2p_network.dataplane.messages import Configure, PutPeer, Stats
 
 MTU = 1420
 PORT = 4702
-MESH4, MESH6 = "10.144.0.0/16", "fd77:1:2:3::/64"
 DEADLINE_S = 10.0
 CLONE_NEWNET = 0x40000000
 
@@ -67,6 +68,8 @@ class Place:
     outer: str
     outer6: str
     carriers: tuple[str, ...] = ("tcp", "udp")
+    port: int = PORT
+    plane_number: int = 0
     daemon: subprocess.Popen[bytes] | None = None
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -76,15 +79,27 @@ class Place:
 
     @property
     def inner(self) -> str:
-        return f"10.144.0.{self.index}"
+        return f"10.{144 + self.plane_number}.0.{self.index}"
 
     @property
     def inner6(self) -> str:
-        return f"fd77:1:2:3::{self.index}"
+        return f"fd77:1:2:{3 + self.plane_number}::{self.index}"
 
     @property
     def control(self) -> Path:
-        return self.folder / "run" / f"{self.index}.sock"
+        return self.folder / "run" / f"{self.index}.{self.plane_number}.sock"
+
+    @property
+    def device(self) -> str:
+        return f"kp2p{self.plane_number}"
+
+    def beside(self, number: int, carriers: tuple[str, ...]) -> Place:
+        """Another data plane in the same namespace, with a device, port and networks of its own."""
+        other = dataclasses.replace(
+            self, carriers=carriers, port=PORT + number, plane_number=number, daemon=None
+        )
+        other.processes = self.processes  # ended together
+        return other
 
     @property
     def log(self) -> Path:
@@ -121,23 +136,23 @@ class Place:
                     await trio.sleep(0.02)
         return await DataPlane.start_or_adopt(self.control, log_path=self.log)
 
-    async def configured(self, listen: tuple[str, ...] = (f"0.0.0.0:{PORT}", f"[::]:{PORT}")) -> DataPlane:
+    async def configured(self, listen: tuple[str, ...] = ()) -> DataPlane:
         """Its data plane with the TUN device up and addressed."""
         plane = await self.plane()
-        await plane.configure(self.config(listen))
+        await plane.configure(self.config(listen or (f"0.0.0.0:{self.port}", f"[::]:{self.port}")))
         for address in (f"{self.inner}/16", f"{self.inner6}/64"):
-            run("ip", "-n", self.netns, "addr", "replace", address, "dev", "kp2p0", *nodad(address))
-        run("ip", "-n", self.netns, "link", "set", "kp2p0", "up")
+            run("ip", "-n", self.netns, "addr", "replace", address, "dev", self.device, *nodad(address))
+        run("ip", "-n", self.netns, "link", "set", self.device, "up")
         return plane
 
     def config(self, listen: tuple[str, ...] = (f"0.0.0.0:{PORT}",)) -> Configure:
         return Configure(
-            device="kp2p0",
+            device=self.device,
             mtu=MTU,
             listen=listen,
             self_id=self.name,
             addresses=(f"{self.inner}/32", f"{self.inner6}/128"),
-            networks=(MESH4, MESH6),
+            networks=tuple(str(ip_interface(a).network) for a in (f"{self.inner}/16", f"{self.inner6}/64")),
             carriers=self.carriers,
         )
 
@@ -146,7 +161,7 @@ class Place:
         return PutPeer(
             peer=self.name,
             session=keys,
-            endpoints=(f"[{self.outer6}]:{PORT}" if six else f"{self.outer}:{PORT}",),
+            endpoints=(f"[{self.outer6}]:{self.port}" if six else f"{self.outer}:{self.port}",),
             allowed_ips=(f"{self.inner}/32", f"{self.inner6}/128"),
             dial=dial,
         )
