@@ -253,7 +253,7 @@ spec = importlib.util.spec_from_file_location("fakes", sys.argv.pop(1))
 fakes = importlib.util.module_from_spec(spec); spec.loader.exec_module(fakes)
 from p2p_network.core import log
 
-def run_agent(config, *, state_dir, socket, events):
+def run_agent(config, *, state_dir, socket, events, of_system):
     fake = fakes.FakeAgent()
     fake.log = events
     fake.document["mesh"]["mesh_id"] = "m"
@@ -324,7 +324,7 @@ def test_a_join_in_the_foreground_that_takes_too_long_ends_with_4(places: list[s
 
 def test_the_agent_verb_runs_until_sigterm_and_logs_json(open_folder: Path, until: Until) -> None:
     cloud = open_folder / "cloud.yaml"
-    cloud.write_text(f"#cloud-config\np2p:\n  network_token: {TEXT}\n  dns: true\n")
+    cloud.write_text(f"#cloud-config\np2p:\n  network_token: {TEXT}\n  vpn: {{env: {{MTU: 1300}}}}\n")
     sock = open_folder / "agent.sock"
     options = ["--state-dir", str(open_folder / "state"), "--socket", str(sock), "--log-format", "json"]
     with foreground("agent", "--cloud-config", str(cloud), *options) as process:
