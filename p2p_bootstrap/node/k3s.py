@@ -168,7 +168,8 @@ class K3sUnit:
     def use_address(self, node_ip: str) -> None:
         """The address k3s goes by, for ever. Nothing is started before it is known."""
         self._node_ip = node_ip
-        self._asked.raise_()
+        if self._wanted is not None:  # else nobody has said yet what to do with a k3s that runs already
+            self._asked.raise_()
 
     async def replace_init_drop_in(self, effect: ReplaceInitDropIn) -> None:
         """Take ``cluster-init`` off the disk while k3s goes on, or out of a start that is still to come."""
