@@ -41,11 +41,11 @@ def bring_up(device: str, addresses: Sequence[str], mtu: int) -> tuple[str, ...]
         wanted = [ip_interface(text) for text in addresses]
     except ValueError as exc:
         raise MeshError(f"{exc}", hint="addresses look like 10.144.3.4/16") from exc
-    with _netlink(device) as ip:
-        index = _index_of(ip, device)
+    with opened(device) as ip:
+        index = index_of(ip, device)
         ip.link("set", index=index, mtu=mtu, state="up")
         present = {
-            ip_interface(f"{_attribute(entry, 'IFA_LOCAL', 'IFA_ADDRESS')}/{entry['prefixlen']}")
+            ip_interface(f"{attribute(entry, 'IFA_LOCAL', 'IFA_ADDRESS')}/{entry['prefixlen']}")
             for entry in ip.get_addr(index=index)
             if entry["scope"] == _GLOBAL_SCOPE
         }
@@ -65,10 +65,10 @@ def device_exists(device: str) -> bool:
 
 def local_addresses(*, exclude: Sequence[str] = ()) -> tuple[str, ...]:
     """This machine's global unicast addresses, without those of the devices named in `exclude`."""
-    with _netlink("") as ip:
-        left_out = {link["index"] for link in ip.get_links() if _attribute(link, "IFLA_IFNAME") in exclude}
+    with opened("") as ip:
+        left_out = {link["index"] for link in ip.get_links() if attribute(link, "IFLA_IFNAME") in exclude}
         found = [
-            str(_attribute(entry, "IFA_LOCAL", "IFA_ADDRESS"))
+            str(attribute(entry, "IFA_LOCAL", "IFA_ADDRESS"))
             for entry in ip.get_addr()
             if entry["index"] not in left_out and entry["scope"] == _GLOBAL_SCOPE
         ]
@@ -76,7 +76,8 @@ def local_addresses(*, exclude: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 @contextmanager
-def _netlink(device: str) -> Iterator[Any]:
+def opened(device: str) -> Iterator[Any]:
+    """A connection to the kernel, for this device ("": none); what it refuses becomes a MeshError."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -89,7 +90,8 @@ def _netlink(device: str) -> Iterator[Any]:
         raise _refused(device, exc.errno or 0, str(exc)) from exc
 
 
-def _index_of(ip: Any, device: str) -> int:
+def index_of(ip: Any, device: str) -> int:
+    """The kernel's number of a device. Raises MeshError if there is none of that name."""
     found = ip.link_lookup(ifname=device)
     if not found:
         raise MeshError(f"there is no device {device}", hint="the data plane makes it: is it configured?")
@@ -123,7 +125,8 @@ def _change(call: Callable[..., Any], command: str, index: int, address: Interfa
     call(command, index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **flags)
 
 
-def _attribute(message: Any, *names: str) -> Any:
+def attribute(message: Any, *names: str) -> Any:
+    """The first of these attributes that a message has, or None."""
     for name in names:
         value = message.get_attr(name)
         if value is not None:

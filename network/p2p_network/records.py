@@ -88,3 +88,28 @@ class RoleRecord(msgspec.Struct, frozen=True):
     ready: bool
     cluster_id: str
     scope: str = ""
+
+
+class RoutesRecord(msgspec.Struct, frozen=True):
+    """Key ``routes/<peer>``: what a node offers to carry for the others. Has effect only once accepted.
+
+    Attributes:
+        networks: subnets behind it (CIDR).
+        exit: it would carry what goes to the internet.
+    """
+
+    networks: tuple[str, ...] = ()
+    exit: bool = False
+
+
+class AcceptedRecord(msgspec.Struct, frozen=True):
+    """Key ``accepted/<peer>``: an administrator's word on which of a node's offers the mesh uses."""
+
+    networks: tuple[str, ...] = ()
+    exit: bool = False
+
+
+class AccessRecord(msgspec.Struct, frozen=True):
+    """Key ``access/rules``: an administrator's word on who may reach whom (see `access`)."""
+
+    rules: tuple[str, ...] = ()

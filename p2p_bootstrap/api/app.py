@@ -13,7 +13,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -50,6 +50,7 @@ MAX_SERVERS: Final = 15
 
 Rights = Literal["all", "read", "none"]
 Handler = Callable[[Request], Awaitable[Response]]
+Part = Callable[[Callable[[Handler, Rights], Handler]], Sequence[Route]]
 
 logger = log.get(__name__)
 
@@ -69,11 +70,15 @@ class Caller:
 
 
 def build_app(
-    service: AgentService, audit: AuditLog | None = None, upkeep: Upkeep | None = None
+    service: AgentService,
+    audit: AuditLog | None = None,
+    upkeep: Upkeep | None = None,
+    parts: Sequence[Part] = (),
 ) -> Starlette:
     """The application. Its ASGI scopes must carry a `Caller` under `CALLER`.
 
-    `audit`: where administrative requests are noted. `upkeep`: recoveries, snapshots, backups.
+    `audit`: where administrative requests are noted. `upkeep`: recoveries, snapshots, backups. `parts`: what
+    else there is to ask; each is given the guard and makes its routes.
     """
     routes = _Routes(service)
 
@@ -104,6 +109,7 @@ def build_app(
             Route("/v1/stop", _guarded(routes.stop, "all"), methods=["POST"]),
             Route("/metrics", _guarded(routes.metrics, "read"), methods=["GET"]),
             *(cluster_routes(upkeep, _guarded) if upkeep is not None else ()),
+            *(route for part in parts for route in part(_guarded)),
         ],
         exception_handlers={HTTPException: _no_such_request},
     )

@@ -19,14 +19,14 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from starlette.types import ASGIApp
 
-from p2p_bootstrap.api.app import CALLER, GROUP, Caller, Rights, build_app
+from p2p_bootstrap.api.app import CALLER, GROUP, Caller, Part, Rights, build_app
 from p2p_bootstrap.api.audit import AuditLog
 from p2p_bootstrap.api.http import serve_connection
 from p2p_bootstrap.api.service import AgentService
@@ -50,6 +50,7 @@ async def serve_api(
     audit: AuditLog | None = None,
     upkeep: Upkeep | None = None,
     *,
+    parts: Sequence[Part] = (),
     task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer on `socket_path` until cancelled; started once it listens.
@@ -57,7 +58,7 @@ async def serve_api(
     Raises P2PError if another agent answers there, NotPermitted if the place can't be written to.
     """
     with listening_socket(socket_path) as listener:
-        server = _Server(build_app(service, audit, upkeep))
+        server = _Server(build_app(service, audit, upkeep, parts))
         async with trio.open_nursery() as connections:
             task_status.started()
             await trio.serve_listeners(

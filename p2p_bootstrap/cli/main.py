@@ -31,6 +31,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "status": ("p2p_bootstrap.cli.status_verb:status", "What is this node, and why?"),
     "wait": ("p2p_bootstrap.cli.wait_verb:wait", "Wait until this node has come that far."),
     "peers": ("p2p_bootstrap.cli.peers_verb:peers", "Who else is here, and how are they reached?"),
+    "routes": ("p2p_bootstrap.cli.routes_verbs:group", "Which networks are behind which node?"),
+    "access": ("p2p_bootstrap.cli.access_verbs:group", "Who may reach whom?"),
     "roles": ("p2p_bootstrap.cli.roles_verbs:group", "Who does what in the cluster, and why?"),
     "regions": ("p2p_bootstrap.cli.regions_verbs:group", "Which node stands where, and how far apart?"),
     "plan": ("p2p_bootstrap.cli.plan_verbs:plan", "What has to happen until the cluster is as declared?"),

@@ -70,6 +70,7 @@ def contradictions(root: MapNode, p2p: P2P, k3s: K3s) -> Iterator[Problem]:
                 "change one",
             )
     yield from _overlaps(root, p2p, k3s)
+    yield from _routes(root, p2p)
 
 
 def kubevip_problems(root: MapNode, kubevip: KubeVip) -> Iterator[Problem]:
@@ -196,6 +197,27 @@ def _overlaps(root: MapNode, p2p: P2P, k3s: K3s) -> Iterator[Problem]:
                 f"{ours} overlaps {text}, which k3s uses inside the cluster",
                 f"choose another network, or move k3s's with {flag} in k3s.args",
             )
+
+
+def _routes(root: MapNode, p2p: P2P) -> Iterator[Problem]:
+    ours = ipaddress.IPv4Network(p2p.vpn.address_range)
+    for index, text in enumerate(p2p.vpn.routes):
+        network = ipaddress.ip_network(text)
+        if isinstance(network, ipaddress.IPv4Network) and network.overlaps(ours):
+            yield problem_at(
+                root,
+                ("p2p", "vpn", "routes", index),
+                f"{network} overlaps {ours}, the VPN's own network",
+                "offer what lies behind this node",
+            )
+    if not p2p.vpn.create and (p2p.vpn.routes or p2p.vpn.offer_exit or p2p.vpn.exit):
+        name = "routes" if p2p.vpn.routes else "offer_exit" if p2p.vpn.offer_exit else "exit"
+        yield problem_at(
+            root,
+            ("p2p", "vpn", name),
+            "without a VPN no packet can be carried (p2p.vpn.create is false)",
+            "remove the key, or create the VPN",
+        )
 
 
 def _written(root: MapNode, *path: str) -> bool:

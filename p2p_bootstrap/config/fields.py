@@ -19,6 +19,7 @@ from p2p_bootstrap.cloudconfig.nodes import ListNode, MapNode, ScalarNode, kind
 from p2p_bootstrap.config import addresses
 from p2p_bootstrap.config.quoting import quoted
 from p2p_network.core.errors import nearest
+from p2p_network.subnets import parse_subnet
 
 MAX_SERVERS: Final = 15
 MAX_NODES: Final = 200  # a quorum's certificate, 121 bytes a vote, must fit into one ledger entry
@@ -223,6 +224,7 @@ Interface = Annotated[
     _pattern(r"(?!\.\.?$)[A-Za-z0-9_.-]{1,15}", "a device name: at most 15 letters, digits or -_."),
 ]
 Hostname = Annotated[Text, AfterValidator(_hostname)]
+Subnet = Annotated[Text, _checked(lambda text: str(parse_subnet(text)))]
 AddressRange = Annotated[Text, AfterValidator(_address_range)]
 Listen = Annotated[Text, _checked(addresses.check_listen)]
 ListenList = Annotated[tuple[Listen, ...], AfterValidator(_not_empty)]

@@ -41,9 +41,11 @@ from p2p_bootstrap.config.fields import (
     Silence,
     SnapshotCount,
     Speed,
+    Subnet,
     Text,
 )
 from p2p_bootstrap.config.names import KUBE_VIP_FIELDS
+from p2p_network.subnets import MAX_NETWORKS
 from p2p_network.token import DEFAULT_NETWORK_ID, MAX_BOOTSTRAP
 
 DEFAULT_LISTEN: Final = ("0.0.0.0:4701", "[::]:4701")
@@ -114,6 +116,22 @@ class VPN(_Section):
     carrier: Carrier = Field(
         default="auto",
         description="How VPN packets travel: tcp (records), udp (datagrams), or auto: what measures best.",
+    )
+    routes: tuple[Subnet, ...] = Field(
+        default=(),
+        max_length=MAX_NETWORKS,
+        description="Networks that this node can reach and would carry for others, such as 192.168.7.0/24. "
+        "They are used once an administrator accepts them: kairos-p2p routes accept NODE.",
+    )
+    offer_exit: Flag = Field(
+        default=False,
+        description="This node would carry what others send to the internet; to be accepted as routes are.",
+    )
+    exit: Text | None = Field(
+        default=None,
+        max_length=253,
+        description="Node through which this machine reaches the internet: host name, or peer id or its end. "
+        "It counts once the node is accepted as an exit and was reached.",
     )
 
 

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -21,6 +22,7 @@ import trio
 from p2p_bootstrap import __version__
 from p2p_bootstrap.api.audit import AuditLog
 from p2p_bootstrap.api.events import EventLog
+from p2p_bootstrap.api.reach import routes as reach_routes
 from p2p_bootstrap.api.server import serve_api
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.config.model import REGION_AUTO
@@ -29,15 +31,18 @@ from p2p_bootstrap.node.answers import Answers, own_hostname
 from p2p_bootstrap.node.blessing import Blessing
 from p2p_bootstrap.node.blobs import Blobs
 from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.forwarding import Forwarding
 from p2p_bootstrap.node.issuing import Issuing
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.local_k3s import LocalK3s, role_of
 from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
+from p2p_bootstrap.node.reach import ReachAnswers
 from p2p_bootstrap.node.recovery import Recovery
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.resolving import Resolving
+from p2p_bootstrap.node.routing import Routing
 from p2p_bootstrap.node.scope import options_of
 from p2p_bootstrap.node.sharing import Sharing
 from p2p_bootstrap.node.signal import Signal
@@ -48,7 +53,7 @@ from p2p_bootstrap.node.upkeep import Upkeep
 from p2p_bootstrap.node.vpn import Vpn
 from p2p_bootstrap.service import LEFT, notify
 from p2p_network import wire
-from p2p_network.addressing import ipv6_of
+from p2p_network.addressing import ipv6_network_of, ipv6_of
 from p2p_network.core import log
 from p2p_network.core.errors import P2PError
 from p2p_network.core.ids import PeerId
@@ -101,6 +106,7 @@ class _Columns:
     host: MeshHost
     replication: Replication
     admission: Admission
+    routing: Routing
     vpn: Vpn
     cluster: Cluster
     places: Places
@@ -173,6 +179,17 @@ class _Agent:
                 entropy=os.urandom,
             )
             vpn_changed, roles_changed = Signal(), Signal()
+            routing = Routing(
+                runtime=runtime,
+                self_id=identity.peer_id,
+                options=self._config.p2p.vpn,
+                ipv6=ipv6_network_of(kept.mesh_id),
+                replication=replication,
+                durable=durable,
+                forwarding=Forwarding(durable),
+                issues=lambda: admission.kept.authority is not None,
+            )
+            await routing.load()
             vpn = Vpn(
                 runtime=runtime,
                 self_id=identity.peer_id,
@@ -184,6 +201,7 @@ class _Agent:
                 log_path=self._state_dir / "dataplane.log",
                 ready=vpn_changed,
                 rotated=rotated,
+                routing=routing,
             )
             places = Places(
                 runtime=runtime,
@@ -268,7 +286,18 @@ class _Agent:
                 snapshots=snapshots,
             )
             columns = _Columns(
-                host, replication, admission, vpn, cluster, places, names, k3s, snapshots, recovery, upkeep
+                host,
+                replication,
+                admission,
+                routing,
+                vpn,
+                cluster,
+                places,
+                names,
+                k3s,
+                snapshots,
+                recovery,
+                upkeep,
             )
             answers = Answers(
                 config=self._config,
@@ -311,7 +340,10 @@ class _Agent:
         with self._stopping:
             async with trio.open_nursery() as nursery:
                 audit = AuditLog(self._state_dir / "audit.log")
-                await nursery.start(serve_api, answers, self._socket, audit, columns.upkeep)
+                reach = ReachAnswers(columns.routing, columns.vpn)
+                parts = (partial(reach_routes, reach),)
+                serve = partial(serve_api, parts=parts)
+                await nursery.start(serve, answers, self._socket, audit, columns.upkeep)
                 nursery.start_soon(self._watch_signals, columns)
                 await nursery.start(columns.host.run)
                 nursery.start_soon(columns.replication.run)
@@ -327,6 +359,7 @@ class _Agent:
         with self._working:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_record, columns, self_id)
+                nursery.start_soon(columns.routing.run)
                 nursery.start_soon(columns.vpn.run)
                 nursery.start_soon(columns.cluster.run)
                 nursery.start_soon(columns.snapshots.run)
@@ -383,6 +416,7 @@ class _Agent:
         await columns.vpn.stop()
         await columns.replication.delete(f"role/{self_id}")
         await columns.replication.delete(f"place/{self_id}")
+        await columns.replication.delete(f"routes/{self_id}")
         await columns.replication.delete(f"node/{self_id}")
         with trio.move_on_after(FAREWELL_S):
             await columns.replication.spread()

@@ -1,8 +1,9 @@
 """How do roles and admission fill the blanks of the ledger's policy?
 
 The ledger knows neither roles nor members; it asks through callables: what did a quorum certify with this
-value (`genesis/...`), is this author the authority of that cluster (`assign/...`), is it a member, and did
-the mesh's authority sign this (`Admission`, for ``member/...`` and its kin)?
+value (`genesis/...`), is this author the authority of that cluster (`assign/...`), does it hold the mesh's
+root (`accepted/...`, `access/rules`), is it a member, and did the mesh's authority sign this (`Admission`,
+for ``member/...`` and its kin)?
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.messages import GENESIS, OUTCOME
 
 MAX_MISSING_EPOCHS: Final = 64
+ACCESS_KEY: Final = "access/rules"
 
 
 class Judge(Protocol):
@@ -44,7 +46,11 @@ def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None], judge: Judge
     def may_write(key: str, author: str) -> bool:
         """The authority of a cluster are its servers: those that its GENESIS certificate names (also after
         their time: what they said of others stays true, and a stale word of theirs loses by its fence), and
-        those that are assigned as such."""
+        those that are assigned as such. Over routes and access say the holders of the root."""
+        if not key.startswith("assign/"):
+            certificate = judge.trust.certificate_of(author)
+            known = key == ACCESS_KEY or key.startswith("accepted/")
+            return known and certificate is not None and certificate.is_issuer
         scope = key.removeprefix("assign/").rpartition("/")[0]
         return author in authorities(scope, get) or _is_assigned_server(scope, author, get)
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from p2p_bootstrap.config.model import VPN
 from p2p_bootstrap.node.address import Address
 from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.routing import Routing
 from p2p_bootstrap.node.runtime import Runtime
 from p2p_bootstrap.node.signal import Signal
 from p2p_network import addressing, netlink, session, wire
@@ -30,7 +31,14 @@ from p2p_network.core.errors import MeshError, P2PError, RemoteViolation
 from p2p_network.core.ids import PeerId
 from p2p_network.dataplane.choice import KINDS
 from p2p_network.dataplane.client import DataPlane
-from p2p_network.dataplane.messages import Configure, Configured, PeerStats, PutPeer, Stats
+from p2p_network.dataplane.messages import (
+    Configure,
+    Configured,
+    PeerStats,
+    PutPeer,
+    SetReach,
+    Stats,
+)
 from p2p_network.host.mesh import MeshHost
 from p2p_network.membership import Member, MemberState
 
@@ -57,6 +65,7 @@ class _Link:
     tried_at: float = float("-inf")
     attempts: int = 0
     allowed: tuple[str, ...] = ()
+    barred: bool | None = None
     endpoints: tuple[str, ...] = ()
     busy: bool = False
 
@@ -81,6 +90,7 @@ class Vpn:
         socket_path: of the data plane's control socket.
         ready: raised when `status.state` or the address changed.
         rotated: raised when the mesh's keys were rotated: every session then gets new keys too.
+        routing: which networks are behind which peer, and who may begin to talk to this node.
     """
 
     def __init__(
@@ -96,6 +106,7 @@ class Vpn:
         log_path: Path,
         ready: Signal,
         rotated: Signal,
+        routing: Routing,
     ) -> None:
         self.status = VpnStatus("starting" if options.create else "off")
         self._self_id = self_id
@@ -109,6 +120,9 @@ class Vpn:
         self._ready = ready
         self._rotated = rotated
         self._changed = Signal()
+        self._routing = routing
+        routing.moved = self._changed.raise_
+        self._own_networks: tuple[str, ...] = ()
         self._plane: DataPlane | None = None
         self._capability: Configured | None = None
         self._links: dict[PeerId, _Link] = {}
@@ -186,6 +200,7 @@ class Vpn:
         except P2PError as exc:
             log.event(logger, "vpn.stop_failed", logging.WARNING, error=exc.message)
         self._plane = None
+        await self._routing.release()
 
     def _address_moved(self) -> None:
         self.status.ipv4, self.status.ipv6 = self.address.held or ("", self.status.ipv6)
@@ -203,7 +218,7 @@ class Vpn:
             wait_s = LOOK_EVERY_S
             try:
                 if self.address.held is not None:
-                    if self._capability is None:
+                    if self._capability is None or self._own_networks != self._routing.own_networks():
                         await self._bring_up(*self.address.held)
                     await self._look()
             except P2PError as exc:
@@ -218,13 +233,14 @@ class Vpn:
         self._plane = plane
         net6 = addressing.ipv6_network_of(self._mesh_id)
         listen = tuple(self._listen())
+        own = self._routing.own_networks()
         capability = await plane.configure(
             Configure(
                 device=self._options.interface,
                 mtu=self.mtu,
                 listen=listen,
                 self_id=self._self_id,
-                addresses=(f"{ipv4}/32", f"{ipv6}/128"),
+                addresses=(f"{ipv4}/32", f"{ipv6}/128", *own),
                 networks=(str(self._network), str(net6)),
                 carriers=self._kinds,
             )
@@ -235,8 +251,12 @@ class Vpn:
             (f"{ipv4}/{self._network.prefixlen}", f"{ipv6}/{net6.prefixlen}"),
             self.mtu,
         )
-        self._capability = capability
+        is_new = self._capability is None
+        self._capability, self._own_networks = capability, own
         self.status.state, self.status.error = "up", ""
+        if not is_new:
+            return
+        self._routing.device_is_new()
         log.event(logger, "vpn.up", device=capability.device, ipv4=ipv4, ipv6=ipv6)
         self._ready.raise_()
 
@@ -262,13 +282,27 @@ class Vpn:
             raise MeshError("the data plane has lost its device", hint="it is configured again by itself")
         self.status.rss_bytes = stats.rss_bytes
         self.status.peers = {peer.peer: peer for peer in stats.peers}
+        await self._routing.keep(
+            self._options.interface, {PeerId(peer.peer) for peer in stats.peers if peer.connected}
+        )
         for member in self._replication.view.members:
             if member.peer == self._self_id:
                 continue
             if member.state is MemberState.LEFT:
                 await self._forget(member.peer)
             elif member.peer in self._host.connected() and member.ipv4 and member.record is not None:
+                await self._set_reach(member)
                 self._tend(member, self.status.peers.get(member.peer))
+
+    async def _set_reach(self, member: Member) -> None:
+        """Tell the data plane what a peer may, if that changed since its session was put."""
+        link = self._links.get(member.peer)
+        if link is None or self._plane is None or member.peer not in self.status.peers:
+            return
+        allowed, barred = self._allowed(member), self._routing.is_barred(member.peer)
+        if (link.allowed, link.barred) != (allowed, barred):
+            await self._plane.set_reach(SetReach(member.peer, allowed, barred))
+            link.allowed, link.barred = allowed, barred
 
     async def _forget(self, peer: PeerId) -> None:
         if peer in self.status.peers and self._plane is not None:
@@ -282,11 +316,11 @@ class Vpn:
             link = self._links[member.peer] = _Link()
             if peer_stats is not None and peer_stats.connected:  # adopted from before our restart
                 link.agreed_at = now
-                link.allowed, link.endpoints = self._allowed(member), self._endpoints(member)
+                link.endpoints = self._endpoints(member)
         if link.busy or now - link.tried_at < CONNECT_PATIENCE_S:
             return
         carries = peer_stats is not None and peer_stats.connected
-        unchanged = (link.allowed, link.endpoints) == (self._allowed(member), self._endpoints(member))
+        unchanged = link.endpoints == self._endpoints(member)
         fresh = now - link.agreed_at < REKEY_AFTER_S
         if carries and unchanged and (fresh or self._self_id > member.peer):
             link.attempts = 0
@@ -299,7 +333,7 @@ class Vpn:
         self._nursery.start_soon(self._agree if my_turn else self._ask, member, link)
 
     def _allowed(self, member: Member) -> tuple[str, ...]:
-        return (f"{member.ipv4}/32", f"{member.ipv6}/128")
+        return (f"{member.ipv4}/32", f"{member.ipv6}/128", *self._routing.networks_of(member.peer))
 
     def _endpoints(self, member: Member) -> tuple[str, ...]:
         return member.record.carriers[:16] if member.record is not None else ()
@@ -387,6 +421,9 @@ class Vpn:
     async def _install(self, member: Member, link: _Link, agreed: session.PeerSession, *, dial: bool) -> None:
         assert self._plane is not None
         allowed, endpoints = self._allowed(member), self._endpoints(member)
-        await self._plane.put_peer(PutPeer(member.peer, agreed, endpoints if dial else (), allowed, dial))
-        link.allowed, link.endpoints = allowed, self._endpoints(member)
+        barred = self._routing.is_barred(member.peer)
+        await self._plane.put_peer(
+            PutPeer(member.peer, agreed, endpoints if dial else (), allowed, dial, barred)
+        )
+        link.allowed, link.barred, link.endpoints = allowed, barred, self._endpoints(member)
         link.agreed_at = link.tried_at = trio.current_time()

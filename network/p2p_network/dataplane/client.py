@@ -39,6 +39,7 @@ from p2p_network.dataplane.messages import (
     PutPeer,
     Reply,
     Request,
+    SetReach,
     Stats,
     Stop,
     Welcome,
@@ -104,6 +105,10 @@ class DataPlane:
     async def put_peer(self, peer: PutPeer) -> None:
         """Add or change a peer. A new session is set up beside the old one until the new one carries."""
         await self._ask(peer, Done)
+
+    async def set_reach(self, reach: SetReach) -> None:
+        """Change what a peer may send from and reach; unknown ones are no error."""
+        await self._ask(reach, Done)
 
     async def drop_peer(self, peer: str) -> None:
         """Forget a peer; unknown ones are no error."""

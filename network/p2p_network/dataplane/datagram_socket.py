@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 from p2p_network.core.errors import MeshError
 from p2p_network.dataplane.loop import READ, WRITE, Loop
 from p2p_network.dataplane.sockets import name_of, parse_endpoint
+from p2p_network.marks import mark
 
 Address = tuple[Any, ...]
 """As the socket module gives and takes it."""
@@ -94,6 +95,7 @@ class UdpSocket:
 
     def _prepare(self) -> None:
         sock = self._sock
+        mark(sock)
         for forced, plain in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
             try:
                 sock.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_BYTES)

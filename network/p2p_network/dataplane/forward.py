@@ -113,6 +113,8 @@ class Forwarder:
                     buffer[ENTRY_BYTES : ENTRY_BYTES + VNET_BYTES + size] = view[at : at + VNET_BYTES + size]
                 end = packets = 0
                 target = peer
+            if peer.guard is not None:
+                peer.guard.sent(buffer, end + _HEAD_BYTES, size, monotonic())
             put_length(buffer, end, size)
             end += _HEAD_BYTES + size
             packets += 1
@@ -163,6 +165,10 @@ class Forwarder:
                 peer.drop("spoofed")
             elif is_own(target) is None:
                 peer.drop("multicast" if self._own.is_barred(target) else "foreign")
+            elif peer.guard is not None and not peer.guard.admits(
+                buffer, at + VNET_BYTES, value, monotonic()
+            ):
+                peer.drop("not_allowed")
             elif self._tun is None:
                 peer.drop("no_device")
             else:

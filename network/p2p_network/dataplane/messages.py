@@ -13,7 +13,7 @@ import msgspec
 
 from p2p_network.session import PeerSession
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 FRAME_HEAD_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = 1 << 20
 ALREADY_RUNNING: Final = 7
@@ -55,6 +55,7 @@ class PutPeer(msgspec.Struct, frozen=True, tag="put_peer"):
         endpoints: "ip:port" or "[ip]:port" of its data plane, at most 16.
         allowed_ips: the addresses and networks (CIDR) it may send from and gets packets for.
         dial: whether this side connects; exactly one side should.
+        guarded: it may not begin anything here; only answers to what this side began come through.
     """
 
     peer: str
@@ -62,6 +63,18 @@ class PutPeer(msgspec.Struct, frozen=True, tag="put_peer"):
     endpoints: tuple[str, ...]
     allowed_ips: tuple[str, ...]
     dial: bool
+    guarded: bool = False
+
+
+class SetReach(msgspec.Struct, frozen=True, tag="set_reach"):
+    """Change what a peer may send from and reach, without a new session. Unknown peers are no error.
+
+    Attributes: as `PutPeer` has them.
+    """
+
+    peer: str
+    allowed_ips: tuple[str, ...]
+    guarded: bool
 
 
 class DropPeer(msgspec.Struct, frozen=True, tag="drop_peer"):
@@ -78,7 +91,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """End the process; the TUN device goes with it. Answered before it ends."""
 
 
-Request = Hello | Configure | PutPeer | DropPeer | GetStats | Stop
+Request = Hello | Configure | PutPeer | SetReach | DropPeer | GetStats | Stop
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):

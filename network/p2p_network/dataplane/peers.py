@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from p2p_network.dataplane.choice import Path
+from p2p_network.dataplane.guard import Guard
 from p2p_network.dataplane.messages import PeerStats
 from p2p_network.dataplane.queues import FairQueue, QueueBudget
 from p2p_network.dataplane.routes import RouteTable
@@ -81,6 +82,7 @@ class Peer:
         "dial",
         "drops",
         "endpoints",
+        "guard",
         "last_received",
         "name",
         "queue",
@@ -108,6 +110,7 @@ class Peer:
         self._counted = (0, 0)
         self.reason = ""
         self.last_received: float | None = None
+        self.guard: Guard | None = None
 
     @property
     def newest(self) -> Session:

@@ -18,6 +18,7 @@ from p2p_network.dataplane.carriers import Carriers
 from p2p_network.dataplane.choice import KINDS
 from p2p_network.dataplane.cpu import ciphers_by_speed
 from p2p_network.dataplane.forward import Forwarder
+from p2p_network.dataplane.guard import Guard
 from p2p_network.dataplane.loop import READ, Loop
 from p2p_network.dataplane.messages import (
     PROTOCOL,
@@ -31,6 +32,7 @@ from p2p_network.dataplane.messages import (
     PutPeer,
     Reply,
     Request,
+    SetReach,
     Stats,
     Stop,
     Welcome,
@@ -73,6 +75,8 @@ class Plane:
                     return self._configure(request)
                 case PutPeer():
                     return self._put_peer(request)
+                case SetReach():
+                    return self._set_reach(request)
                 case DropPeer():
                     return self._drop_peer(request)
                 case GetStats():
@@ -168,8 +172,17 @@ class Plane:
         peer.endpoints = tuple(e for e in wanted.endpoints if not self._is_inside(e))
         peer.dial = wanted.dial
         self._table.routes.assign(peer, allowed)
+        _set_guard(peer, guarded=wanted.guarded)
         self._suit_all_peers()
         self._carriers.put(peer)
+        return Done()
+
+    def _set_reach(self, wanted: SetReach) -> Reply:
+        allowed = _checked("address", lambda: parse_networks(wanted.allowed_ips))
+        peer = self._table.by_name.get(wanted.peer)
+        if peer is not None:
+            self._table.routes.assign(peer, allowed)
+            _set_guard(peer, guarded=wanted.guarded)
         return Done()
 
     def _forget_overtaken(self, peer: Peer) -> None:
@@ -219,6 +232,14 @@ class Plane:
             refused=self._carriers.refused,
             peers=tuple(peer.stats(now) for peer in self._table.by_name.values()),
         )
+
+
+def _set_guard(peer: Peer, *, guarded: bool) -> None:
+    """A guard that is there keeps the flows it knows."""
+    if not guarded:
+        peer.guard = None
+    elif peer.guard is None:
+        peer.guard = Guard()
 
 
 def _check_config(wanted: Configure) -> None:

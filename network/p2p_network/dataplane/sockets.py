@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from p2p_network.core.errors import MeshError
+from p2p_network.marks import mark
 
 _CONGESTION_CONTROL: Final = b"bbr"
 """A little loss on the outer path must not stop everything inside: 1.87 against 0.29 Gbit/s at 1 %."""
@@ -93,6 +94,7 @@ def connect(endpoint: str) -> socket.socket:
 
 def prepare(sock: socket.socket) -> None:
     """Settings that listening sockets hand on to those they accept."""
+    mark(sock)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
     with contextlib.suppress(OSError):  # the kernel may lack it, or not allow it

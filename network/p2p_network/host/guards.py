@@ -46,6 +46,7 @@ from p2p_network.core.errors import MeshError, PeerUnreachable
 from p2p_network.core.ids import PeerId, short
 from p2p_network.host.addresses import Endpoint, endpoints_of
 from p2p_network.host.gate import ADMISSION_LIMIT_S, Gate, Passage, Refused, ask_admission, give_admission
+from p2p_network.host.outgoing import open_stream
 from p2p_network.host.private import PrivateConnection, Stranger
 
 logger = log.get(__name__)
@@ -308,7 +309,7 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
     ) -> tuple[Any, PrivateConnection]:
         try:
             with trio.fail_after(CONNECT_LIMIT_S):
-                stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+                stream = await open_stream(endpoint.host, endpoint.port)
         except (OSError, trio.TooSlowError) as exc:
             raise PeerUnreachable(f"{endpoint}: {str(exc) or 'no answer'}") from exc
         try:

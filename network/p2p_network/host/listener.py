@@ -22,6 +22,7 @@ import trio
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError, NotPermitted, P2PError
 from p2p_network.host.addresses import Endpoint
+from p2p_network.marks import mark
 
 logger = log.get(__name__)
 
@@ -195,6 +196,7 @@ async def _bind_one(host: str, port: int) -> trio.SocketListener:
     sock = trio.socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        mark(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         await sock.bind((host, port))

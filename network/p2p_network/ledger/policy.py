@@ -5,7 +5,8 @@ refused by every node, whoever relays it. Three kinds of writer:
 
 - owner: the author's own peer id is the key's last segment;
 - member: an owner that shows its certificate (`owns`), so admission is not asked again;
-- authority: a callable of the owner of the ledger says who (`may_write`), for `assign/...`;
+- authority: a callable of the owner of the ledger says who (`may_write`): a cluster's servers for
+  `assign/...`, a holder of the root for `accepted/...` and `access/...`;
 - certificate: the value proves itself (`decided`), so the author does not matter: what a quorum decided, and
   what the mesh's authority signed (`admission.documents`).
 
@@ -83,6 +84,10 @@ TABLE: Final[dict[str, Rule]] = {
     "place": Rule(("<peer>",), Writer.OWNER, 256, 1, _MAX_NODES, True),
     "role": Rule(("<peer>",), Writer.OWNER, 4096, 1, _MAX_NODES, True),
     "assign": Rule(("<scope>", "<peer>"), Writer.AUTHORITY, 2048, 2 * _MAX_NODES, 2 * _MAX_NODES, True),
+    # what a node offers to carry; which of it the mesh uses, and who may reach whom, say holders of the root
+    "routes": Rule(("<peer>",), Writer.OWNER, 4096, 1, _MAX_NODES, True),
+    "accepted": Rule(("<peer>",), Writer.AUTHORITY, 4096, _MAX_NODES, _MAX_NODES, True),
+    "access": Rule(("<name>",), Writer.AUTHORITY, MAX_VALUE_BYTES, 1, 1, True),
     "genesis": Rule(
         ("<scope>", "<epoch>", "<decree>"), Writer.CERTIFICATE, MAX_VALUE_BYTES, 1024, 1024, False
     ),

@@ -1,0 +1,132 @@
+"""Are networks behind a node reached, forged sources dropped, access rules kept, other meshes kept out?"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+
+from clusters import ask, statuses
+
+from p2p_simulations.lab import processes
+from p2p_simulations.lab.lab import Lab
+from p2p_simulations.lab.node import Node, kairos_p2p
+from p2p_simulations.lab.topology import make_topology
+
+LabFactory = Callable[..., Lab]
+PATIENCE_S = 60.0
+ONLY_VPN = {"p2p": {"auto": {"enable": False}}}
+BEHIND = "10.77.0.5"
+LAN = "10.77.0.0/24"
+PUBLIC = "198.51.100.7"
+STRANGER = {"p2p": {"network_id": "other"}}
+
+
+def told(node: Node, *verb: str) -> str:
+    done = node.exec([*kairos_p2p(), *verb], 60)
+    assert done.returncode == 0, f"{' '.join(verb)} on {node.name}: {done.stderr}"
+    return done.stdout
+
+
+def reaches(node: Node, address: str, *more: str) -> bool:
+    return node.exec(["ping", "-c1", "-W1", *more, address]).returncode == 0
+
+
+def in_router(lab: Lab, *argv: str, stdin: str = "") -> None:
+    (router,) = [h.pid for h in processes.holders(lab.folder) if h.place == processes.ROUTER]
+    subprocess.run(["nsenter", "-t", str(router), "-n", *argv], input=stdin, text=True, check=True)
+
+
+def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
+    mine = lab(
+        make_topology({"east": ("n1",), "west": ("n2", "n3")}, config=ONLY_VPN, nodes={"n3": STRANGER}),
+        agents=True,
+    )
+    one, two = mine.node("n1"), mine.node("n2")
+    # the router stands for a machine behind n2, and for one in the internet: n1 gets there by the mesh only
+    for address in (BEHIND, PUBLIC):
+        in_router(mine, "ip", "address", "add", f"{address}/32", "dev", "lo")
+    cut = f"ip saddr {one.place.ipv4} ip daddr {{ {BEHIND}, {PUBLIC} }} drop"
+    chain = "type filter hook input priority 0; policy accept;"
+    in_router(mine, "nft", "-f", "-", stdin=f"table inet t {{\nchain input {{\n{chain}\n{cut}\n}}\n}}\n")
+
+    def address_of(name: str) -> str:
+        status = statuses(mine, (name,)).get(name)
+        return status["vpn"]["ipv4"] if status is not None and status["vpn"]["state"] == "up" else ""
+
+    mine.wait(lambda: address_of("n1") and address_of("n2"), PATIENCE_S, "the VPN")
+    vpn1, vpn2 = address_of("n1"), address_of("n2")
+    mine.wait(lambda: reaches(one, vpn2), PATIENCE_S, "n1 to reach n2")
+    settings = ["cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf/all/rp_filter"]
+    before = two.exec(settings).stdout
+
+    # subnets: offered, accepted, reached; the machine behind sees n2's own address
+    assert not reaches(one, BEHIND)
+    told(two, "routes", "advertise", LAN, "--exit")
+    mine.wait(lambda: LAN in told(one, "routes", "-o", "name"), PATIENCE_S, "the offer")
+    assert {row["state"] for row in ask(mine, "n1", "routes")} == {"offered"}
+    told(one, "routes", "accept", "n2", LAN)
+    mine.wait(lambda: reaches(one, BEHIND), PATIENCE_S, "the subnet behind n2")
+    assert "10.77.0.0/24 dev kp2p0" in one.exec(["ip", "route"]).stdout
+
+    # a source that is n2's to speak for is not n1's: dropped and counted by n2
+    def spoofed() -> int:
+        stats = two.exec(["python3", "-c", DROPS])
+        return int(stats.stdout or 0)
+
+    forged = spoofed()
+    one.exec(["ip", "address", "add", "10.77.0.9/32", "dev", "lo"])
+    assert not reaches(one, vpn2, "-I", "10.77.0.9")
+    assert spoofed() > forged, "a forged source from a routed subnet must be dropped"
+
+    # exit: everything public goes through n2; the mesh's own connections do not
+    assert not reaches(one, PUBLIC)
+    told(one, "routes", "accept", "n2", "exit")
+    mine.wait(
+        lambda: any(r["state"] == "available" for r in ask(mine, "n1", "routes")), PATIENCE_S, "an exit"
+    )
+    told(one, "routes", "exit", "n2")
+    mine.wait(lambda: reaches(one, PUBLIC), PATIENCE_S, "the internet through n2")
+    assert reaches(one, vpn2)
+    assert reaches(one, two.place.ipv4), "the mesh's own carriers would be cut off too"
+    assert "masquerade" in two.exec(["nft", "list", "table", "inet", "kairos_p2p"]).stdout
+    told(one, "routes", "exit", "--none")
+    mine.wait(lambda: "4702" not in one.exec(["ip", "rule"]).stdout, PATIENCE_S, "the rules to go")
+
+    # access: about who begins; enforced by the receiver, counted, and the way back stays open
+    assert two.exec([*kairos_p2p(), "access", "deny", "any", "any"]).returncode == 0, "n2 has the token too"
+    mine.wait(lambda: "deny any to any" in told(one, "access", "-o", "name"), PATIENCE_S, "n2's rule")
+    told(one, "access", "remove", "1")
+    told(one, "access", "deny", "region:east", "node:n2")
+    mine.wait(lambda: not reaches(one, vpn2), PATIENCE_S, "n2 to refuse n1")
+    assert reaches(two, vpn1), "n2 may begin, and gets its answers"
+    (row,) = ask(mine, "n2", "access")["inbound"]
+    assert (row["hostname"], row["allowed"], row["rule"]) == ("n1", False, "deny region:east to node:n2")
+    mine.wait(lambda: ask(mine, "n2", "access")["inbound"][0]["dropped"], PATIENCE_S, "the count")
+    told(one, "access", "clear")
+    mine.wait(lambda: reaches(one, vpn2), PATIENCE_S, "n1 to be let in again")
+
+    # another network id on the same token is another mesh
+    stranger = statuses(mine, ("n3",))["n3"]
+    assert stranger["mesh"]["state"] == "alone"
+    assert {peer["hostname"] for peer in ask(mine, "n1", "peers")} == {"n2"}
+
+    # all of it is put back when the node leaves
+    told(two, "leave", "--yes")
+    assert two.exec(settings).stdout == before
+    assert two.exec(["nft", "list", "table", "inet", "kairos_p2p"]).returncode != 0
+    mine.wait(lambda: "10.77.0.0" not in one.exec(["ip", "route"]).stdout, PATIENCE_S, "the route to go")
+
+
+DROPS = """
+import trio
+from pathlib import Path
+from p2p_network.dataplane.client import DataPlane
+
+async def main():
+    plane = await DataPlane.start_or_adopt(
+        Path("/run/kairos-p2p/dataplane.sock"), log_path=Path("/dev/null")
+    )
+    print(sum(peer.drops.get("spoofed", 0) for peer in (await plane.stats()).peers))
+
+trio.run(main)
+"""
