@@ -66,8 +66,8 @@ def render(
     dropped = gauge("peer_dropped_packets", "VPN packets dropped, by reason.", ["hostname", "reason"])
     for peer in peers:
         stats = plane.peers.get(peer["peer"])
-        for reason, count in (stats.drops if stats is not None else {}).items():
-            dropped.labels(peer["hostname"], reason).set(count)
+        for why, count in (stats.drops if stats is not None else {}).items():
+            dropped.labels(peer["hostname"], why).set(count)
         if peer["rtt_ms"] is not None:
             rtt.labels(peer["hostname"]).set(peer["rtt_ms"] / 1000)
         carried.labels(peer["hostname"], "received").set(peer["rx_bytes"])
