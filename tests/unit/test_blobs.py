@@ -145,6 +145,13 @@ def test_any_change_is_noticed(where: float, bit: int) -> None:
         opened(bytes(raw))
 
 
+def test_a_header_that_says_the_same_in_other_bytes_is_noticed() -> None:
+    raw = sealed(b"x")
+    assert raw.count(b"scrypt") == 1
+    with pytest.raises(Damaged):
+        opened(raw.replace(b"scrypt", b"scrypu"))  # an unknown field: scrypt is then () by default
+
+
 def test_cut_appended_exchanged_and_wrong_keys_are_noticed() -> None:
     raw = sealed(b"a" * (2 * sealing.CHUNK_BYTES))
     chunk = sealing.CHUNK_BYTES + sealing.TAG_BYTES

@@ -88,7 +88,9 @@ def read_header(file: Any) -> Header:
         header = wire.decode(raw, Header)
     except ValueError as exc:
         raise Damaged("its header is damaged") from exc
-    if len(raw) != length or header.size_bytes < 0 or not 8 <= len(header.salt) <= 64:
+    # Bytes that say the same in another way would be bound to the chunks as if they were those written.
+    is_as_written = len(raw) == length and wire.encode(header) == raw
+    if not is_as_written or header.size_bytes < 0 or not 8 <= len(header.salt) <= 64:
         raise Damaged("its header is damaged")
     return header
 
