@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import trio
 import two_planes
+from fake_peers import FakePeer, got_nothing
 from plane_traffic import BULK, PATIENCE_S, TCP4, UDP4, Transfer, ping
 from two_planes import Field, carries, connect, session_pair, until
 
 from p2p_network.core.errors import MeshError
-from p2p_network.dataplane import preface, records
+from p2p_network.dataplane import records
 from p2p_network.dataplane.client import DataPlane
 from p2p_network.dataplane.messages import Configure, Stats
 
@@ -261,39 +262,6 @@ async def test_what_is_for_nobody_is_dropped_and_counted(lab: Field, planes: lis
         return drops.get(reason, 0) - before.get(reason, 0)
 
     await until(planes[0], lambda s: more(s.drops, "no_route") >= 1 and more(s.drops, "multicast") >= 2)
-
-
-class FakePeer:
-    """Peer 3, with the right keys and the wrong manners: speaks to place 1 byte by byte."""
-
-    def __init__(self, lab: Field) -> None:
-        self._one, self._three = lab.places[0], lab.places[2]
-        self.keys, self.other_keys = session_pair(self._three, self._one)
-
-    async def introduce(self, plane: DataPlane) -> None:
-        await plane.put_peer(self._three.as_peer(self.other_keys, dial=False))
-
-    def connect(self) -> socket.socket:
-        sock = self._three.sockets(TCP4)[0]
-        sock.settimeout(5)
-        sock.connect((self._one.outer, two_planes.PORT))
-        return sock
-
-    def greet(self, number: int) -> tuple[socket.socket, bytes, records.Sealer]:
-        sock, salt = self.connect(), os.urandom(32)
-        flight = preface.make_preface(self.keys, salt, number)
-        sock.sendall(flight)
-        welcome = sock.recv(preface.WELCOME_BYTES, socket.MSG_WAITALL)
-        other_salt = preface.open_welcome(self.keys, salt, number, welcome)
-        return sock, flight, preface.record_keys(self.keys, salt, other_salt)[0]
-
-
-def got_nothing(sock: socket.socket) -> bool:
-    """Whether the other end closes without a byte."""
-    try:
-        return sock.recv(1) == b""
-    except ConnectionResetError:
-        return True
 
 
 async def test_strangers_and_replays_get_no_byte_back(lab: Field, planes: list[DataPlane]) -> None:

@@ -121,7 +121,9 @@ async def test_no_connection_is_lost_whatever_changes() -> None:
         assert report["end"]["sum_received"]["bytes"] > 0
         assert report["end"]["sum_received_bidir_reverse"]["bytes"] > 0
         assert {"tcp", "udp"} <= set(seen)
-        print(f"{SOAK_S:.0f} s: {rekeys} sessions, {len(seen)} changes of carrier, {kills} controllers killed")
+        print(
+            f"{SOAK_S:.0f} s: {rekeys} sessions, {len(seen)} changes of carrier, {kills} controllers killed"
+        )
         assert rekeys >= SOAK_S / REKEY_S / 4
         assert kills > 0
         for place, plane in zip(lab.places, planes, strict=True):

@@ -8,15 +8,14 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import trio
 import two_planes
-from plane_traffic import UDP4, Transfer, ping
-from two_planes import Field, connect, session_pair, until
+from fake_peers import FakeCaller, bundle
+from plane_traffic import Transfer, ping
+from two_planes import Field, connect, until
 
 from p2p_network.dataplane import preface, records
 from p2p_network.dataplane.client import DataPlane
 from p2p_network.dataplane.datagram_socket import ANSWER, CALL, FLIGHT_BYTES
-from p2p_network.dataplane.datagrams import DatagramSealer
 from p2p_network.dataplane.messages import PeerStats
-from p2p_network.dataplane.udp import TAG_BYTES
 
 WHY_NOT = two_planes.why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"the data plane's lab {WHY_NOT}")
@@ -129,52 +128,6 @@ async def test_carriers_change_under_traffic_and_no_connection_is_lost(lab: Fiel
         for peer in (await plane.stats()).peers:
             await plane.drop_peer(peer.peer)
         await plane.aclose()
-
-
-class FakeCaller:
-    """Place 2, with the right keys and the wrong manners: datagram by datagram."""
-
-    def __init__(self, lab: Field) -> None:
-        self._one, self._two = lab.places
-        self.keys, self.other_keys = session_pair(self._two, self._one)
-        self.sock = self._two.sockets(UDP4)[0]
-        self.sock.settimeout(0.5)
-        self._target = (self._one.outer, two_planes.PORT)
-
-    async def introduce(self, plane: DataPlane) -> None:
-        await plane.put_peer(self._two.as_peer(self.other_keys, dial=False))
-
-    def put(self, data: bytes) -> None:
-        self.sock.sendto(data, self._target)
-
-    def answer(self) -> bytes:
-        """What comes back, b"" for nothing."""
-        try:
-            return self.sock.recv(2048)
-        except TimeoutError:
-            return b""
-
-    def call(self, number: int) -> tuple[bytes, bytes]:
-        """(the call as sent, salt)."""
-        salt = os.urandom(preface.SALT_BYTES)
-        flight = preface.make_preface(self.keys, salt, number, "udp")
-        return CALL.to_bytes(4, "big") + flight + bytes(FLIGHT_BYTES - 4 - len(flight)), salt
-
-    def greet(self, number: int) -> tuple[bytes, DatagramSealer]:
-        """A whole handshake; (the call, what seals data)."""
-        call, salt = self.call(number)
-        self.put(call)
-        answer = self.answer()
-        assert int.from_bytes(answer[:4], "big") == ANSWER
-        assert answer[4 : 4 + TAG_BYTES] == salt[:TAG_BYTES]
-        welcome = answer[4 + TAG_BYTES :][: preface.WELCOME_BYTES]
-        other_salt = preface.open_welcome(self.keys, salt, number, welcome, "udp")
-        return call, preface.datagram_keys(self.keys, salt, other_salt)[0]
-
-
-def bundle(sealer: DatagramSealer, plain: bytes) -> bytes:
-    frame = memoryview(bytearray(len(plain) + 64))
-    return bytes(frame[: sealer.seal_bundle(plain, frame)])
 
 
 async def test_strangers_get_no_byte_back(lab: Field, planes: list[DataPlane]) -> None:
