@@ -197,11 +197,16 @@ def test_an_agent_is_restarted_on_failure_and_not_after_a_stop(with_agent: Lab) 
     )
     assert again["last_exit"] == -9
     assert again["pid"] != first["pid"]
+
+    def left_running() -> int:
+        return sum(process.argv[:1] == ("sleep",) for process in node.processes())
+
+    lab.wait(lambda: left_running() == 2, 10, "the second agent to start what it starts")
     node.stop_agent(signal.SIGTERM)
     stopped = node.agent_state()
     assert (stopped["pid"], stopped["wanted"], stopped["last_exit"]) == (0, False, -15)
     # what it left running goes on, as a data plane would
-    assert sum(process.argv[:1] == ("sleep",) for process in node.processes()) == 2
+    assert left_running() == 2
     assert "agent says hello" in node.log_tail()
     assert "ended with signal 9" in node.log_tail()
 
