@@ -203,10 +203,10 @@ def test_kairos_files_are_valid(run: Run, name: str) -> None:
 
 def test_validate_says_what_a_node_would_do(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text(GOOD + "  dns: true\n")
+    file.write_text(GOOD + "  replace_after: 10m\n")
     done = run("config", "validate", file)
     assert done.code == 0
-    assert f"{file}:5:3: p2p.dns: has no effect yet" in done.out
+    assert f"{file}:5:3: p2p.replace_after: has no effect by itself" in done.out
     assert "3 servers of at least 3 nodes" in done.out
     assert TOKEN not in done.out
 

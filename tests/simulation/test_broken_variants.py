@@ -83,10 +83,10 @@ def test_a_ledger_that_does_not_check_authors_is_caught(
     real = Policy.refusal
 
     def last_writer_wins(
-        self: Policy, rule: Rule, key: str, author: str, value: bytes | None
+        self: Policy, rule: Rule, key: str, author: str, value: bytes | None, *, wall_ms: int | None = None
     ) -> Refusal | None:
         if rule.writer is Writer.CERTIFICATE:
-            return real(self, rule, key, author, value)
+            return real(self, rule, key, author, value, wall_ms=wall_ms)
         return None
 
     def plan(seed: int) -> Plan:

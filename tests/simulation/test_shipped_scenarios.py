@@ -11,12 +11,15 @@ from p2p_simulations.sim.world import run_world
 from p2p_simulations.sim.writing import render
 
 STORIES = {
-    "byzantine-member": ("the key belongs to another node", "no quorum certified this value"),
+    "byzantine-member": (
+        "the key belongs to another node",
+        "neither a quorum nor the mesh's authority certified this value",
+    ),
     "churn": ("it said that it leaves", "w1       has left", "vanish: w2"),
     "clock-skew": ("drift: {n2: 0.01}",),
     "flapping-link": ("cut: ",),
     "full-disk": ("n2       AGENT ENDED: no space left on device", "n3       AGENT ENDED"),
-    "lost-disks": ("n4       AGENT ENDED: durable/bootstrap/kairos is damaged",),
+    "lost-disks": ("n4       AGENT ENDED: durable/admission/",),
     "lost-region": ("partition: [[berlin, munich]]",),
     "power-cut": ("k3s initialises a cluster",),
     "region-cut-off": ("alive -> suspect", "partition: [[n4, n5], [n1, n2, n3]]"),
@@ -29,6 +32,11 @@ STORIES = {
     ),
     "slow-wan": ("certified OUTCOME(1)",),
     "split-before-genesis": ("everything heals",),
+    "token-rotation": (
+        "generation 3 is announced by",
+        "does not rotate: only 1 of 6",
+        "n6: dead -> left: it was revoked",
+    ),
     "understated-minimum": ("minimum_nodes is understated",),
 }
 

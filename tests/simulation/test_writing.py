@@ -49,6 +49,8 @@ faults:
   - {at: 23s, replay: n1}
   - {at: 24s, equivocate: n1}
   - {at: 25s, backdate: n1}
+  - {at: 26s, rotate: n1}
+  - {at: 27s, revoke: n4}
   - {when: INIT, after: 500ms, kill_agent: it}
   - {when: ELECT, partition: it}
 heal: 2m

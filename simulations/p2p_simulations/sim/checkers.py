@@ -288,7 +288,7 @@ class Checkers:
         """k3s's data of a role is to be set aside, since the authority says so: it must have said so."""
         member, etcd = core.member, None
         if member is not None:
-            etcd = self._world.etcds.get(member.genesis.ca_hash)
+            etcd = self._world.etcd_of(member.genesis.ca_hash)
             self._wipes_allowed.add((machine.peer, member.epoch))
         if member is None or etcd is None:
             self._fail(f"{machine.name} changes a role that it does not have")

@@ -11,6 +11,7 @@ agent's certificates), ``k3s/secrets`` (a CA made here), ``k3s/joinsecret``.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,12 @@ class K3sProcess:
         after = Data("server", data.ca_hash, self._machine.tun_ipv4, epoch)
         members: dict[str, str] = {self._machine.peer: self._machine.tun_ipv4}
         self._world.etcds[after.store] = Etcd(
-            data.ca_hash, before.uid, members, workloads=before.workloads, reset=epoch
+            data.ca_hash,
+            before.uid,
+            members,
+            workloads=before.workloads,
+            reset=epoch,
+            kube=copy.deepcopy(before.kube),
         )
         return after
 
@@ -180,7 +186,7 @@ class K3sProcess:
             await self._join(tasks, drop_in)
         else:
             raise Exited("SQLite was chosen: neither cluster-init nor server is set")
-        self._register(self._world.etcds[machine.disk.read(DATA).ca_hash])
+        self._register(self._world.etcds[machine.disk.read(DATA).store])
         self.joined = True
 
     async def _initialise(self, tasks: Tasks, drop_in: DropIn) -> None:
@@ -279,7 +285,7 @@ class K3sProcess:
         data: Data | None = self._machine.disk.read(DATA)
         if self._tasks is None or not self.joined or data is None or data.role != "server":
             return None
-        etcd = self._world.etcds[data.ca_hash]
+        etcd = self._world.etcds[data.store]
         return etcd if self._has_quorum(etcd) else None
 
     def _register(self, etcd: Etcd) -> None:

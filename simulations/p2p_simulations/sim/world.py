@@ -118,6 +118,11 @@ class World:
         machine = self.machines.get(name)
         return machine if machine is not None and machine.peer == peer else None
 
+    def etcd_of(self, ca_hash: str) -> Etcd | None:
+        """The datastore of a cluster: the one that it was reset to last, if it was."""
+        stores = [etcd for etcd in self.etcds.values() if etcd.ca_hash == ca_hash]
+        return max(stores, key=lambda etcd: etcd.reset, default=None)
+
     def make_bootstrap(self, **arguments: Any) -> Bootstrap:
         """A node's bootstrap machine."""
         return Bootstrap(**arguments)
@@ -284,7 +289,7 @@ class World:
                     return f"fewer nodes than minimum_nodes are left in {scope}"
                 continue
             _, decided = ready
-            etcd = self.etcds.get(decided.ca_hash)
+            etcd = self.etcd_of(decided.ca_hash)
             members = set(etcd.members) if etcd is not None else set()
             lost = {
                 peer
