@@ -47,6 +47,10 @@ def has(host: Host, name: str) -> bool:
     return host.api(f"{CONFIGMAPS}/{name}").status == 200
 
 
+def lacks(host: Host, name: str) -> bool:
+    return host.api(f"{CONFIGMAPS}/{name}").status == 404
+
+
 @pytest.fixture(scope="module")
 def cluster(shared_hosts: Hosts) -> list[Host]:
     agent = "delta" if shared_hosts.binary[-1] == "p2p_simulations.k3s" else ""
@@ -60,8 +64,8 @@ def test_all_are_voters_of_one_cluster(cluster: list[Host]) -> None:
     assert members["beta"]["peerURLs"] == [f"https://{beta.address}:2380"]
     assert beta.request("/cacerts").body == alpha.request("/cacerts").body
     assert beta.token == alpha.token
-    assert put(alpha, "written-at-alpha")
-    assert has(gamma, "written-at-alpha")
+    eventually("alpha takes a write", lambda: put(alpha, "written-at-alpha"))
+    eventually("gamma has it", lambda: has(gamma, "written-at-alpha"))
     uids = {h.api("/api/v1/namespaces/kube-system").json()["metadata"]["uid"] for h in (alpha, beta, gamma)}
     assert len(uids) == 1
     if alpha.simulated:
@@ -146,8 +150,9 @@ def test_a_minority_is_neither_ready_nor_writable(hosts: Hosts) -> None:
     eventually("the others go on", lambda: put(alpha, "majority"))
     gamma.plug(up=True)
     eventually("gamma is back", gamma.ready)
-    assert has(gamma, "majority")
-    assert not has(gamma, "lost")
+    # its return may cost an election, during which nobody answers
+    eventually("gamma has what the majority wrote", lambda: has(gamma, "majority"))
+    eventually("what the minority was told is nowhere", lambda: lacks(gamma, "lost"))
     for host in (alpha, beta):
         host.kill()
     eventually("one of three is not ready", lambda: not gamma.ready())
@@ -167,7 +172,8 @@ def test_kill_of_one_and_of_all_loses_nothing(hosts: Hosts) -> None:
         host.start()
     for host in servers:
         eventually(f"{host.name} is ready", host.ready, 90 if host.simulated else 240, log_of=host)
-    assert [name for name in written if not has(servers[0], name)] == []
+    for name in written:
+        eventually(f"{name} is there", lambda n=name: has(servers[0], n))
 
 
 def test_a_join_waits_while_a_voter_is_dead(simulated_hosts: Hosts) -> None:
@@ -179,9 +185,9 @@ def test_a_join_waits_while_a_voter_is_dead(simulated_hosts: Hosts) -> None:
     late.configure(token=alpha.token, server=alpha.url, **FAST)
     late.start()
     eventually("it has to wait", lambda: "etcdserver: unhealthy cluster" in late.log)
-    assert alpha.api("/api/v1/nodes/gamma", method="DELETE").status == 200
-    eventually("now it can join", late.ready)
-    assert sorted(beta.members()) == ["alpha", "beta", "late"]
+    eventually("gamma is deleted", lambda: alpha.api("/api/v1/nodes/gamma", method="DELETE").status == 200)
+    eventually("now it can join", late.ready, log_of=late)
+    eventually("beta knows its members", lambda: sorted(beta.members()) == ["alpha", "beta", "late"])
 
 
 @pytest.mark.parametrize("point", ["after-bootstrap", "after-member-add", "after-wal"])
@@ -195,4 +201,4 @@ def test_a_join_that_was_killed_is_finished_by_a_restart(simulated_hosts: Hosts,
     beta.env = {}
     beta.start()
     eventually("beta is ready", beta.ready, log_of=beta)
-    assert sorted(alpha.members()) == ["alpha", "beta"]
+    eventually("alpha knows its members", lambda: sorted(alpha.members()) == ["alpha", "beta"])
