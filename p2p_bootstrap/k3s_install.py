@@ -60,6 +60,24 @@ class Origin:
         return f"{self.folder.rstrip('/')}/{name}"
 
 
+def origin_of(
+    wanted: Release, source: str | None, mirror: str, ca_file: Path | None, public_key: str, sha256: str
+) -> Origin:
+    """Where to get a release.
+
+    Args:
+        source: the program itself, or a folder (its address or path ending in /) with the release's files;
+            None for upstream's, or for those of `mirror`.
+    """
+    folder, program = wanted.folder(mirror), ""
+    if source is not None and (source.endswith("/") or Path(source).is_dir()):
+        folder = source
+    elif source is not None:
+        folder, _, program = source.rpartition("/")
+        folder = folder or ("/" if source.startswith("/") else ".")
+    return Origin(folder, program, ca_file, public_key, sha256)
+
+
 def install(
     release: Release,
     origin: Origin,
@@ -88,7 +106,7 @@ def install(
     wanted = _wanted(release, origin, name, airgap=airgap)
     targets = {release.images: images / release.images} if airgap else {}
     targets[name] = program  # last: who finds the new program finds its images
-    missing = [n for n, target in targets.items() if _sha256(target) != wanted[n]]
+    missing = [n for n, target in targets.items() if sha256_of(target) != wanted[n]]
     fresh: list[tuple[Path, Path]] = []
     try:
         for file in missing:
@@ -99,7 +117,7 @@ def install(
             if target == program:
                 _prove(temporary, release, ask_version)
         for temporary, target in fresh:
-            _put(temporary, target, keep_previous=target == program)
+            put_in_place(temporary, target, keep_previous=target == program)
     except PermissionError as exc:
         raise NotPermitted(
             f"{exc.filename} cannot be written: permission denied", hint="run it as root"
@@ -186,7 +204,7 @@ def _prove(temporary: Path, release: Release, ask_version: Callable[[Path], str]
         )
 
 
-def _put(temporary: Path, target: Path, *, keep_previous: bool) -> None:
+def put_in_place(temporary: Path, target: Path, *, keep_previous: bool) -> None:
     """Rename into place, durably; there is a program at every moment."""
     if keep_previous and target.exists():
         previous = target.with_name(f"{target.name}.previous")
@@ -203,7 +221,8 @@ def _put(temporary: Path, target: Path, *, keep_previous: bool) -> None:
         os.close(folder)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file's content; "" if there is none."""
     if not path.is_file():
         return ""
     with open(path, "rb") as file:

@@ -9,9 +9,10 @@ import click
 
 from p2p_bootstrap.cli.options import DEFAULT_STATE_DIR
 from p2p_bootstrap.cli.output import note
-from p2p_bootstrap.k3s_install import IMAGES, PROGRAM, Origin, install
+from p2p_bootstrap.cli.upgrade_verb import upgrade
+from p2p_bootstrap.k3s_install import IMAGES, PROGRAM, install, origin_of
 from p2p_network.core.errors import P2PError, UsageError
-from p2p_roles.k3s.release import Release, release
+from p2p_roles.k3s.release import release
 from p2p_roles.k3s.units import NAME
 
 LOG_FILE = "k3s.log"  # p2p_roles.k3s.supervisor; not imported, as it brings trio
@@ -20,7 +21,10 @@ _PATH = click.Path(path_type=Path)
 
 @click.group()
 def group() -> None:
-    """The k3s program on this machine: bring it here, read what it says."""
+    """The k3s program: bring it here, read what it says, upgrade it on all nodes."""
+
+
+group.add_command(upgrade)
 
 
 @group.command("install")
@@ -64,7 +68,7 @@ def install_verb(
     if source is not None and mirror is not None:
         raise UsageError("--from and --mirror exclude each other", hint="a mirror is a folder per version")
     wanted = release(version, platform.machine())
-    origin = _origin(wanted, source, mirror or "", ca_file, public_key, sha256)
+    origin = origin_of(wanted, source, mirror or "", ca_file, public_key, sha256)
     new = install(
         wanted, origin, airgap=airgap, program=to, images=images_to, ask_version=_ask_version, say=note
     )
@@ -101,18 +105,6 @@ def log_command(state_dir: Path, *, follow: bool, lines: int, root: Path = Path(
             f"k3s has no log here: there is no {path}", hint="see what the node is doing: kairos-p2p status"
         )
     return ["tail", "-n", str(lines), *(["-F"] if follow else []), str(path)]
-
-
-def _origin(
-    wanted: Release, source: str | None, mirror: str, ca_file: Path | None, public_key: str, sha256: str
-) -> Origin:
-    folder, program = wanted.folder(mirror), ""
-    if source is not None and (source.endswith("/") or Path(source).is_dir()):
-        folder = source
-    elif source is not None:
-        folder, _, program = source.rpartition("/")
-        folder = folder or ("/" if source.startswith("/") else ".")
-    return Origin(folder, program, ca_file, public_key, sha256)
 
 
 def _ask_version(program: Path) -> str:

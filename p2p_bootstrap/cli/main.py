@@ -53,7 +53,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "p2p_bootstrap.cli.stage_verbs:group",
         "Run the cloud-config's stages, or see what they would do.",
     ),
-    "k3s": ("p2p_bootstrap.cli.k3s_verbs:group", "Install the k3s program, read its log."),
+    "k3s": (
+        "p2p_bootstrap.cli.k3s_verbs:group",
+        "Install, upgrade and watch the k3s program.",
+    ),
     "boot": ("p2p_bootstrap.cli.boot_verbs:group", "How does this machine boot, and why that way?"),
     "agent": ("p2p_bootstrap.cli.agent_verb:agent", "Run the agent in the foreground (for service units)."),
     "lab": ("p2p_simulations.lab.cli:group", "Run whole clusters on this machine, and break them."),

@@ -24,6 +24,7 @@ from p2p_bootstrap.api.audit import AuditLog
 from p2p_bootstrap.api.events import EventLog
 from p2p_bootstrap.api.reach import routes as reach_routes
 from p2p_bootstrap.api.server import serve_api
+from p2p_bootstrap.api.upgrades import routes as upgrade_routes
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.config.model import REGION_AUTO
 from p2p_bootstrap.node.admission import Admission
@@ -34,6 +35,7 @@ from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.forwarding import Forwarding
 from p2p_bootstrap.node.issuing import Issuing
 from p2p_bootstrap.node.k3s import K3sUnit
+from p2p_bootstrap.node.k3s_programs import K3sPrograms
 from p2p_bootstrap.node.local_k3s import LocalK3s, role_of
 from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.places import Places
@@ -49,6 +51,8 @@ from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.snapshots import Snapshots
 from p2p_bootstrap.node.tokens import begin
 from p2p_bootstrap.node.trio_runtime import TrioRuntime
+from p2p_bootstrap.node.upgrades import Upgrades
+from p2p_bootstrap.node.upgrading import Upgrading
 from p2p_bootstrap.node.upkeep import Upkeep
 from p2p_bootstrap.node.vpn import Vpn
 from p2p_bootstrap.service import LEFT, notify
@@ -115,6 +119,8 @@ class _Columns:
     snapshots: Snapshots
     recovery: Recovery
     upkeep: Upkeep
+    upgrading: Upgrading
+    upgrades: Upgrades
 
 
 class _Agent:
@@ -285,6 +291,24 @@ class _Agent:
                 recovery=recovery,
                 snapshots=snapshots,
             )
+            programs = K3sPrograms(
+                self_id=identity.peer_id,
+                driver=k3s.driver,
+                blobs=blobs,
+                folder=self._state_dir / "k3s-programs",
+            )
+            upgrading = Upgrading(
+                runtime=runtime,
+                self_id=identity.peer_id,
+                replication=replication,
+                cluster=cluster,
+                k3s=k3s,
+                programs=programs,
+                durable=durable,
+            )
+            upgrades = Upgrades(
+                hostname=self._hostname, upgrading=upgrading, programs=programs, snapshots=snapshots
+            )
             columns = _Columns(
                 host,
                 replication,
@@ -298,6 +322,8 @@ class _Agent:
                 snapshots,
                 recovery,
                 upkeep,
+                upgrading,
+                upgrades,
             )
             answers = Answers(
                 config=self._config,
@@ -341,7 +367,7 @@ class _Agent:
             async with trio.open_nursery() as nursery:
                 audit = AuditLog(self._state_dir / "audit.log")
                 reach = ReachAnswers(columns.routing, columns.vpn)
-                parts = (partial(reach_routes, reach),)
+                parts = (partial(reach_routes, reach), partial(upgrade_routes, columns.upgrades))
                 serve = partial(serve_api, parts=parts)
                 await nursery.start(serve, answers, self._socket, audit, columns.upkeep)
                 nursery.start_soon(self._watch_signals, columns)
@@ -364,6 +390,7 @@ class _Agent:
                 nursery.start_soon(columns.cluster.run)
                 nursery.start_soon(columns.snapshots.run)
                 nursery.start_soon(columns.recovery.run)
+                nursery.start_soon(columns.upgrading.run)
                 nursery.start_soon(columns.places.run)
                 nursery.start_soon(columns.names.run)
                 if (role := role_of(self._config, in_mesh=True)) is not None:
@@ -417,6 +444,7 @@ class _Agent:
         await columns.replication.delete(f"role/{self_id}")
         await columns.replication.delete(f"place/{self_id}")
         await columns.replication.delete(f"routes/{self_id}")
+        await columns.replication.delete(f"k3s/{self_id}")
         await columns.replication.delete(f"node/{self_id}")
         with trio.move_on_after(FAREWELL_S):
             await columns.replication.spread()

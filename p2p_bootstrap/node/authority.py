@@ -123,6 +123,13 @@ class Authority:
         self._hurry = runtime.signal()
         self.holder = ""
         self.reason = ""
+        self.busy = ""
+        """What is being changed in the membership, as decided last; "" for nothing, or if nothing can be."""
+
+    @property
+    def is_deciding(self) -> bool:
+        """Whether this server holds the lease, at this moment."""
+        return self._lease.is_held(self._runtime.monotonic())
 
     # ------------------------------------------------------------ for people
 
@@ -193,6 +200,7 @@ class Authority:
             await self._runtime.in_thread(_put, self._kube(), api.CONFIG_MAPS, objects.DECLARATION, item)
             return HURRY_S
         step = next_step(facts)
+        self.busy = "" if step.action == "none" or step.pending else step.reason
         if step.reason != self.reason:
             self.reason = step.reason
             self._runtime.log(logger, "roles.authority_decided", reason=step.reason)

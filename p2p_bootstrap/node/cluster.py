@@ -133,7 +133,7 @@ class Cluster:
             replication=replication,
             kube=lambda: k3s.kube,
             uses_vpn=k3s.uses_vpn,
-            standing=self._standing,
+            standing=self.standing,
         )
         host.serve(messages.METHOD, self._answer_vote)
         host.serve(JOIN_METHOD, self._answer_join)
@@ -161,7 +161,12 @@ class Cluster:
         """Whether this node is a member and its k3s is ready."""
         return self.status.ready
 
-    def _standing(self) -> Standing | None:
+    @property
+    def genesis(self) -> messages.Genesis | None:
+        """Of the cluster that this node is a member of."""
+        return self._machine.member.genesis if self._machine.member is not None else None
+
+    def standing(self) -> Standing | None:
         """What the authority rests on, while this node is a server that is ready."""
         member = self._machine.member
         if not self.ready or member is None or member.role != "server":

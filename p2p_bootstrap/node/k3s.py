@@ -191,6 +191,10 @@ class K3sUnit:
         self._wanted = None
         await self.driver.stop()
 
+    async def restart(self) -> None:
+        """End k3s and start it as it was; nothing if it is not to run."""
+        await self.driver.restart()
+
     async def set_aside(self, label: str, *, only_datastore: bool = False, keep: bool = False) -> None:
         """End k3s and move its data out of the way, where it keeps any. Raises RoleError.
 

@@ -17,6 +17,7 @@ from p2p_network.ledger.policy import Policy
 from p2p_roles import assign
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.messages import GENESIS, OUTCOME
+from p2p_roles.upgrade import model as upgrade
 
 MAX_MISSING_EPOCHS: Final = 64
 ACCESS_KEY: Final = "access/rules"
@@ -47,11 +48,12 @@ def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None], judge: Judge
         """The authority of a cluster are its servers: those that its GENESIS certificate names (also after
         their time: what they said of others stays true, and a stale word of theirs loses by its fence), and
         those that are assigned as such. Over routes and access say the holders of the root."""
-        if not key.startswith("assign/"):
+        kind, _, rest = key.partition("/")
+        if kind not in ("assign", "upgrade"):
             certificate = judge.trust.certificate_of(author)
-            known = key == ACCESS_KEY or key.startswith("accepted/")
+            known = key == ACCESS_KEY or kind == "accepted"
             return known and certificate is not None and certificate.is_issuer
-        scope = key.removeprefix("assign/").rpartition("/")[0]
+        scope = rest if kind == "upgrade" else rest.rpartition("/")[0]
         return author in authorities(scope, get) or _is_assigned_server(scope, author, get)
 
     return Policy(
@@ -60,8 +62,12 @@ def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None], judge: Judge
         admitted=judge.admits,
         spoke=judge.spoke,
         owns=judge.trust.owns,
-        fence=assign.fence_of,
+        fence=_fence_of,
     )
+
+
+def _fence_of(key: str, value: bytes) -> int:
+    return upgrade.fence_of(value) if key.startswith("upgrade/") else assign.fence_of(key, value)
 
 
 def _is_assigned_server(scope: str, author: str, get: Callable[[str], Entry | None]) -> bool:

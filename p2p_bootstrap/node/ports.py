@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from p2p_roles.k3s.pki import JoinAnswer, JoinSecret
     from p2p_roles.recovery import SnapshotFacts
     from p2p_roles.rules import Authorization
+    from p2p_roles.upgrade.model import Order
 
 
 class Mesh(Protocol):
@@ -111,6 +112,21 @@ class KubeApi(Protocol):
     def etcd_members(self) -> list[dict[str, Any]] | None: ...
 
 
+class K3sPrograms(Protocol):
+    """The programs of k3s on this node; raise P2PError. See `node.k3s_programs`."""
+
+    @property
+    def arch(self) -> str: ...
+
+    async def installed(self) -> str: ...
+
+    async def stage(self, order: Order, holders: Sequence[PeerId]) -> None: ...
+
+    async def swap(self, version: str) -> None: ...
+
+    async def swap_back(self, before: str) -> None: ...
+
+
 class K3s(Protocol):
     """k3s on this node; see `K3sUnit`."""
 
@@ -143,6 +159,8 @@ class K3s(Protocol):
     def kube(self) -> KubeApi: ...
 
     async def stop(self) -> None: ...
+
+    async def restart(self) -> None: ...
 
     async def set_aside(self, label: str, *, only_datastore: bool = False, keep: bool = False) -> None: ...
 

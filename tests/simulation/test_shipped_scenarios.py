@@ -19,6 +19,12 @@ STORIES = {
     "clock-skew": ("drift: {n2: 0.01}",),
     "flapping-link": ("cut: ",),
     "full-disk": ("n2       AGENT ENDED: no space left on device", "n3       AGENT ENDED"),
+    "k3s-upgrade": (
+        "goes on to v1.36.1+k3s1",
+        "all nodes run v1.36.1+k3s1",
+        "k3s v1.36.2+k3s1 does not start on this machine",
+        "those that had changed are back",
+    ),
     "lost-disks": ("n4       AGENT ENDED: durable/admission/",),
     "lost-region": ("partition: [[berlin, munich]]",),
     "power-cut": ("k3s initialises a cluster",),

@@ -104,6 +104,7 @@ PURE = (
     "network/p2p_network/ledger/reading.py",
     "network/p2p_network/ledger/anti_entropy.py",
     "network/p2p_network/ledger/events.py",
+    "roles/p2p_roles/upgrade",
     "p2p_bootstrap/boot/cmdline.py",
     "p2p_bootstrap/boot/devices.py",
     "p2p_bootstrap/boot/dispatch.py",

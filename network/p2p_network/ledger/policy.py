@@ -88,6 +88,9 @@ TABLE: Final[dict[str, Rule]] = {
     "routes": Rule(("<peer>",), Writer.OWNER, 4096, 1, _MAX_NODES, True),
     "accepted": Rule(("<peer>",), Writer.AUTHORITY, 4096, _MAX_NODES, _MAX_NODES, True),
     "access": Rule(("<name>",), Writer.AUTHORITY, MAX_VALUE_BYTES, 1, 1, True),
+    # an upgrade of k3s: what the cluster's servers order, and how far each node is
+    "upgrade": Rule(("<scope>",), Writer.AUTHORITY, 16 << 10, 1024, 1024, False),
+    "k3s": Rule(("<peer>",), Writer.OWNER, 2048, 1, _MAX_NODES, True),
     "genesis": Rule(
         ("<scope>", "<epoch>", "<decree>"), Writer.CERTIFICATE, MAX_VALUE_BYTES, 1024, 1024, False
     ),

@@ -164,6 +164,25 @@ class K3sDriver:
             await self._end()
         self._see(K3sObserved("stopped", version=self.observed.version))
 
+    async def restart(self) -> None:
+        """End k3s and start it with the same spec, by the program that is there now. Returns when it has
+        ended; nothing if it is not to run."""
+        spec = self._spec
+        if spec is None:
+            return
+        self._want(None)
+        generation = self._generation
+        async with self._lock:
+            await self._end()
+        self._see(K3sObserved("stopped"))  # its version is asked again
+        if self._generation == generation:
+            self._want(spec)
+
+    def program(self) -> Path | None:
+        """The one file that k3s is, where links lead to; None if there is none or it is a command line."""
+        path = programs.find(self._binary)
+        return Path(path).resolve() if path is not None else None
+
     async def run_once(self, spec: K3sSpec, *flags: str, timeout_s: float) -> programs.Finished:
         """Write the files of `spec` and run k3s with it and `flags` to its end, for what it does while it is
         stopped; the caller stopped it. Raises RoleError, OSError."""

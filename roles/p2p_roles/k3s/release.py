@@ -21,7 +21,7 @@ MAX_FILE_BYTES: Final = 2 << 30
 
 _VERSION: Final = re.compile(r"v\d{1,3}\.\d{1,3}\.\d{1,3}(-[a-z0-9.]{1,16})?\+k3s\d{1,3}")
 _LINE: Final = re.compile(r"([0-9a-f]{64})[ \t]+\*?([A-Za-z0-9._+-]{1,128})")
-_MACHINES: Final = {
+MACHINES: Final = {  # as ``uname -m`` names them: as upstream does
     "x86_64": "amd64",
     "aarch64": "arm64",
     "armv7l": "arm",
@@ -62,10 +62,10 @@ def release(version: str, machine: str) -> Release:
     """The release for a machine as ``uname -m`` names it. Raises RoleError."""
     if not _VERSION.fullmatch(version):
         raise RoleError(f"{version[:40]!r} is no version of k3s", hint="write it in full, e.g. v1.36.1+k3s1")
-    arch = _MACHINES.get(machine)
+    arch = MACHINES.get(machine)
     if arch is None:
         raise RoleError(
-            f"there is no k3s for {machine} machines", hint=f"k3s is made for {', '.join(_MACHINES)}"
+            f"there is no k3s for {machine} machines", hint=f"k3s is made for {', '.join(MACHINES)}"
         )
     return Release(version, arch)
 

@@ -1,8 +1,9 @@
 """What is an upgrade of k3s, and how far is each node with it?
 
-Two records. The `Order` says which version all nodes shall run and whose turn it is; it lies in a ConfigMap and
-is mirrored into the ledger (``upgrade/<scope>``), with the datastore's version as fence. The `Progress` is what
-a node says of itself (``k3s/<peer>``), and what it must not forget. Both come from others: bounded and checked.
+Two records. The `Order` says which version all nodes shall run and whose turn it is; it lies in a ConfigMap
+and is mirrored into the ledger (``upgrade/<scope>``), with the datastore's version as fence. The `Progress`
+is what a node says of itself (``k3s/<peer>``), and what it must not forget. Both come from others: bounded
+and checked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import msgspec
 
 from p2p_network import wire
 from p2p_network.core.ids import PeerId
-from p2p_roles.assign import MAX_FENCE, Role
+from p2p_network.ledger.entry import MAX_FENCE
+from p2p_roles.assign import Role
 
 OBJECT: Final = "kairos-p2p-upgrade"
 MAX_TURNS: Final = 64
@@ -65,6 +67,7 @@ class Order(msgspec.Struct, frozen=True):
         wave: how many agents at the same time; 0: a quarter of them.
         patience_s: so long k3s may take to be ready again.
         reason: one sentence: where it stands. by: who ordered it.
+        source: the node that has all programs from the beginning.
         fence: see `assign.Assignment`.
     """
 
@@ -78,6 +81,7 @@ class Order(msgspec.Struct, frozen=True):
     patience_s: float = 300.0
     reason: str = ""
     by: str = ""
+    source: str = ""
     fence: int = 0
 
     def program_for(self, arch: str) -> Program | None:
@@ -203,7 +207,7 @@ def refusal(version: str, running: Iterable[str]) -> str:
 
 
 def may_return(version: str, before: Iterable[str]) -> bool:
-    """Whether nodes that run `version` may go back: what it wrote, only its own minor version reads surely."""
+    """Whether nodes that run `version` may go back: only its own minor version reads all that it wrote."""
     return all(minor_of(one) == minor_of(version) for one in before if one)
 
 

@@ -1,10 +1,10 @@
 """Whose turn is it?
 
-Pure: the rules on facts of one moment give the order as it is to be now; writing the same again changes nothing,
-so a decision can be taken again after a crash anywhere. First every living node fetches and checks the program.
-Then the servers, one by one, each only while all of them are well; who decides goes last. Then the agents: one,
-then waves. A node that is not well with the new program puts the old one back by itself; that stops the upgrade,
-and where the versions allow it the others go back too, agents first.
+Pure: the rules on facts of one moment give the order as it is to be now; writing the same again changes
+nothing, so a decision can be taken again after a crash anywhere. First every living node fetches and checks
+the program. Then the servers, one by one, each only while all of them are well; who decides goes last. Then
+the agents: one, then waves. A node that is not well with the new program puts the old one back by itself;
+that stops the upgrade, and where the versions allow it the others go back too, agents first.
 """
 
 from __future__ import annotations
@@ -57,15 +57,14 @@ def plan(facts: UpgradeFacts) -> tuple[str, ...]:
     found: list[str] = []
     nodes = tuple(_staged(facts.order, node) for node in facts.nodes)
     facts = replace(facts, nodes=nodes, busy="")
-    while True:
-        turn = next_turn(facts)
-        if turn.order.state != "running" or turn.pending:
-            return (*found, turn.order.reason)
+    for _ in range(len(nodes) + 2):
+        well = tuple(_well(facts.order, n) if n.peer in facts.order.turns else n for n in facts.nodes)
+        turn = next_turn(replace(facts, nodes=well))
         found.append(turn.order.reason)
-        changed = tuple(
-            replace(n, progress=_new(turn.order, n)) if n.peer in turn.order.turns else n for n in facts.nodes
-        )
-        facts = replace(facts, order=turn.order, nodes=changed)
+        if turn.order.state != "running" or turn.pending or not turn.order.turns:
+            break
+        facts = replace(facts, order=turn.order, nodes=well)
+    return tuple(found)
 
 
 # ---------------------------------------------------------------- forward
@@ -113,7 +112,7 @@ def _forward(facts: UpgradeFacts) -> Turn:
 def _give_up(facts: UpgradeFacts, why: str) -> Turn:
     """The upgrade ends here. Those who changed go back, if the versions allow it."""
     order = facts.order
-    changed = [n for n in facts.nodes if _changed(order, n)]
+    changed = [n for n in facts.nodes if _changed(order, n) or _is_trying(order, n)]
     if not changed:
         return _says(order, f"{why}; the other nodes were not changed", state="stopped")
     before = [n.progress.before for n in changed if n.progress is not None]
@@ -140,10 +139,10 @@ def _back(facts: UpgradeFacts) -> Turn:
         if node.turn_s > LOST_AFTER * order.patience_s + 60:
             return _says(order, f"{why}; {node.name} did not come back", state="stopped")
         return _says(order, f"{why}; {_turns_said(facts)} back", turns=order.turns)
-    stuck = [n for n in facts.nodes if n.progress and n.progress.of(order) == "returned" and n.progress.error]
-    if stuck:
-        reason = f"{why}; {stuck[0].name} is not well with its old program: {stuck[0].progress.error}"  # type: ignore[union-attr]
-        return _says(order, reason, state="stopped")
+    for node in facts.nodes:
+        if node.progress is not None and node.progress.of(order) == "returned" and node.progress.error:
+            reason = f"{why}; {node.name} is not well with its old program: {node.progress.error}"
+            return _says(order, reason, state="stopped")
     if any(n.progress and n.progress.of(order) in UNDER_WAY for n in _alive(facts)):
         return _says(order, f"{why}; waits for a node in the middle of its turn")
     left = sorted((n for n in _alive(facts) if _changed(order, n)), key=lambda n: (n.name, n.peer))
@@ -154,9 +153,9 @@ def _back(facts: UpgradeFacts) -> Turn:
         return _says(order, f"{why}; {_some([n.name for n in wave])} goes back", turns=turns)
     if left:
         left.sort(key=lambda n: n.peer == facts.self_id)
-        servers = [n for n in facts.nodes if n.role == "server"]
-        well = sum(n.alive and n.ready and n.peer != left[0].peer for n in servers)
-        if len(servers) > 1 and 2 * well <= len(servers):
+        others = [n for n in facts.nodes if n.role == "server" and n.peer != left[0].peer]
+        well = sum(n.alive and n.ready for n in others)
+        if well < len(others) and 2 * well <= len(others) + 1:
             return _says(order, f"{why}; {left[0].name} can't be spared now", pending=True)
         return _says(order, f"{why}; {left[0].name} goes back", turns=(left[0].peer,))
     away = sorted(n.name for n in facts.nodes if _changed(order, n))
@@ -193,6 +192,10 @@ def _changed(order: Order, node: UpgradeNode) -> bool:
     """It has the version by this order."""
     progress = node.progress
     return progress is not None and progress.of(order) == "done" and progress.version == order.version
+
+
+def _is_trying(order: Order, node: UpgradeNode) -> bool:
+    return node.progress is not None and node.progress.of(order) == "trying"
 
 
 def _is_over(order: Order, node: UpgradeNode, phase: str) -> bool:
@@ -234,11 +237,11 @@ def _staged(order: Order, node: UpgradeNode) -> UpgradeNode:
     return replace(node, progress=change(node.progress, order=order.number, phase="staged"))
 
 
-def _new(order: Order, node: UpgradeNode) -> Progress:
-    assert node.progress is not None, "only who said which k3s it runs has a turn"
-    return change(
-        node.progress, version=order.version, order=order.number, phase="done", before=node.progress.version
-    )
+def _well(order: Order, node: UpgradeNode) -> UpgradeNode:
+    """The node after a turn that went well."""
+    before = node.progress if node.progress is not None else Progress("", "")
+    new = change(before, version=order.version, order=order.number, phase="done", before=before.version)
+    return replace(node, progress=new, ready=True)
 
 
 def peers_of(order: Order) -> frozenset[PeerId]:

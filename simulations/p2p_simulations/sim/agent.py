@@ -14,6 +14,7 @@ from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.scope import ClusterOptions
+from p2p_bootstrap.node.upgrading import Upgrading
 from p2p_network import wire
 from p2p_network.addressing import ipv6_of
 from p2p_network.admission.kept import Kept, decode_kept
@@ -21,6 +22,7 @@ from p2p_network.core.errors import MeshError
 from p2p_network.records import NodeRecord
 from p2p_roles.bootstrap import Bootstrap
 from p2p_simulations.sim.mesh import SimHost
+from p2p_simulations.sim.programs import SimPrograms
 from p2p_simulations.sim.runtime import SimRuntime
 from p2p_simulations.sim.store import SimDurable, SimStore
 from p2p_simulations.sim.unit import SimK3sUnit
@@ -115,6 +117,17 @@ class SimAgent:
             changed=working.signal(),
             machine=self._make_bootstrap,
         )
+        self.upgrading: Upgrading | None = None
+        if world.plan.upgrades_k3s:  # elsewhere the worlds of kept seeds stay what they were
+            self.upgrading = Upgrading(
+                runtime=working,
+                self_id=machine.peer,
+                replication=self.replication,
+                cluster=self.cluster,
+                k3s=self.k3s,
+                programs=SimPrograms(self),
+                durable=self.durable,
+            )
         self.tasks.start(self._live())
 
     def _kept(self) -> Kept | None:
@@ -180,6 +193,8 @@ class SimAgent:
             self.tasks.start(job.run())
         for work in (self.vpn, self.cluster):
             self.work.start(work.run())
+        if self.upgrading is not None:
+            self.work.start(self.upgrading.run())
         self.work.start(self._keep_record())
 
     async def _keep_record(self) -> None:

@@ -33,6 +33,7 @@ from p2p_roles.recovery import is_kin
 from p2p_roles.transitions import State
 from p2p_roles.view import ViewNode
 from p2p_simulations.sim.k3s import DATA, DROP_IN, Data, DropIn, Etcd
+from p2p_simulations.sim.programs import installed
 
 if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
@@ -61,6 +62,7 @@ class Checkers:
         self._settled: dict[PeerId, str] = {}
         self._member_ca: dict[str, str] = {}  # scope -> the CA that its members trust
         self._assigned_servers: set[str] = set()
+        self._restarting: set[SimMachine] = set()  # by an upgrade of their k3s
         self._messages: dict[str, int] = {}
         self._window_began = 0.0
         self.most_messages_per_s = 0.0
@@ -358,6 +360,9 @@ class Checkers:
             if kind == "genesis":
                 if entry.value is not None:
                     self.certificate(machine, entry.value)
+            elif kind == "upgrade":
+                if entry.author not in {*self._authorities("/".join(rest)), *self._assigned_servers}:
+                    self._fail(f"{machine.name} takes {entry.key} from {self._world.name(entry.author)}")
             elif kind == "assign":
                 if entry.author not in {*self._authorities("/".join(rest[:-1])), *self._assigned_servers}:
                     self._fail(f"{machine.name} takes {entry.key} from {self._world.name(entry.author)}")
@@ -379,7 +384,8 @@ class Checkers:
         if agent is not None:
             identities = self._world.identities
             rotations = self._world.token.generation  # one more may be under way
-            limit = 5 * identities + 2 * (len(self.certified) + 2) + len(self._world.revoked)
+            each = 6 if self._world.plan.upgrades_k3s else 5
+            limit = each * identities + 2 * (len(self.certified) + 2) + len(self._world.revoked)
             limit += rotations * (identities + 1)
             if len(agent.replication.ledger) > limit:
                 self._fail(f"{machine.name} holds more than {limit} entries of {identities} nodes")
@@ -445,6 +451,20 @@ class Checkers:
         if count > MAX_MESSAGES_PER_S * WINDOW_S:
             self._fail(f"{name} sent {count} messages in {WINDOW_S:.0f} s")
 
+    def k3s_restarts(self, machine: SimMachine) -> None:
+        """An upgrade takes k3s down: never so many servers at once that the majority goes."""
+        data: Data | None = machine.disk.read(DATA)
+        if data is None or data.role != "server":
+            return
+        members = self._world.etcds[data.store].members
+        self._restarting = {
+            m for m in self._restarting if m.peer in members and m.k3s.observed.state != "ready"
+        }
+        self._restarting.add(machine)
+        if len(members) > 2 and 2 * len(self._restarting) >= len(members):
+            names = ", ".join(sorted(m.name for m in self._restarting))
+            self._fail(f"an upgrade has {names} of {len(members)} servers down at once")
+
     # ------------------------------------------------------------ in the end
 
     def converged(self) -> str:
@@ -469,6 +489,16 @@ class Checkers:
                     self._fail(f"{machine.name} still talks with {name}, which was revoked")
             if agent.admission.trust.generation != self._world.token.generation:
                 self._fail(f"{machine.name} was left behind in generation {agent.admission.trust.generation}")
+
+    def one_k3s(self) -> None:
+        """After an upgrade, carried out or given up, all nodes run one version: it is one minor version."""
+        found: dict[str, dict[str, str]] = {}
+        for machine in self._world.machines.values():
+            if machine.agent is not None and machine.peer not in self._world.revoked:
+                found.setdefault(machine.scope, {})[machine.name] = installed(machine)
+        for versions in found.values():
+            if len(set(versions.values())) > 1:
+                self._fail(f"nodes run different versions of k3s: {versions}")
 
     def addresses_unique(self) -> None:
         """After convergence no two nodes hold one address."""

@@ -12,6 +12,7 @@ from typing import Final
 
 from p2p_bootstrap.cloudconfig.nodes import ListNode, Node, ScalarNode
 from p2p_network.core.errors import nearest
+from p2p_roles.upgrade.model import minor_of
 from p2p_simulations.sim.plan import (
     BreakK3s,
     Byzantine,
@@ -37,6 +38,7 @@ from p2p_simulations.sim.plan import (
     Slow,
     Trigger,
     Upgrade,
+    UpgradeK3s,
 )
 from p2p_simulations.sim.reading import Reader
 from p2p_simulations.world.net import CALM, PairWeather, Weather
@@ -50,7 +52,7 @@ _MAX_FACTOR: Final = 10_000.0
 KINDS: Final = (
     "power_cut", "kill_agent", "partition", "one_way", "cut", "flap", "network", "clock", "drift", "freeze",
     "slow_disk", "slow_cpu", "full_disk", "corrupt", "lose_ledger", "reimage", "break_k3s", "leave", "vanish",
-    "upgrade", "bad_upgrade", "rotate", "revoke", "forge", "replay", "equivocate", "backdate",
+    "upgrade", "bad_upgrade", "upgrade_k3s", "rotate", "revoke", "forge", "replay", "equivocate", "backdate",
 )  # fmt: skip
 
 
@@ -127,8 +129,22 @@ class FaultReader(Reader):
             case "upgrade" | "bad_upgrade":
                 every_s = self.take(facts, "period", self.seconds, 60.0, key)
                 return Upgrade(self._nodes_named(node, key), name == "upgrade", every_s)
+            case "upgrade_k3s":
+                return self._upgrade_k3s(node, key)
             case _:
                 return self._fault_of_one(name, node, key, for_s)
+
+    def _upgrade_k3s(self, node: Node, key: str) -> Fault | None:
+        """``{at: n1, version: v1.36.1+k3s1, bad: [n3]}``."""
+        nobody: tuple[str, ...] = ()
+        words = self.map(node, key, ("at", "version", "bad"))
+        at, bad = (self.take(words, name, self._nodes_named, nobody, key) for name in ("at", "bad"))
+        version = self.take(words, "version", self.text, "", key)
+        if len(at) != 1 or minor_of(version) is None:
+            example = "{at: n1, version: v1.36.1+k3s1}"
+            self.fail(node.mark, key, f"must name one node and a version, e.g. {example}")
+            return None
+        return UpgradeK3s(at[0], version, bad)
 
     def _measured(self, name: str, node: Node, key: str, for_s: float | None) -> Fault | None:
         """A fault of one node with a number: ``{n1: -5m}``, ``{n1: 0.001}``, ``{n1: 50}``."""

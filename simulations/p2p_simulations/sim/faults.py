@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, assert_never
 
-from p2p_simulations.sim import byzantine, operator, slots
+from p2p_simulations.sim import byzantine, operator, programs, slots
 from p2p_simulations.sim.plan import (
     BreakK3s,
     Byzantine,
@@ -30,6 +30,7 @@ from p2p_simulations.sim.plan import (
     Rotate,
     Slow,
     Upgrade,
+    UpgradeK3s,
 )
 from p2p_simulations.sim.store import DURABLE, STORED
 from p2p_simulations.sim.trust import change_trust
@@ -64,6 +65,8 @@ def happen(world: World, fault: Fault) -> None:
                     number * every_s,
                     lambda name=name: slots.upgrade(world.machines[name], is_good),  # type: ignore[misc]
                 )
+        case UpgradeK3s():
+            programs.order(world, fault)
         case Recover(node):
             operator.recover(world, node)
         case JumpClock() | DriftClock() | Freeze() | Slow() | FullDisk() | BreakK3s():

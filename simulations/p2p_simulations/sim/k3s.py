@@ -21,6 +21,7 @@ from p2p_roles.events import K3sChanged, K3sState
 from p2p_roles.genesis.messages import Timing
 from p2p_roles.timing import LAN
 from p2p_simulations.sim.kube import Objects
+from p2p_simulations.sim.programs import installed
 from p2p_simulations.world.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -152,6 +153,9 @@ class K3sProcess:
                 if machine.k3s_broken:
                     await tasks.sleep(chance.uniform(0.1, 1.0))
                     raise Exited("exec format error")
+                if (machine.name, installed(machine)) in self._world.bad_programs:
+                    await tasks.sleep(chance.uniform(0.1, 1.0))
+                    raise Exited(f"k3s {installed(machine)} does not start on this machine")
                 await tasks.sleep(chance.uniform(*profile.start_s))
                 if not self._world.healing and chance.random() < profile.failure:
                     raise Exited("failed to start: disk is slow")

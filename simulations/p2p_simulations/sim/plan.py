@@ -219,6 +219,15 @@ class Upgrade:
 
 
 @dataclass(frozen=True, slots=True)
+class UpgradeK3s:
+    """An operator at the node orders another k3s for the cluster. `bad`: where it does not start."""
+
+    node: str
+    version: str
+    bad: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Rotate:
     """The keys of the mesh are rotated at the node; nodes that are imaged anew get the new token."""
 
@@ -259,6 +268,7 @@ Fault: TypeAlias = (
     | DriftClock
     | Depart
     | Upgrade
+    | UpgradeK3s
     | Rotate
     | Revoke
     | Recover
@@ -329,3 +339,8 @@ class Plan:
     max_chaos: int = 10
     heal_at_s: float = 60.0
     expect: Expectations = Expectations()
+
+    @property
+    def upgrades_k3s(self) -> bool:
+        """Whether another k3s is ever ordered."""
+        return any(isinstance(fault, UpgradeK3s) for _, fault in self.faults)

@@ -118,6 +118,17 @@ class SimK3sUnit:
             self._process.stop()
             self._is_ours = False
 
+    async def restart(self) -> None:
+        """Stop k3s and start it as it was."""
+        if self._wanted is None or not self._process.is_running:
+            return
+        self._machine.world.checkers.k3s_restarts(self._machine)
+        async with self._lock:
+            self._process.stop()
+            await self._tasks.sleep(self._chance(0.5, 5.0))
+            if self._wanted is not None:
+                self._process.start()
+
     def will_set_aside(self) -> None:
         """`set_aside` will be called soon."""
         self._will_set_aside = True

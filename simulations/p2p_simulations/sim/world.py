@@ -20,7 +20,7 @@ from p2p_simulations.sim import faults
 from p2p_simulations.sim.checkers import Checkers, Violation
 from p2p_simulations.sim.k3s import DATA, Data, Etcd
 from p2p_simulations.sim.machine import SimMachine
-from p2p_simulations.sim.plan import Plan
+from p2p_simulations.sim.plan import Plan, UpgradeK3s
 from p2p_simulations.sim.record import Record, Recorder
 from p2p_simulations.world.engine import Engine
 from p2p_simulations.world.net import Network
@@ -81,6 +81,12 @@ class World:
         self.departed: set[str] = set()  # nodes that left, or were switched off, for ever
         self.recorded: dict[str, list[Entry]] = {}  # what a node that replays has kept
         self.touched: dict[str, SimMachine] = {}
+        self.bad_programs = {
+            (name, fault.version)
+            for _, fault in plan.faults
+            if isinstance(fault, UpgradeK3s)
+            for name in fault.bad
+        }
         self.healing = False
         self._chaos_left = plan.max_chaos if plan.chaos else 0
         self._names: dict[str, str] = {}
@@ -176,6 +182,7 @@ class World:
         if not self._go(engine.now + _CONVERGES_S, until=lambda: not self.checkers.converged()):
             raise Violation(f"{self.checkers.converged()} {_CONVERGES_S:.0f} s after everything settled")
         self.checkers.addresses_unique()
+        self.checkers.one_k3s()
         self.checkers.revoked_are_gone()
         if plan.expect.alarm and not any(plan.expect.alarm in text for _, text in self.alarms):
             raise Violation(f"nobody raised an alarm with {plan.expect.alarm!r}")
@@ -261,6 +268,8 @@ class World:
             if status.state is not State.MEMBER or not status.ready:
                 return f"{machine.name} is in {status.state}: {status.reason}"
             clusters.setdefault(machine.scope, set()).add(status.cluster_id)
+            if agent.upgrading is not None and (why := agent.upgrading.under_way):
+                return f"an upgrade of k3s is under way: {why}"
         wrong = {scope: ids for scope, ids in clusters.items() if len(ids) != 1}
         return f"several clusters: {wrong}" if wrong else ""
 

@@ -40,6 +40,7 @@ from p2p_simulations.sim.plan import (
     Rotate,
     Slow,
     Upgrade,
+    UpgradeK3s,
 )
 from p2p_simulations.world.net import CALM, Weather
 
@@ -208,6 +209,9 @@ def _fault(fault: Fault) -> Facts:
         case Upgrade(nodes, is_good, every_s):
             name = "upgrade" if is_good else "bad_upgrade"
             return {name: _names(nodes), "period": duration(every_s)}
+        case UpgradeK3s(node, version, bad):
+            words = {"at": node, "version": version} | ({"bad": list(bad)} if bad else {})
+            return {"upgrade_k3s": words}
         case Rotate(node):
             return {"rotate": node}
         case Revoke(node):

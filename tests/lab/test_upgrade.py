@@ -1,0 +1,123 @@
+"""Does another k3s come to all nodes through the mesh, and back again where it does not start?
+
+Real agents; each node has a k3s of its own, as a release would be: the stand-in, saying another version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clusters import ca_hashes, facts_for_ever, statuses, wait_ready
+
+from p2p_simulations.lab.lab import Lab
+from p2p_simulations.lab.node import kairos_p2p
+from p2p_simulations.lab.topology import make_topology
+
+LabFactory = Callable[..., Lab]
+OLD, NEW, BAD = "v1.36.1+k3s1", "v1.36.2+k3s1", "v1.36.3+k3s1"
+PLACE = "/var/lib/rancher/bin/k3s"
+FAST = {"k3s": {"args": ["--etcd-arg=heartbeat-interval=200", "--etcd-arg=election-timeout=1500"]}}
+
+
+def program(version: str, *, not_on: str = "") -> str:
+    """A k3s of that version; it does not start on one node."""
+    return f"""#!/bin/sh
+[ "$1" = --version ] && echo "k3s version {version} (of the lab)" && exit 0
+[ "$(hostname)" = "{not_on}" ] && echo "level=fatal msg=\\"this release has a bug\\"" && exit 1
+export K3S_SIMULATED_VERSION={version}
+exec "{sys.executable}" -m p2p_simulations.k3s "$@"
+"""
+
+
+def verb(lab: Lab, at: str, *words: str, timeout_s: float = 170.0) -> tuple[int, str, str]:
+    done = lab.node(at).exec([*kairos_p2p(), "k3s", "upgrade", *words], timeout_s)
+    return done.returncode, done.stdout, done.stderr
+
+
+def look(lab: Lab, at: str) -> dict[str, Any]:
+    code, out, err = verb(lab, at, "-o", "json")
+    assert code == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def on_disk(lab: Lab, name: str) -> str:
+    return lab.node(name).exec([PLACE, "--version"]).stdout.split()[2]
+
+
+def kubelets(lab: Lab, at: str) -> dict[str, str]:
+    """The version that each Kubernetes Node says."""
+    done = lab.node(at).exec(["sh", "-c", "$K3S_BIN kubectl get nodes -o json"], 30)
+    items = json.loads(done.stdout)["items"]
+    said = {i["metadata"]["name"]: i["status"]["nodeInfo"]["kubeletVersion"] for i in items}
+    return {name: version.removesuffix("-simulated") for name, version in said.items()}
+
+
+def test_k3s_is_upgraded_through_the_mesh_and_a_bad_release_goes_back(
+    lab: LabFactory, lab_root: Path
+) -> None:
+    names = ("n1", "n2", "n3", "n4", "n5")
+    topology = make_topology({"here": names}, servers=3, config=FAST)
+    mine = lab(topology, env={"K3S_BIN": PLACE})
+    for name in names:
+        folder = mine.node(name).folder / "disk" / "var-lib-rancher" / "bin"
+        folder.mkdir()
+        (folder / "k3s").write_text(program(OLD))
+        (folder / "k3s").chmod(0o755)
+        mine.start_agent(name)
+    formed = wait_ready(mine)
+    before = facts_for_ever(formed)
+    servers = sorted(n for n, s in formed.items() if s["role"]["role"] == "server")
+    agents = sorted(set(names) - set(servers))
+    at = servers[0]
+    mine.wait(lambda: {n["k3s"] for n in look(mine, at)["nodes"]} == {OLD}, 60, "all to say what they run")
+
+    def release(version: str, not_on: str = "") -> tuple[str, ...]:
+        """The options for a release that only the node `at` has."""
+        text = program(version, not_on=not_on)
+        (mine.node(at).folder / "disk" / "oem" / f"k3s-{version}").write_text(text)
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        return ("--version", version, "--from", f"/oem/k3s-{version}", "--sha256", sha256)
+
+    good = release(NEW)
+    code, out, _ = verb(mine, at, *good, "--plan")
+    assert code == 6
+    assert out.count(f"goes on to {NEW}") == 5, "three servers one by one, then the agents one by one"
+    code, _, err = verb(mine, agents[0], *good, "--yes")
+    assert code == 1
+    assert "no server" in err
+    code, _, err = verb(mine, at, "--version", "v1.38.0+k3s1", "--yes")
+    assert code == 1
+    assert "more than one minor version" in err
+
+    # never a moment without a majority: a server asked at any time during the upgrade has two ready or more
+    code, _, err = verb(mine, at, *good, "--yes", "--patience", "60s")
+    assert code == 0, err
+    said = [line for line in err.splitlines() if "goes on to" in line]
+    assert {name for line in said for name in names if line.startswith(f"{name} ")} == set(names), said
+    assert f"all nodes run {NEW}" in err
+    assert facts_for_ever(wait_ready(mine)) == before
+    assert {on_disk(mine, name) for name in names} == {NEW}
+    mine.wait(lambda: set(kubelets(mine, at).values()) == {NEW}, 60, "Kubernetes to see the new version")
+    assert {s["k3s"]["version"] for s in statuses(mine).values()} == {NEW}
+
+    # a release that does not start on one agent: everybody returns, agents first, and nothing was lost
+    bad = release(BAD, not_on=agents[1])
+    code, _, err = verb(mine, at, *bad, "--yes", "--patience", "12s")
+    assert code == 1
+    assert f"{agents[1]}: k3s was not ready" in err
+    assert "those that had changed are back" in err
+    again = wait_ready(mine)
+    assert facts_for_ever(again) == before
+    assert {on_disk(mine, name) for name in names} == {NEW}
+    assert len(ca_hashes(mine)) == 1
+    rows = {n["hostname"]: n for n in look(mine, at)["nodes"]}
+    assert rows[agents[1]]["phase"] == "failed"
+    assert {rows[n]["phase"] for n in servers} == {"returned"}
+    saved = mine.node(at).exec([*kairos_p2p(), "cluster", "snapshot", "list", "-o", "name"]).stdout
+    assert "before-upgrade" in saved
