@@ -279,7 +279,8 @@ class Upgrading:
                     turn_s=now - at,
                 )
             )
-        return UpgradeFacts(self._self_id, order, tuple(found), self._cluster.authority.busy)
+        holder = PeerId(self._cluster.authority.holder or self._self_id)
+        return UpgradeFacts(holder, order, tuple(found), self._cluster.authority.busy)
 
     # ------------------------------------------------------------ for people
 

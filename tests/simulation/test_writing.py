@@ -51,6 +51,7 @@ faults:
   - {at: 25s, backdate: n1}
   - {at: 26s, rotate: n1}
   - {at: 27s, revoke: n4}
+  - {at: 29s, upgrade_k3s: {at: n1, version: v1.36.1+k3s1, bad: [n3]}}
   - {when: INIT, after: 500ms, kill_agent: it}
   - {when: ELECT, partition: it}
 heal: 2m

@@ -178,7 +178,7 @@ def test_a_node_fetches_waits_swaps_and_is_done() -> None:
     assert play(act.progress, ORDER, version=NEW).deed == "swap", "an agent that was killed does it again"
     wait = play(act.progress, ORDER, version=NEW, is_begun=True, ready_s=1.0)
     assert wait.deed == "none"
-    done = play(act.progress, ORDER, version=NEW, is_begun=True, ready_s=own.SETTLE_S)
+    done = play(act.progress, ORDER, version=NEW, is_begun=True, ready_s=own.settle_s(ORDER.patience_s))
     assert (done.deed, done.progress.phase, done.progress.version) == ("note", "done", NEW)
     assert play(done.progress, ORDER).deed == "none"
 

@@ -14,9 +14,13 @@ from msgspec.structs import replace
 
 from p2p_roles.upgrade.model import UNDER_WAY, Order, Progress
 
-SETTLE_S: Final = 5.0
-"""So long k3s must have been ready with the new program before it counts as well."""
 FETCH_AGAIN_S: Final = 5.0
+
+
+def settle_s(patience_s: float) -> float:
+    """So long k3s must have been ready with the new program before it counts as well."""
+    return min(15.0, max(1.0, patience_s / 20))
+
 
 Deed = Literal[
     "none",
@@ -98,7 +102,7 @@ def _go_on(mine: Progress, order: Order | None, seen: Seen) -> Act:
     if mine.phase == "trying":
         if not seen.is_begun:
             return Act("swap", mine)
-        if seen.ready_s >= SETTLE_S:
+        if seen.ready_s >= settle_s(patience_s):
             return Act("note", replace(mine, phase="done", error=""))
         if seen.broken or (seen.phase_s >= patience_s and not seen.ready_s):
             why = seen.broken or seen.error or "k3s said nothing about it"
