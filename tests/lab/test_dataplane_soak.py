@@ -81,6 +81,7 @@ async def test_no_connection_is_lost_whatever_changes() -> None:
         await trio.to_thread.run_sync(wait_for_listener, two, 5201)
         client = one.start(
             *("iperf3", "-J", "-c", two.inner, "--bidir", "-t", str(SOAK_S), "-b", "200M"),
+            *("-i", "0"),  # a report that fits into a pipe nobody empties
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

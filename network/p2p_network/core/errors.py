@@ -7,7 +7,6 @@ asserted and crash. The command line maps `exit_code` to the process's exit stat
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -125,5 +124,7 @@ class QuorumMissing(RoleError):
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice that `word` was most likely meant to be, or None if none is near."""
+    import difflib  # only now: the data plane would carry it for good
+
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return found[0] if found else None
