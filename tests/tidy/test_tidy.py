@@ -91,6 +91,7 @@ PURE = (
     "network/p2p_network/dataplane/datagrams.py",
     "network/p2p_network/dataplane/icmp.py",
     "network/p2p_network/dataplane/path.py",
+    "network/p2p_network/dataplane/pulse.py",
     "network/p2p_network/dataplane/queues.py",
     "network/p2p_network/dataplane/segments.py",
     "network/p2p_network/dataplane/records.py",

@@ -19,16 +19,16 @@ from p2p_network.core.errors import MeshError
 from p2p_network.dataplane import sockets
 from p2p_network.dataplane.associations import Associations
 from p2p_network.dataplane.choice import KINDS, TCP, UDP, choose
-from p2p_network.dataplane.connection import SILENCE_S, Buffers, Phase, TcpConnection
+from p2p_network.dataplane.connection import Buffers, Phase, TcpConnection
 from p2p_network.dataplane.forward import Forwarder
 from p2p_network.dataplane.loop import READ, Loop, Timer
 from p2p_network.dataplane.peers import Peer, PeerTable, Session
 from p2p_network.dataplane.preface import SALT_BYTES
+from p2p_network.dataplane.pulse import BEAT_S, SILENCE_S
 from p2p_network.dataplane.records import MAX_PLAIN_BYTES
 from p2p_network.dataplane.udp import UdpConnection
 
 MAX_UNPROVEN: Final = 64
-BEAT_S: Final = 1.0
 _FIRST_REDIAL_S: Final = 0.1
 _LAST_REDIAL_S: Final = 2.0
 
@@ -345,21 +345,22 @@ class Carriers:
             peer.drop("no_carrier", peer.queue.clear())
 
     def _beat(self) -> None:
-        """Once a second: ping every live connection, end the silent and the worn ones, choose again."""
+        """Once a second: ping live connections in use, end the silent and the worn ones, choose again."""
         now = self.loop.now()
         self.loop.call_at(now + BEAT_S, self._beat)
         for peer in self._table.by_name.values():
-            peer.measure(BEAT_S)
+            peer.measure(BEAT_S, now)
         peers: dict[Peer, None] = {}
         for connection in list(self._live):
-            if now - connection.last_received > SILENCE_S:
+            if connection.pulse.is_gone(now, connection.last_received):
                 connection.close(f"silent for {SILENCE_S:.0f} s")
             elif connection.worn:
                 connection.close("its keys are worn")
             elif connection.phase is Phase.LIVE:
-                connection.ping()
                 assert connection.peer is not None
                 peers[connection.peer] = None
+                if connection.pulse.due(now, connection.peer.active_at):
+                    connection.ping()
         for peer in peers:
             self._decide(peer)
 

@@ -21,6 +21,7 @@ from p2p_network.dataplane.forward import Forwarder
 from p2p_network.dataplane.loop import READ, WRITE, Loop, Timer
 from p2p_network.dataplane.path import LEAST_SAMPLE
 from p2p_network.dataplane.peers import Peer, Session
+from p2p_network.dataplane.pulse import Pulse
 from p2p_network.dataplane.records import (
     MAX_FRAME_BYTES,
     PING,
@@ -36,7 +37,6 @@ from p2p_network.dataplane.sockets import suit_rate, tcp_facts
 
 HANDSHAKE_S: Final = 3.0
 RETIRE_S: Final = 5.0
-SILENCE_S: Final = 5.0
 """Both ends ping every second; so long without a byte and the connection is dead."""
 _RECEIVE_BYTES: Final = 2 * MAX_FRAME_BYTES
 
@@ -115,6 +115,7 @@ class TcpConnection:
         self._counted = (0, 0)
         self._loss: float | None = None
         self.last_received = owner.loop.now()
+        self.pulse = Pulse(self.last_received)
         self._deadline: Timer | None = self._close_in(HANDSHAKE_S, "it did not prove a session in time")
 
     # --- beginning -------------------------------------------------------------------------------

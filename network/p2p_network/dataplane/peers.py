@@ -77,6 +77,7 @@ class Peer:
 
     __slots__ = (
         "_counted",
+        "active_at",
         "carrier",
         "connects",
         "dial",
@@ -108,6 +109,7 @@ class Peer:
         self.connects = 0
         self.rx_rate_bps = self.tx_rate_bps = 0.0
         self._counted = (0, 0)
+        self.active_at = float("-inf")
         self.reason = ""
         self.last_received: float | None = None
         self.guard: Guard | None = None
@@ -122,9 +124,11 @@ class Peer:
         if packets:
             self.drops[reason] = self.drops.get(reason, 0) + packets
 
-    def measure(self, seconds: float) -> None:
-        """Take the rates of the last `seconds` from the counters."""
+    def measure(self, seconds: float, now: float) -> None:
+        """Take the rates of the last `seconds` from the counters, and whether anything moved."""
         rx, tx = self._counted
+        if self._counted != (self.rx_bytes, self.tx_bytes) or self.queue:
+            self.active_at = now
         self._counted = (self.rx_bytes, self.tx_bytes)
         self.rx_rate_bps = (self.rx_bytes - rx) * 8 / seconds
         self.tx_rate_bps = (self.tx_bytes - tx) * 8 / seconds

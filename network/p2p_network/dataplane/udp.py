@@ -35,6 +35,7 @@ from p2p_network.dataplane.loop import Loop, Timer
 from p2p_network.dataplane.packet import MAX_PACKET_BYTES, VNET_BYTES
 from p2p_network.dataplane.path import PathMtu, Quality
 from p2p_network.dataplane.peers import Peer, Session
+from p2p_network.dataplane.pulse import Pulse
 from p2p_network.dataplane.records import (
     BYE,
     ENTRY_BYTES,
@@ -111,6 +112,7 @@ class UdpConnection:
         self.ready = False
         self.heard = False
         self.last_received = owner.loop.now()
+        self.pulse = Pulse(self.last_received)
         self.path = PathMtu(is_ip6=socket.is_ip6)
         self.quality = Quality()
         self._deadline: Timer | None = self._close_in(HANDSHAKE_S, "it did not prove a session in time")

@@ -1,0 +1,49 @@
+"""When is a path asked for a sign of life, and when is it given up?
+
+Pure. Once a second while packets flow and shortly after; an idle path as often as keeps the way open through
+routers that translate addresses (they forget an idle UDP flow after 30 s, RFC 4787 asks for more), so that a
+mesh at rest is quiet. The first packet after a rest is followed by a question within a second.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BEAT_S: Final = 1.0
+ACTIVE_S: Final = 10.0
+"""So long after the last packet, or its own beginning, a path counts as in use."""
+IDLE_S: Final = 15.0
+"""Between two questions to an idle path."""
+SILENCE_S: Final = 5.0
+"""A path that was asked and says nothing for so long is gone."""
+
+
+class Pulse:
+    """Of one path. Times are monotonic seconds."""
+
+    __slots__ = ("_asked_at", "_began_at", "_waiting_since")
+
+    def __init__(self, now: float) -> None:
+        self._began_at = now
+        self._asked_at = float("-inf")
+        self._waiting_since: float | None = None
+
+    def due(self, now: float, active_at: float) -> bool:
+        """Whether to ask now; `active_at`: when a packet went either way last. Counts as asked."""
+        in_use = now - max(active_at, self._began_at) < ACTIVE_S
+        # half a beat early: the caller comes by once a beat, and never quite on time
+        if now - self._asked_at < (BEAT_S if in_use else IDLE_S) - BEAT_S / 2:
+            return False
+        self._asked_at = now
+        if self._waiting_since is None:
+            self._waiting_since = now
+        return True
+
+    def is_gone(self, now: float, last_received: float) -> bool:
+        """Whether it was asked and has said nothing since for too long."""
+        if self._waiting_since is None:
+            return False
+        if last_received >= self._waiting_since:
+            self._waiting_since = None
+            return False
+        return now - self._waiting_since > SILENCE_S
