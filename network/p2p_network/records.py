@@ -113,3 +113,22 @@ class AccessRecord(msgspec.Struct, frozen=True):
     """Key ``access/rules``: an administrator's word on who may reach whom (see `access`)."""
 
     rules: tuple[str, ...] = ()
+
+
+class ServiceItem(msgspec.Struct, frozen=True):
+    """One service of a node.
+
+    Attributes:
+        name: a DNS label.
+        port: where it answers on the node's VPN address, if it has one.
+    """
+
+    name: str
+    protocol: Literal["tcp", "udp"]
+    port: int
+
+
+class ServicesRecord(msgspec.Struct, frozen=True):
+    """Key ``services/<peer>``: what a node offers to the others by name."""
+
+    services: tuple[ServiceItem, ...] = ()

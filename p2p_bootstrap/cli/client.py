@@ -176,6 +176,20 @@ class AgentClient:
         """The JSON that the agent answers to a request of a verb of its own."""
         return self._json(method, path, timeout_s=timeout_s)
 
+    def live(self, method: str, path: str) -> Iterator[dict[str, Any]]:
+        """What the agent says line by line, for as long as it and this caller stay. Raises what it says last,
+        if that is an error."""
+        connection, response = self._open(method, path, None)
+        try:
+            while line := self._spoken(lambda: response.readline(MAX_LINE_BYTES)):
+                document = self._decoded(line)
+                if "error" in document:
+                    kind = _ERRORS.get(document["exit_code"], P2PError)
+                    raise kind(str(document["error"]), hint=str(document["hint"]))
+                yield document
+        finally:
+            connection.close()
+
     def _json(self, method: str, path: str, *, timeout_s: float | None = None) -> Any:
         return self._decoded(self._request(method, path, timeout_s or self._timeout_s))
 

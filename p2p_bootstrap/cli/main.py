@@ -33,6 +33,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "peers": ("p2p_bootstrap.cli.peers_verb:peers", "Who else is here, and how are they reached?"),
     "routes": ("p2p_bootstrap.cli.routes_verbs:group", "Which networks are behind which node?"),
     "access": ("p2p_bootstrap.cli.access_verbs:group", "Who may reach whom?"),
+    "service": ("p2p_bootstrap.cli.service_verbs:group", "Offer programs by name, reach those of others."),
+    "file": ("p2p_bootstrap.cli.file_verbs:group", "Hand a file from node to node."),
     "roles": ("p2p_bootstrap.cli.roles_verbs:group", "Who does what in the cluster, and why?"),
     "regions": ("p2p_bootstrap.cli.regions_verbs:group", "Which node stands where, and how far apart?"),
     "plan": ("p2p_bootstrap.cli.plan_verbs:plan", "What has to happen until the cluster is as declared?"),

@@ -19,6 +19,7 @@ from p2p_bootstrap.cloudconfig.nodes import ListNode, MapNode, ScalarNode, kind
 from p2p_bootstrap.config import addresses
 from p2p_bootstrap.config.quoting import quoted
 from p2p_network.core.errors import nearest
+from p2p_network.services import check_name
 from p2p_network.subnets import parse_subnet
 
 MAX_SERVERS: Final = 15
@@ -143,6 +144,23 @@ def _pattern(pattern: str, what: str) -> AfterValidator:
     return AfterValidator(run)
 
 
+def split_target(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``, ``[IPV6]:PORT`` or ``PORT`` (of 127.0.0.1). Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    host = (host.removeprefix("[").removesuffix("]") if colon else "") or "127.0.0.1"
+    if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+        raise ValueError(f"{quoted(text)} is no target: write HOST:PORT, such as 127.0.0.1:80")
+    if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", host):
+        raise ValueError(f"{quoted(host)} is no host")
+    return host, int(port)
+
+
+def check_target(text: str) -> str:
+    """The text, if `split_target` takes it."""
+    split_target(text)
+    return text
+
+
 def _hostname(text: str) -> str:
     if _TEMPLATE in text:
         return text  # `{{ trunc 4 .MachineID }}`: rendered by the boot stages, see Config.hostname
@@ -224,6 +242,9 @@ Interface = Annotated[
     _pattern(r"(?!\.\.?$)[A-Za-z0-9_.-]{1,15}", "a device name: at most 15 letters, digits or -_."),
 ]
 Hostname = Annotated[Text, AfterValidator(_hostname)]
+ServiceName = Annotated[Text, _checked(check_name)]
+Target = Annotated[Text, _checked(check_target)]
+Transport = Annotated[Literal["tcp", "udp"], choice({"tcp": "tcp", "udp": "udp"})]
 Subnet = Annotated[Text, _checked(lambda text: str(parse_subnet(text)))]
 AddressRange = Annotated[Text, AfterValidator(_address_range)]
 Listen = Annotated[Text, _checked(addresses.check_listen)]

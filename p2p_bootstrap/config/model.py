@@ -38,13 +38,18 @@ from p2p_bootstrap.config.fields import (
     Seconds,
     Secret,
     ServerCount,
+    ServiceName,
     Silence,
     SnapshotCount,
     Speed,
     Subnet,
+    Target,
     Text,
+    Transport,
+    split_target,
 )
 from p2p_bootstrap.config.names import KUBE_VIP_FIELDS
+from p2p_network.services import MAX_SERVICES
 from p2p_network.subnets import MAX_NETWORKS
 from p2p_network.token import DEFAULT_NETWORK_ID, MAX_BOOTSTRAP
 
@@ -135,6 +140,27 @@ class VPN(_Section):
     )
 
 
+class Service(_Section):
+    """`p2p.services`: a program of this node that the others reach by name."""
+
+    name: ServiceName = Field(description="Its name: 1 to 63 of a-z, 0-9 and -.")
+    to: Target = Field(description="Where its program listens: HOST:PORT, or PORT of 127.0.0.1.")
+    protocol: Transport = Field(default="tcp", description="tcp or udp.")
+    port: Port | None = Field(
+        default=None, description="Port on this node's VPN address. Unset: that of the program."
+    )
+
+    @property
+    def target(self) -> tuple[str, int]:
+        """Host and port of `to`."""
+        return split_target(self.to)
+
+    @property
+    def public_port(self) -> int:
+        """The port on the VPN address."""
+        return self.port or self.target[1]
+
+
 class Bless(_Section):
     """`p2p.bless`: when the agent says that the boot slot it runs from is healthy."""
 
@@ -213,6 +239,11 @@ class P2P(_Section):
     )
     loglevel: LogLevel = Field(default="info", description="debug, info, warning or error.")
     vpn: VPN = Field(default_factory=VPN, description="The network between the nodes.")
+    services: tuple[Service, ...] = Field(
+        default=(),
+        max_length=MAX_SERVICES,
+        description="Programs of this node that the others reach by name, with or without a VPN.",
+    )
     auto: Auto = Field(default_factory=Auto, description="Whether the nodes agree on the roles.")
     bless: Bless = Field(
         default_factory=Bless,

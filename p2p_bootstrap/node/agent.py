@@ -24,6 +24,7 @@ from p2p_bootstrap.api.audit import AuditLog
 from p2p_bootstrap.api.events import EventLog
 from p2p_bootstrap.api.reach import routes as reach_routes
 from p2p_bootstrap.api.server import serve_api
+from p2p_bootstrap.api.services import routes as service_routes
 from p2p_bootstrap.api.upgrades import routes as upgrade_routes
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.config.model import REGION_AUTO
@@ -32,6 +33,7 @@ from p2p_bootstrap.node.answers import Answers, own_hostname
 from p2p_bootstrap.node.blessing import Blessing
 from p2p_bootstrap.node.blobs import Blobs
 from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.files import Files
 from p2p_bootstrap.node.forwarding import Forwarding
 from p2p_bootstrap.node.issuing import Issuing
 from p2p_bootstrap.node.k3s import K3sUnit
@@ -46,6 +48,8 @@ from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.resolving import Resolving
 from p2p_bootstrap.node.routing import Routing
 from p2p_bootstrap.node.scope import options_of
+from p2p_bootstrap.node.service_answers import ServiceAnswers
+from p2p_bootstrap.node.services import Services
 from p2p_bootstrap.node.sharing import Sharing
 from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.snapshots import Snapshots
@@ -112,6 +116,8 @@ class _Columns:
     admission: Admission
     routing: Routing
     vpn: Vpn
+    services: Services
+    asked: ServiceAnswers
     cluster: Cluster
     places: Places
     names: Names
@@ -263,6 +269,26 @@ class _Agent:
                 own=lambda: answers.kubeconfig(),  # noqa: PLW0108  (made below)
             )
             blobs = Blobs(runtime=runtime, host=host)
+            files = Files(
+                runtime=runtime,
+                host=host,
+                replication=replication,
+                routing=routing,
+                blobs=blobs,
+                self_id=identity.peer_id,
+            )
+            services = Services(
+                runtime=runtime,
+                self_id=identity.peer_id,
+                declared=self._config.p2p.services,
+                host=host,
+                replication=replication,
+                durable=durable,
+                routing=routing,
+                vpn=vpn,
+                region=lambda: places.region,
+            )
+            await services.load()
             snapshots = Snapshots(
                 runtime=runtime,
                 self_id=identity.peer_id,
@@ -315,6 +341,8 @@ class _Agent:
                 admission,
                 routing,
                 vpn,
+                services,
+                ServiceAnswers(services, files),
                 cluster,
                 places,
                 names,
@@ -367,7 +395,11 @@ class _Agent:
             async with trio.open_nursery() as nursery:
                 audit = AuditLog(self._state_dir / "audit.log")
                 reach = ReachAnswers(columns.routing, columns.vpn)
-                parts = (partial(reach_routes, reach), partial(upgrade_routes, columns.upgrades))
+                parts = (
+                    partial(reach_routes, reach),
+                    partial(upgrade_routes, columns.upgrades),
+                    partial(service_routes, columns.asked),
+                )
                 serve = partial(serve_api, parts=parts)
                 await nursery.start(serve, answers, self._socket, audit, columns.upkeep)
                 nursery.start_soon(self._watch_signals, columns)
@@ -387,6 +419,7 @@ class _Agent:
                 nursery.start_soon(self._keep_record, columns, self_id)
                 nursery.start_soon(columns.routing.run)
                 nursery.start_soon(columns.vpn.run)
+                nursery.start_soon(columns.services.run)
                 nursery.start_soon(columns.cluster.run)
                 nursery.start_soon(columns.snapshots.run)
                 nursery.start_soon(columns.recovery.run)
@@ -445,6 +478,7 @@ class _Agent:
         await columns.replication.delete(f"place/{self_id}")
         await columns.replication.delete(f"routes/{self_id}")
         await columns.replication.delete(f"k3s/{self_id}")
+        await columns.replication.delete(f"services/{self_id}")
         await columns.replication.delete(f"node/{self_id}")
         with trio.move_on_after(FAREWELL_S):
             await columns.replication.spread()

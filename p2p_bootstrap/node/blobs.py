@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PIECE_TIMEOUT_S: Final = 30.0
 _KEPT_MANIFESTS: Final = 16
 
+Progress = Callable[[int, int], None]
+"""Bytes that are there, and bytes in all."""
+
 Find = Callable[[PeerId, str], Path | None]
 """Which file is this, for this peer? None: it has no such file, or may not have it. Blocks."""
 
@@ -43,10 +46,21 @@ class Blobs:
         """Hand out the files of a space."""
         self._spaces[space] = find
 
-    async def fetch(self, peer: PeerId, space: str, name: str, target: Path, *, max_bytes: int) -> None:
+    async def fetch(
+        self,
+        peer: PeerId,
+        space: str,
+        name: str,
+        target: Path,
+        *,
+        max_bytes: int,
+        sha256: str = "",
+        progress: Progress = lambda _done, _total: None,
+    ) -> None:
         """Get a blob from a peer into `target`. Raises MeshError, OSError.
 
-        What came before a failure stays beside the target, and the next call goes on there.
+        What came before a failure stays beside the target, and the next call goes on there. `sha256`: of the
+        whole, in hexadecimal digits, checked before the target is put in place; "": not checked.
         """
         session = transfer.Fetch(space, name, max_bytes=max_bytes)
         partial: files.Partial | None = None
@@ -60,7 +74,13 @@ class Blobs:
                     session.resume(await self._runtime.in_thread(partial.have))
                 elif piece is not None:
                     await self._runtime.in_thread(partial.write, piece)
+                progress(session.done_bytes, session.total_bytes)
             assert partial is not None, "there is always a first request"
+            if sha256 and await self._runtime.in_thread(partial.digest) != sha256:
+                raise MeshError(
+                    f"{name} came, but is not what was offered: its checksum differs",
+                    hint="the file was changed on the other node meanwhile: offer it again, and get it again",
+                )
             await self._runtime.in_thread(partial.finish)
         except transfer.Gone as exc:
             raise MeshError(f"{name}: {exc}") from exc

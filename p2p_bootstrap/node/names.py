@@ -22,8 +22,9 @@ from p2p_network.core import log
 from p2p_network.core.errors import P2PError
 from p2p_network.ledger.reading import read_by_peer
 from p2p_network.membership import MemberState
-from p2p_network.names.zone import Host, Zone, zone_of
-from p2p_network.records import AddressClaim, RoleRecord
+from p2p_network.names.zone import Exposed, Host, Zone, zone_of
+from p2p_network.records import AddressClaim, RoleRecord, ServicesRecord
+from p2p_network.services import offers
 
 if TYPE_CHECKING:
     from p2p_bootstrap.node.vpn import Vpn
@@ -74,6 +75,7 @@ class Names:
         self._changed = Signal()
         self._replication.subscribe_view(self._changed)
         self._replication.subscribe("role/", self._changed)
+        self._replication.subscribe("services/", self._changed)
         self._changed.raise_()
 
     async def run(self) -> None:
@@ -119,7 +121,9 @@ class Names:
             for member in self._replication.view.members
             if member.record is not None and member.state is not MemberState.LEFT
         ]
-        return zone_of(self._network_id, hosts, ())
+        offered = offers(read_by_peer(ledger, "services/", ServicesRecord))
+        exposed = [Exposed(o.item.name, o.peer, o.item.protocol, o.item.port) for o in offered]
+        return zone_of(self._network_id, hosts, exposed)
 
     async def _keep_server(self, answering: Answering) -> None:
         """Serve on the addresses that the VPN has, and again where that ends."""

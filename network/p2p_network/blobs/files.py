@@ -57,6 +57,14 @@ class Partial:
             written = os.pwrite(self._file, view, offset)
             view, offset = view[written:], offset + written
 
+    def digest(self) -> str:
+        """SHA-256 of what there is, in hexadecimal digits; reads it whole."""
+        found = hashlib.sha256()
+        for offset in range(0, self._manifest.size_bytes, PIECE_BYTES):
+            size = min(PIECE_BYTES, self._manifest.size_bytes - offset)
+            found.update(os.pread(self._file, size, offset))
+        return found.hexdigest()
+
     def finish(self) -> None:
         """It is whole: durable, under its name."""
         os.ftruncate(self._file, self._manifest.size_bytes)

@@ -109,6 +109,18 @@ class Fetch:
         """Whether every piece has come."""
         return self.manifest is not None and not self._missing
 
+    @property
+    def total_bytes(self) -> int:
+        """How large it is; 0 before its manifest came."""
+        return self.manifest.size_bytes if self.manifest is not None else 0
+
+    @property
+    def done_bytes(self) -> int:
+        """How much of it is there."""
+        if self.manifest is None:
+            return 0
+        return self.manifest.size_bytes - sum(map(self.manifest.size_of, self._missing))
+
     def resume(self, have: Collection[int]) -> None:
         """These pieces are there already, checked against the manifest."""
         assert self.manifest is not None, "what is missing is known with the manifest"

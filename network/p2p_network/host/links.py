@@ -110,6 +110,11 @@ class Link:
         return self._channel if self._channel is not None and not self._channel.ended.is_set() else None
 
     @property
+    def connection(self) -> Connection | None:
+        """The connection in use; None for the moment between two channels."""
+        return self._current if self.channel is not None else None
+
+    @property
     def address(self) -> str:
         """The other end of the connection in use; "" without one."""
         return str(remote_of(self._current.conn)) if self._current is not None else ""

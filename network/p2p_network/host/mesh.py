@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import trio
@@ -21,13 +21,16 @@ from p2p_network.host.addresses import Endpoint, endpoints_of, parse_endpoint
 from p2p_network.host.channel import Channel, Handler
 from p2p_network.host.discovery import DhtRendezvous, LocalDiscovery
 from p2p_network.host.frames import MAX_METHOD_CHARS, MAX_PAYLOAD_BYTES
-from p2p_network.host.gate import Gate, Refused
-from p2p_network.host.guards import MeshBasicHost, MeshSwarm, SelfReached, abort, peer_of
+from p2p_network.host.gate import Gate
+from p2p_network.host.gate import Refused as NotAdmitted
+from p2p_network.host.guards import MeshBasicHost, MeshSwarm, SelfReached, Stream, abort, peer_of
 from p2p_network.host.links import Link, Surroundings
 from p2p_network.host.listener import Listener, machine_addresses
 from p2p_network.host.presence import PeerDown, PeerUp
 from p2p_network.host.private import Stranger
 from p2p_network.identity import Identity
+from p2p_network.tubes.flow import Opening
+from p2p_network.tubes.tube import Ended, Refused, Tube
 
 logger = log.get(__name__)
 
@@ -36,6 +39,8 @@ __all__ = ["MeshHost", "PeerDown", "PeerUp"]
 HEARTBEAT_S: Final = 1.0
 ADDRESSES_EVERY_S: Final = 15.0
 EVENTS: Final = 4096
+MAX_TUBES: Final = 256
+MAX_TUBES_PER_PEER: Final = 64
 
 
 class MeshHost:
@@ -75,6 +80,9 @@ class MeshHost:
         self._gate = gate
         self._refused: Counter[str] = Counter()
         self._protocol = f"/kairos-p2p/{mesh_id}/1"
+        self._tube_protocol = f"/kairos-p2p/{mesh_id}/tube/1"
+        self._take_tube: Callable[[Tube, Opening], Awaitable[None]] | None = None
+        self._tubes: Counter[PeerId] = Counter()
         self._rendezvous = rendezvous
         self._listen = tuple(listen)
         self._without_devices = tuple(without_devices)
@@ -197,6 +205,36 @@ class MeshHost:
         channel = self._channel(peer)
         return channel is not None and channel.notify(method, payload)
 
+    async def open_tube(self, peer: PeerId, opening: Opening) -> Tube:
+        """A tube to a peer, which took it. It runs until one side ends it.
+
+        Raises PeerUnreachable (not connected, connection lost), MeshError (the peer refuses; its words).
+        """
+        link = self._links.get(peer)
+        connection = link.connection if link is not None else None
+        if link is None or connection is None or self._nursery is None:
+            raise PeerUnreachable(
+                f"no connection with peer {short(peer)}",
+                hint="see `kairos-p2p peers`; the node keeps dialling",
+            )
+        stream = await self._host.open_on(connection.conn, self._tube_protocol)
+        tube = Tube(stream, opens=True, heard=connection.heard)
+        self._nursery.start_soon(tube.run)
+        try:
+            await tube.open(opening)
+        except Refused as exc:
+            raise MeshError(f"peer {short(peer)} refuses: {exc}") from exc
+        except Ended as exc:
+            raise PeerUnreachable(f"peer {short(peer)}: {exc}") from exc
+        except BaseException:
+            tube.abort("this node gave up")
+            raise
+        return tube
+
+    def serve_tubes(self, handler: Callable[[Tube, Opening], Awaitable[None]]) -> None:
+        """Who takes or refuses the tubes that peers open. Called before `run`."""
+        self._take_tube = handler
+
     # ------------------------------------------------------------------ running
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
@@ -210,6 +248,8 @@ class MeshHost:
                 self._swarm.on_connected = self._connected
                 self._swarm.on_disconnected = self._disconnected
                 self._host.set_stream_handler(self._protocol, self._serve_stream)
+                if self._take_tube is not None:
+                    self._host.set_stream_handler(self._tube_protocol, self._serve_tube)
                 nursery.start_soon(self._listener.serve, self._admit)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._drive_dialer)
@@ -263,7 +303,7 @@ class MeshHost:
             self._refused["stranger"] += 1
             count = self._refused["stranger"]
             log.event(logger, "host.stranger_rejected", level=10, count=count, error=exc.message)
-        except Refused as exc:
+        except NotAdmitted as exc:
             self._note_refusal(exc, str(stream))
         except (MeshError, OSError) as exc:
             log.event(logger, "host.handshake_failed", level=10, detail=str(exc))
@@ -291,7 +331,7 @@ class MeshHost:
     def _may_dial(self, peer: PeerId) -> bool:
         return self._gate is None or self._gate.may_dial(peer)
 
-    def _note_refusal(self, exc: Refused, address: str) -> None:
+    def _note_refusal(self, exc: NotAdmitted, address: str) -> None:
         """A connection that ended at the gate, whoever closed it."""
         self._refused[f"by_peer_{exc.cause}" if exc.by_peer else exc.cause] += 1
         log.event(logger, "host.peer_refused", level=10, address=address, reason=exc.message)
@@ -305,7 +345,7 @@ class MeshHost:
             reached = peer_of(conn)
         except SelfReached:
             reached = self.peer_id
-        except Refused as exc:
+        except NotAdmitted as exc:
             self._note_refusal(exc, str(target))
         except MeshError as exc:
             log.event(logger, "host.dial_failed", level=10, address=str(target), detail=str(exc))
@@ -355,6 +395,45 @@ class MeshHost:
         if link is None:
             raise PeerUnreachable("the connection has just ended")
         await link.serve(raw)
+
+    async def _serve_tube(self, raw: Any) -> None:
+        """A peer opened a tube to us: let the handler have it, until it has ended."""
+        stream = Stream(raw)
+        link = self._links.get(stream.peer)
+        connection = (
+            next((c for c in link.connections if c.conn is stream.connection), None) if link else None
+        )
+        full = self._tubes.total() >= MAX_TUBES or self._tubes[stream.peer] >= MAX_TUBES_PER_PEER
+        if connection is None or full or self._take_tube is None:
+            await stream.reset()
+            return
+        tube = Tube(stream, opens=False, heard=connection.heard)
+        self._tubes[stream.peer] += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(tube.run)
+                nursery.start_soon(self._handle_tube, tube, nursery.cancel_scope)
+                await tube.closed.wait()
+                if not tube.is_whole:  # else what came is still being delivered
+                    nursery.cancel_scope.cancel()
+        finally:
+            if tube.violated:
+                self._violations += 1
+                log.event(logger, "host.peer_violated", level=30, peer=stream.peer, reason=tube.reason)
+            self._tubes[stream.peer] -= 1
+            self._tubes = +self._tubes
+
+    async def _handle_tube(self, tube: Tube, scope: trio.CancelScope) -> None:
+        assert self._take_tube is not None
+        try:
+            await self._take_tube(tube, await tube.opening())
+            if tube.is_whole:
+                await tube.closed.wait()
+        except Ended:
+            pass
+        finally:
+            tube.abort("its handler ended")
+            scope.cancel()
 
     def _greeted(self, peer: PeerId, addresses: Sequence[str]) -> None:
         found = endpoints_of(addresses)

@@ -85,6 +85,7 @@ TABLE: Final[dict[str, Rule]] = {
     "role": Rule(("<peer>",), Writer.OWNER, 4096, 1, _MAX_NODES, True),
     "assign": Rule(("<scope>", "<peer>"), Writer.AUTHORITY, 2048, 2 * _MAX_NODES, 2 * _MAX_NODES, True),
     # what a node offers to carry; which of it the mesh uses, and who may reach whom, say holders of the root
+    "services": Rule(("<peer>",), Writer.OWNER, 8192, 1, _MAX_NODES, True),
     "routes": Rule(("<peer>",), Writer.OWNER, 4096, 1, _MAX_NODES, True),
     "accepted": Rule(("<peer>",), Writer.AUTHORITY, 4096, _MAX_NODES, _MAX_NODES, True),
     "access": Rule(("<name>",), Writer.AUTHORITY, MAX_VALUE_BYTES, 1, 1, True),

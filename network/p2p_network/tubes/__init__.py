@@ -1,0 +1,1 @@
+"""How do two programs on two nodes talk through the mesh, without a VPN?"""
