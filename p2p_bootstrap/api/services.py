@@ -28,8 +28,8 @@ MAX_TEXT_CHARS: Final = 4096
 
 class ServiceDoc(TypedDict):
     """One row of ``GET /v1/services``. `port`: on the node's VPN address; `target`: where its program
-    listens, on its own node only; `allowed`: by the access rules, from this node; `error`: why the node does not
-    answer for it on its VPN address, "" if it does or has none."""
+    listens, on its own node only; `allowed`: by the access rules, from this node; `error`: why the node does
+    not answer for it on its VPN address, "" if it does or has none."""
 
     name: str
     protocol: str

@@ -71,6 +71,7 @@ def contradictions(root: MapNode, p2p: P2P, k3s: K3s) -> Iterator[Problem]:
             )
     yield from _overlaps(root, p2p, k3s)
     yield from _routes(root, p2p)
+    yield from _services(root, p2p)
 
 
 def kubevip_problems(root: MapNode, kubevip: KubeVip) -> Iterator[Problem]:
@@ -218,6 +219,19 @@ def _routes(root: MapNode, p2p: P2P) -> Iterator[Problem]:
             "without a VPN no packet can be carried (p2p.vpn.create is false)",
             "remove the key, or create the VPN",
         )
+
+
+def _services(root: MapNode, p2p: P2P) -> Iterator[Problem]:
+    seen: dict[tuple[str, str], int] = {}
+    for index, service in enumerate(p2p.services):
+        first = seen.setdefault((service.name, service.protocol), index)
+        if first != index:
+            yield problem_at(
+                root,
+                ("p2p", "services", index, "name"),
+                f"there are two {service.protocol} services of the name {service.name}",
+                "name each differently; on other nodes the name may be used again",
+            )
 
 
 def _written(root: MapNode, *path: str) -> bool:

@@ -154,6 +154,8 @@ def _translate(root: MapNode, section: str, error: ErrorDetails) -> Problem:
             message = f"must be at least {context['ge']}, found {shown}"
         case "less_than_equal":
             message = f"must be at most {context['le']}, found {shown}"
+        case "missing":
+            message = "it has to be there"
         case "too_long":
             message = f"has too many items: {context['actual_length']}, at most {context['max_length']}"
         case "too_short":
