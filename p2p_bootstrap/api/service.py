@@ -182,7 +182,8 @@ class PeerDoc(TypedDict):
     """One row of ``GET /v1/peers``. `address`: the multiaddress in use, "" if none; `rtt_ms`: None if
     unknown; `cluster`: the name of its cluster; `carrier`: what packets travel on, "none" if nothing does,
     `carrier_reason` why, `carrier_rtt_ms` and `loss` (share of what was sent) what is known of its path; byte
-    counts are of VPN packets; `admission`: member, or why it is none; `generation`: of its certificate, or 0;
+    counts are of VPN packets; `relay`: the member that its channel runs through, "" if none, `relay_reason`
+    why; `admission`: member, or why it is none; `generation`: of its certificate, or 0;
     `reason`: of state."""
 
     peer: str
@@ -200,6 +201,8 @@ class PeerDoc(TypedDict):
     loss: float | None
     rx_rate_bps: float
     tx_rate_bps: float
+    relay: str
+    relay_reason: str
     cluster: str
     role: RoleName
     rx_bytes: int

@@ -29,6 +29,16 @@ def _loss(peer: PeerDoc) -> str:
     return "" if peer["loss"] is None else f"{peer['loss']:.2%}"
 
 
+def _address(peer: PeerDoc) -> str:
+    return f"relayed by {peer['relay']}" if peer["relay"] else peer["address"]
+
+
+def _why(peer: PeerDoc) -> str:
+    """Why these packets travel so, and why the channel does if it needs a relay."""
+    relayed = f"channel relayed by {peer['relay']}: {peer['relay_reason']}" if peer["relay"] else ""
+    return "; ".join(part for part in (peer["carrier_reason"], relayed) if part)
+
+
 def _state(peer: PeerDoc) -> str:
     """One that is no member (any more) shows why: revoked, expired, ..."""
     return peer["state"] if peer["admission"] in ("member", "uncertified") else peer["admission"]
@@ -46,7 +56,7 @@ COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
     out.Column("CARRIER", lambda peer: peer["carrier"]),
     out.Column("RX", lambda peer: out.bytes_text(peer["rx_bytes"]), right=True),
     out.Column("TX", lambda peer: out.bytes_text(peer["tx_bytes"]), right=True),
-    out.Column("ADDRESS", lambda peer: peer["address"]),
+    out.Column("ADDRESS", _address),
 )
 
 
@@ -58,7 +68,7 @@ PATH_COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
     out.Column("LOSS", _loss, right=True),
     out.Column("RX RATE", lambda peer: _rate(peer["rx_rate_bps"]), right=True),
     out.Column("TX RATE", lambda peer: _rate(peer["tx_rate_bps"]), right=True),
-    out.Column("WHY", lambda peer: peer["carrier_reason"]),
+    out.Column("WHY", _why),
 )
 
 
@@ -70,8 +80,8 @@ def peers(paths: bool, output: out.Output, socket: Path) -> None:
     """Who else is here, and how are they reached?
 
     Lists every peer this node knows. CARRIER is what VPN packets travel on, ADDRESS where the mesh
-    connection goes. With --paths: round trip and loss of the packets' own path, and why it was chosen. With
-    -o name: peer ids.
+    connection goes, or the member that relays it. With --paths: round trip and loss of the packets' own path,
+    and why it was chosen. With -o name: peer ids.
     """
     rows = sorted(AgentClient(socket).peers(), key=lambda peer: (peer["hostname"], peer["peer"]))
     out.print_rows(

@@ -217,6 +217,11 @@ class P2P(_Section):
     disable_dht: Flag = Field(
         default=False, description="Find nodes by bootstrap and on the local network only."
     )
+    relay: Flag = Field(
+        default=True,
+        description="Carry connections between two members that can't reach each other; sealed end to end, "
+        "and limited. false: this node carries nothing for others.",
+    )
     prefer: Preference | None = Field(
         default=None,
         description="The role this node would rather have where both are possible: server or agent. "

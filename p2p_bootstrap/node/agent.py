@@ -170,6 +170,7 @@ class _Agent:
                 remembered=_remembered(durable),
                 without_devices=(self._config.p2p.vpn.interface,),
                 gate=admission,
+                relays=self._config.p2p.relay,
             )
             store = LedgerStore(state.store_path, kept.mesh_id)
             replication = Replication(

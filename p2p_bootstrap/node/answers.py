@@ -64,7 +64,7 @@ from p2p_network.admission.documents import LIMITS
 from p2p_network.admission.trust import SENTENCES, Cause
 from p2p_network.coordinates import rtt_s
 from p2p_network.core.errors import RoleError, TimedOut, UsageError
-from p2p_network.core.ids import PeerId, public_key_of
+from p2p_network.core.ids import PeerId, public_key_of, short
 from p2p_network.host.addresses import parse_endpoint
 from p2p_network.host.mesh import MeshHost
 from p2p_network.ledger.reading import read_by_peer
@@ -288,6 +288,7 @@ class Answers:
         peer, record = member.peer, member.record
         verdict = self._admission.verdict(peer)
         stats, rtt_s = self._vpn.status.peers.get(peer), self._host.round_trip_s(peer)
+        relay, relay_reason = self._relay_of(peer)
         return PeerDoc(
             peer=peer,
             hostname=record.hostname if record else "",
@@ -304,6 +305,8 @@ class Answers:
             rx_rate_bps=stats.rx_rate_bps if stats else 0.0,
             tx_rate_bps=stats.tx_rate_bps if stats else 0.0,
             loss=None if stats is None or stats.loss is None else round(stats.loss, 5),
+            relay=relay,
+            relay_reason=relay_reason,
             cluster=said.scope if said else "",
             role=said.role if said else "",  # type: ignore[typeddict-item]  # checked by _said
             rx_bytes=stats.rx_bytes if stats else 0,
@@ -312,6 +315,15 @@ class Answers:
             generation=verdict.certificate.generation if verdict.certificate else 0,
             reason=member.reason,
         )
+
+    def _relay_of(self, peer: PeerId) -> tuple[str, str]:
+        """Name of the member that a peer's channel runs through, and why; ("", "") for none."""
+        found = self._host.relay_of(peer)
+        if found is None:
+            return "", ""
+        member = self._replication.view.get(found[0])
+        record = member.record if member is not None else None
+        return (record.hostname if record is not None and record.hostname else short(found[0])), found[1]
 
     def _said(self) -> dict[PeerId, RoleRecord]:
         """What every node says of its role; roles of a newer version read as none."""

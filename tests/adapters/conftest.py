@@ -140,6 +140,8 @@ def peer_doc(number: int, **changes: Any) -> PeerDoc:
         "loss": 0.0125,
         "rx_rate_bps": 2_500_000.0,
         "tx_rate_bps": 0.0,
+        "relay": "",
+        "relay_reason": "",
         "cluster": "kairos/east",
         "role": "server",
         "rx_bytes": 1_500_000,

@@ -248,6 +248,13 @@ def test_paths_of_peers_are_told_with_the_reason(agent: Any) -> None:
     assert lines[1].rstrip().endswith("records over TCP carry most")
 
 
+def test_a_relayed_channel_is_told_with_the_relay_and_the_reason(agent: Any) -> None:
+    agent.fake.peer_docs = [{**agent.fake.peer_docs[0], "relay": "edge-7", "relay_reason": "no answer"}]
+    assert run("peers", socket=agent.socket).stdout.rstrip().endswith("relayed by edge-7")
+    paths = run("peers", "--paths", socket=agent.socket).stdout.rstrip()
+    assert paths.endswith("records over TCP carry most; channel relayed by edge-7: no answer")
+
+
 def test_an_empty_table_is_said_beside_the_data(agent: Any) -> None:
     agent.fake.peer_docs = []
     done = run("peers", socket=agent.socket)

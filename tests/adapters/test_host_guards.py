@@ -22,7 +22,7 @@ from p2p_network.host import guards
 from p2p_network.host.addresses import Endpoint
 from p2p_network.host.guards import MeshBasicHost, MeshSwarm
 from p2p_network.host.listener import Doorway, Listener
-from p2p_network.host.private import PrivateConnection, Stranger
+from p2p_network.host.private import PrivateConnection, SocketWire, Stranger, Wire
 from p2p_network.host.psk import GREETING, NONCE_BYTES, KeyStream
 from p2p_network.identity import Identity
 
@@ -62,7 +62,7 @@ class Node:
 
     async def _admit(self, stream: trio.SocketStream, trusted: Callable[[], None]) -> None:
         try:
-            await self.swarm.admit(stream, trusted)
+            await self.swarm.admit(SocketWire(stream), trusted)
         except MeshError as exc:
             self.refused.append(exc)
 
@@ -176,7 +176,7 @@ async def test_too_many_streams_on_one_connection_are_refused(monkeypatch: pytes
 async def test_a_member_that_offers_plaintext_is_refused() -> None:
     async with nodes(1) as (server,):
         tcp = await trio.open_tcp_stream(server.endpoint.host, server.endpoint.port)
-        conn = PrivateConnection(tcp, True, (PSK,))
+        conn = PrivateConnection(SocketWire(tcp), True, (PSK,))
         offer = PLAINTEXT_PROTOCOL_ID.encode() + b"\n"
         await conn.write(GREETING + bytes([len(offer)]) + offer)
         answer = b""
@@ -199,12 +199,12 @@ def test_upstream_5_plaintext_is_offered_by_default() -> None:
 
 
 class Interrupting:
-    """A socket stream that cancels the writer right after its data was encrypted."""
+    """A wire that cancels the writer right after its data was encrypted."""
 
-    def __init__(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    def __init__(self, stream: Wire, scope: trio.CancelScope) -> None:
         self._stream = stream
         self._scope = scope
-        self.socket = stream.socket
+        self.abort = stream.abort
 
     async def send_all(self, data: bytes) -> None:
         self._scope.cancel()
@@ -225,12 +225,12 @@ async def test_a_cancelled_write_costs_no_more_than_its_stream(
         conn = await client.swarm.reach([server.endpoint], server.identity.peer_id)
         stream = await client.host.open_on(conn, ECHO)
         private, scope = conn.muxed_conn.private, trio.CancelScope()
-        whole = private._socket
+        whole = private._wire
         with scope:
-            private._socket = Interrupting(whole, scope)
+            private._wire = Interrupting(whole, scope)
             await stream.write(b"interrupted")
             await trio.lowlevel.checkpoint()
-        private._socket = whole
+        private._wire = whole
         try:
             answer = await client.echo(conn, b"next")
         except PeerUnreachable:
@@ -350,16 +350,15 @@ async def test_upstream_e_two_listeners_share_one_port() -> None:
 
 
 class Stuck:
-    """A socket stream to a peer that reads nothing: a write ends only when the socket is closed."""
+    """A wire to a peer that reads nothing: a write ends only when the wire is cut."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: Wire) -> None:
         self._stream = stream
         self._closed = trio.Event()
         self.entered = trio.Event()
-        self.socket = self
 
-    def close(self) -> None:
-        self._stream.socket.close()
+    def abort(self) -> None:
+        self._stream.abort()
         self._closed.set()
 
     async def send_all(self, data: bytes) -> None:
@@ -375,7 +374,7 @@ async def test_an_abort_ends_a_connection_whose_peer_reads_nothing() -> None:
     async with nodes(1, 2) as (server, client):
         conn = await client.swarm.reach([server.endpoint], server.identity.peer_id)
         private = conn.muxed_conn.private
-        private._socket = stuck = Stuck(private._socket)
+        private._wire = stuck = Stuck(private._wire)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_expect_unreachable, client, conn)
             await stuck.entered.wait()
@@ -390,7 +389,7 @@ async def test_upstream_f_a_close_waits_for_a_peer_that_reads_nothing() -> None:
             node.swarm.upgrader.muxer_multistream.add_transport(guards.YAMUX_ID, Yamux)
         conn = await client.swarm.reach([server.endpoint], server.identity.peer_id)
         private = conn.muxed_conn.private
-        private._socket = Stuck(private._socket)
+        private._wire = Stuck(private._wire)
         with trio.move_on_after(0.2) as limit:
             await conn.close()
         assert limit.cancelled_caught

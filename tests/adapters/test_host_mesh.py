@@ -437,7 +437,7 @@ async def test_it_stops_although_a_peer_takes_no_bytes() -> None:
             await joined(a, b)
             # nothing reads b's socket any more; a's writes fill the buffers and hang
             private = b._links[a.peer_id].connections[0].conn.muxed_conn.private
-            private._socket.receive_some = lambda n=None: trio.sleep_forever()
+            private._wire.receive_some = lambda n=None: trio.sleep_forever()
             async with trio.open_nursery() as nursery:
                 for _ in range(20):
                     nursery.start_soon(_ignore_unreachable, a, b.peer_id)

@@ -103,6 +103,7 @@ PURE = (
     "network/p2p_network/dataplane/preface.py",
     "network/p2p_network/host/addresses.py",
     "network/p2p_network/host/frames.py",
+    "network/p2p_network/host/relay.py",
     "network/p2p_network/host/psk.py",
     "network/p2p_network/ledger/reading.py",
     "network/p2p_network/ledger/anti_entropy.py",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from p2p_network.core.ids import PeerId
 from p2p_network.host.addresses import Endpoint
 from p2p_network.host.dialer import (
@@ -41,7 +43,8 @@ def test_a_learned_peer_is_dialled_at_all_its_endpoints_at_once() -> None:
     assert core.wake_at() is None
 
 
-def test_it_dials_for_ever_with_growing_bounded_pauses() -> None:
+def test_it_dials_for_ever_with_growing_bounded_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2p_network.host.dialer.RELAY_AFTER_S", float("inf"))
     core = dialer()
     run(core, 0, Learned(PEER, (HERE,), "disk"))
     run(core, 0, Learned(OTHER, (THERE,), "disk"))

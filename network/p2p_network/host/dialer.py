@@ -6,6 +6,9 @@ the pause between attempts doubles up to `RECENT_CAP_S` for a peer seen lately (
 `STRANGE_CAP_S` for one never seen. Half of each pause is jitter, so that nodes that lost each other at the
 same moment don't all dial at the same moment again.
 
+A peer that can't be dialled for `RELAY_AFTER_S` is reached through another member, if any is connected
+directly (`Relay`); it is dialled on meanwhile, every `UPGRADE_CAP_S`: a connection of our own is better.
+
 A bootstrap address without an id is a target of its own: whoever answers there is its peer, until that peer
 is gone and somebody else may answer.
 """
@@ -27,6 +30,9 @@ RECENT_S: Final = 600.0
 SELF_PAUSE_S: Final = 600.0
 STABLE_S: Final = 10.0
 """A connection that ends sooner counts as a failed attempt, so that two nodes that can't agree don't spin."""
+RELAY_AFTER_S: Final = 4.0
+RELAY_CAP_S: Final = 60.0
+UPGRADE_CAP_S: Final = 10.0
 MAX_PEERS: Final = 4096
 MAX_DIALLING: Final = 16
 
@@ -44,9 +50,10 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A first connection with a peer exists, whoever dialled."""
+    """A first connection with a peer exists, whoever dialled; or it is `relayed` now, or is no more."""
 
     peer: PeerId
+    relayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,14 @@ class DialEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayEnded:
+    """An attempt to reach a peer through another member is over."""
+
+    peer: PeerId
+    reached: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Forgotten:
     """A peer is a member no more: it is not to be dialled until it is learned again."""
 
@@ -76,7 +91,7 @@ class Tick:
     """Time passed."""
 
 
-Event = Learned | Connected | Lost | DialEnded | Forgotten | Tick
+Event = Learned | Connected | Lost | DialEnded | RelayEnded | Forgotten | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +102,16 @@ class Dial:
     endpoints: tuple[Endpoint, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Reach a peer through another member."""
+
+    target: PeerId
+
+
+Effect = Dial | Relay
+
+
 @dataclass(slots=True)
 class _State:
     next_at: float
@@ -95,11 +120,16 @@ class _State:
     failures: int = 0
     connected_at: float | None = None
     seen_at: float | None = None
+    relayed: bool = False
+    unreached_since: float | None = None  # the first attempt to dial it, since it was connected directly
+    relaying: bool = False
+    relay_at: float = 0.0
+    relay_failures: int = 0
 
 
-def pause_s(failures: int, *, recent: bool, jitter: float) -> float:
+def pause_s(failures: int, *, recent: bool, jitter: float, cap_s: float | None = None) -> float:
     """Seconds to wait after the n-th failure in a row. `jitter`: 0 to 1, for half to all of it."""
-    cap = RECENT_CAP_S if recent else STRANGE_CAP_S
+    cap = cap_s or (RECENT_CAP_S if recent else STRANGE_CAP_S)
     return min(cap, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16)) * (0.5 + 0.5 * jitter)
 
 
@@ -122,38 +152,76 @@ class Dialer:
             endpoint: _State(0.0, {endpoint: None}) for endpoint in anonymous
         }
         self._whose: dict[Endpoint, PeerId] = {}
+        self._direct: set[PeerId] = set()
+        self._through: set[PeerId] = set()
 
     def known(self) -> Mapping[PeerId, tuple[Endpoint, ...]]:
         """Every peer with an endpoint, and its endpoints, latest learned first."""
         return {p: tuple(reversed(s.endpoints)) for p, s in self._peers.items() if s.endpoints}
 
-    def step(self, now: float, event: Event) -> Decision[Dial]:
+    def step(self, now: float, event: Event) -> Decision[Effect]:
         """Decide on one event. `now`: monotonic seconds."""
         match event:
             case Learned():
                 reason = self._learned(now, event)
-            case Connected(peer):
-                state = self._peer(now, peer)
-                reason = ""
-                if state is not None:
-                    state.connected_at = state.seen_at = now
+            case Connected():
+                reason = self._connected(now, event)
             case Lost(peer):
                 reason = self._lost(now, peer)
             case DialEnded():
                 reason = self._ended(now, event)
+            case RelayEnded(peer, reached):
+                reason = self._relay_ended(now, peer, reached)
             case Forgotten(peer):
                 reason = self._forget(peer)
             case Tick():
                 reason = ""
             case _:
                 assert_never(event)
-        return Decision(tuple(self._due(now)), reason)
+        return Decision((*self._due(now), *self._due_relays(now)), reason)
 
     def wake_at(self) -> float | None:
         """When the next attempt is due; None while nothing can be dialled."""
-        if not self._room():
-            return None
-        return min((state.next_at for _, state in self._waiting()), default=None)
+        room = self._room()
+        moments = [state.next_at for _, state in self._waiting()] if room > 0 else []
+        if self._room_to_upgrade() > 0:
+            moments += [state.next_at for _, state in self._relayed()]
+        if room > 0 and self._direct:
+            moments += [_relay_due(state) for _, state in self._unreached()]
+        return min(moments, default=None)
+
+    def _connected(self, now: float, event: Connected) -> str:
+        state = self._peer(now, event.peer)
+        if state is None:
+            return ""
+        was_relayed = state.relayed
+        self._note_route(event.peer, event.relayed)
+        if state.connected_at is None or not event.relayed:
+            state.connected_at = now
+        state.seen_at, state.relayed = now, event.relayed
+        if not event.relayed:
+            state.unreached_since, state.relay_failures = None, 0
+            return f"peer {short(event.peer)} is reached directly again" if was_relayed else ""
+        state.next_at = max(state.next_at, now + FIRST_PAUSE_S)
+        return f"peer {short(event.peer)} is reached through a relay; it is dialled on"
+
+    def _note_route(self, peer: PeerId, relayed: bool | None) -> None:
+        for group, member in ((self._direct, relayed is False), (self._through, relayed is True)):
+            (group.add if member else group.discard)(peer)
+
+    def _relay_ended(self, now: float, peer: PeerId, reached: bool) -> str:
+        state = self._peers.get(peer)
+        if state is None:
+            return ""
+        state.relaying = False
+        if not reached:
+            self._pause_relay(now, state)
+        return ""
+
+    def _pause_relay(self, now: float, state: _State) -> None:
+        state.relay_failures += 1
+        wait_s = pause_s(state.relay_failures, recent=True, jitter=self._jitter(), cap_s=RELAY_CAP_S)
+        state.relay_at = now + wait_s
 
     def _learned(self, now: float, event: Learned) -> str:
         if event.peer == self._self_id or not event.endpoints:
@@ -169,7 +237,7 @@ class Dialer:
             del state.endpoints[next(iter(state.endpoints))]
         if not new:
             return ""
-        if state.connected_at is None:
+        if state.connected_at is None or state.relayed:
             state.failures = 0
             state.next_at = min(state.next_at, now)
         return f"peer {short(event.peer)} may be at {new[0]}, says {event.source}"
@@ -178,8 +246,13 @@ class Dialer:
         state = self._peers.get(peer)
         if state is None or state.connected_at is None:
             return ""
+        self._note_route(peer, None)
         lasted_s = now - state.connected_at
-        state.connected_at, state.seen_at = None, now
+        if state.relayed:
+            if lasted_s >= STABLE_S:
+                state.relay_failures = 0
+            self._pause_relay(now, state)
+        state.connected_at, state.seen_at, state.relayed = None, now, False
         if lasted_s >= STABLE_S:
             state.failures = 0
             for endpoint, owner in self._whose.items():
@@ -227,7 +300,8 @@ class Dialer:
         state.failures += 1
         alone = all(s.connected_at is None for s in self._peers.values())
         recent = alone or (state.seen_at is not None and now - state.seen_at < RECENT_S)
-        state.next_at = now + pause_s(state.failures, recent=recent, jitter=self._jitter())
+        cap_s = UPGRADE_CAP_S if state.relayed else None
+        state.next_at = now + pause_s(state.failures, recent=recent, jitter=self._jitter(), cap_s=cap_s)
 
     def _peer(self, now: float, peer: PeerId) -> _State | None:
         """The state of a peer, made if there is room; the table never grows past `MAX_PEERS`."""
@@ -255,6 +329,26 @@ class Dialer:
             if not state.dialling and not self._occupied(endpoint):
                 yield endpoint, state
 
+    def _relayed(self) -> Iterable[tuple[Target, _State]]:
+        """Those that a connection of our own would serve better."""
+        for peer in sorted(self._through):
+            state = self._peers[peer]
+            if not state.dialling and state.endpoints:
+                yield peer, state
+
+    def _unreached(self) -> Iterable[tuple[PeerId, _State]]:
+        """Those that only another member may lead to, if there is one."""
+        for peer, state in self._peers.items():
+            if state.unreached_since is None or not state.failures:
+                continue
+            if state.connected_at is None and not state.relaying and state.endpoints:
+                yield peer, state
+
+    def _room_to_upgrade(self) -> int:
+        if not self._through:
+            return 0
+        return MAX_DIALLING - sum(s.dialling for s in (*self._peers.values(), *self._anonymous.values()))
+
     def _occupied(self, endpoint: Endpoint) -> bool:
         """Whether a connected peer is known to live at a bootstrap endpoint."""
         owner = self._peers.get(self._whose.get(endpoint, self._self_id))
@@ -269,13 +363,33 @@ class Dialer:
         return min(MAX_DIALLING - dialling, self._target_degree - connected - dialling)
 
     def _due(self, now: float) -> Iterable[Dial]:
-        room = self._room()
+        yield from self._begin(now, self._waiting(), self._room())
+        yield from self._begin(now, self._relayed(), self._room_to_upgrade())
+
+    def _begin(self, now: float, targets: Iterable[tuple[Target, _State]], room: int) -> Iterable[Dial]:
         if room <= 0:
             return
         due = sorted(
-            ((state.next_at, target, state) for target, state in self._waiting() if state.next_at <= now),
+            ((state.next_at, target, state) for target, state in targets if state.next_at <= now),
             key=lambda item: item[0],
         )
         for _, target, state in due[:room]:
             state.dialling = True
+            if state.unreached_since is None:
+                state.unreached_since = now
             yield Dial(target, tuple(reversed(state.endpoints)))
+
+    def _due_relays(self, now: float) -> Iterable[Relay]:
+        room = self._room() if self._direct else 0
+        if room <= 0:
+            return
+        due = [(_relay_due(state), peer, state) for peer, state in self._unreached()]
+        for when, peer, state in sorted(due, key=lambda item: item[:2])[:room]:
+            if when <= now:
+                state.relaying = True
+                yield Relay(peer)
+
+
+def _relay_due(state: _State) -> float:
+    assert state.unreached_since is not None
+    return max(state.unreached_since + RELAY_AFTER_S, state.relay_at)

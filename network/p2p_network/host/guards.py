@@ -47,7 +47,7 @@ from p2p_network.core.ids import PeerId, short
 from p2p_network.host.addresses import Endpoint, endpoints_of
 from p2p_network.host.gate import ADMISSION_LIMIT_S, Gate, Passage, Refused, ask_admission, give_admission
 from p2p_network.host.outgoing import open_stream
-from p2p_network.host.private import PrivateConnection, Stranger
+from p2p_network.host.private import PrivateConnection, SocketWire, Stranger, Wire
 
 logger = log.get(__name__)
 
@@ -161,15 +161,15 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
     def _schedule_prune(self) -> None:
         """The mesh decides."""
 
-    async def admit(self, stream: trio.SocketStream, trusted: Callable[[], None]) -> None:
-        """Make an accepted TCP stream a connection, within `HANDSHAKE_LIMIT_S`; calls `trusted` then.
+    async def admit(self, wire: Wire, trusted: Callable[[], None]) -> None:
+        """Make an accepted wire a connection, within `HANDSHAKE_LIMIT_S`; calls `trusted` then.
 
         Returns when the connection has ended. Guard 1 (C): libp2p's own way in holds one of 250 places until
         the process ends, even when the connection was closed long ago; then the node is deaf.
         Guard 12: a wrong pre-shared key is noticed at the first bytes instead of after 30 s.
-        Raises Stranger, PeerUnreachable. The socket is closed in every case.
+        Raises Stranger, PeerUnreachable. The wire is cut in every case.
         """
-        conn = self._protected(stream, initiator=False)
+        conn = self._protected(wire, initiator=False)
         greeted = False
         try:
             with trio.fail_after(HANDSHAKE_LIMIT_S):
@@ -224,7 +224,23 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
             if any(isinstance(failure, SelfReached) for failure in failures):
                 raise SelfReached("it is this node itself")
             raise PeerUnreachable("; ".join(map(str, failures)) or "no address to dial")
-        secured, conn = winner[0]
+        return await self._finished(*winner[0])
+
+    async def reach_over(self, open_wire: Callable[[], Awaitable[Wire]], expected: PeerId) -> Any:
+        """A connection with one peer over wires that somebody else opens, one for each generation of keys.
+
+        Raises PeerUnreachable, and what `open_wire` raises.
+        """
+        failure = PeerUnreachable("no pre-shared key")
+        for key in self._keys()[:DIALLED_GENERATIONS]:
+            try:
+                return await self._finished(*await self._secured_over(await open_wire(), key, expected))
+            except _OtherKey as exc:
+                failure = exc
+        raise failure
+
+    async def _finished(self, secured: Any, conn: PrivateConnection) -> Any:
+        """The rest of the way of a connection that we dialled: streams, and the gate."""
         try:
             with trio.fail_after(HANDSHAKE_LIMIT_S):
                 muxed = await self._muxed(secured, conn)
@@ -252,10 +268,8 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
         except PeerUnreachable as exc:
             raise SwarmException(str(exc)) from exc
 
-    def _protected(
-        self, stream: trio.SocketStream, *, initiator: bool, keys: Sequence[bytes] = ()
-    ) -> PrivateConnection:
-        conn = PrivateConnection(stream, initiator, keys or self._keys())
+    def _protected(self, wire: Wire, *, initiator: bool, keys: Sequence[bytes] = ()) -> PrivateConnection:
+        conn = PrivateConnection(wire, initiator, keys or self._keys())
         self._private.add(conn)
         return conn
 
@@ -313,10 +327,17 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
         except (OSError, trio.TooSlowError) as exc:
             raise PeerUnreachable(f"{endpoint}: {str(exc) or 'no answer'}") from exc
         try:
-            conn = self._protected(stream, initiator=True, keys=(key,))
+            wire = SocketWire(stream)
         except OSError as exc:
             stream.socket.close()
             raise PeerUnreachable(str(exc)) from exc
+        return await self._secured_over(wire, key, expected)
+
+    async def _secured_over(
+        self, wire: Wire, key: bytes, expected: PeerId | None
+    ) -> tuple[Any, PrivateConnection]:
+        """PSK and Noise on a wire, which is cut if that fails."""
+        conn, endpoint = self._protected(wire, initiator=True, keys=(key,)), wire.remote
         wanted = None if expected is None else ID.from_base58(expected)
         try:
             with trio.fail_after(HANDSHAKE_LIMIT_S):
@@ -485,6 +506,17 @@ def remote_of(conn: Any) -> Endpoint:
     """The other end's address, as this machine sees it."""
     remote: Endpoint = conn.muxed_conn.private.remote
     return remote
+
+
+def via_of(conn: Any) -> PeerId | None:
+    """The relay that carries it; None for a connection of our own."""
+    via: PeerId | None = conn.muxed_conn.private.via
+    return via
+
+
+def why_of(conn: Any) -> str:
+    """Why it runs through a relay; "" if it doesn't."""
+    return str(conn.muxed_conn.private.why)
 
 
 def is_inbound(conn: Any) -> bool:

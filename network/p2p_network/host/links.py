@@ -1,10 +1,10 @@
 """On which connection do we talk to one peer, and since when is it gone?
 
 A `Link` lives as long as there is a connection with its peer and keeps exactly one caller's channel, on the
-connection that both sides prefer (`preferred`). When two nodes dial each other at once there are two
-connections for a moment: both sides move their channel to the same one, let running requests finish, and
-the other connection falls silent and is closed. The peer counts as up from its first channel until its last
-connection has gone.
+connection that both sides prefer (`preferred`): one of their own before one through a relay. When two nodes
+dial each other at once there are two connections for a moment: both sides move their channel to the same one,
+let running requests finish, and the other connection falls silent and is closed. The peer counts as up from
+its first channel until its last connection has gone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from p2p_network.core.errors import PeerUnreachable
 from p2p_network.core.ids import PeerId
 from p2p_network.host.channel import Channel, Handler, Served
 from p2p_network.host.frames import Hello, Welcome
-from p2p_network.host.guards import Stream, abort, is_alive, is_inbound, remote_of
+from p2p_network.host.guards import Stream, abort, is_alive, is_inbound, remote_of, via_of, why_of
 from p2p_network.host.presence import PeerDown, PeerUp
 
 logger = log.get(__name__)
@@ -35,18 +35,19 @@ MAX_SERVED_PER_PEER: Final = 4
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """A libp2p connection. Times are trio's clock, seconds."""
+    """A libp2p connection. Times are trio's clock, seconds. `via`: the relay it runs through."""
 
     conn: Any
     inbound: bool
     opened_at: float
     heard_at: float
+    via: PeerId | None = None
 
     @classmethod
     def of(cls, conn: Any) -> Connection:
         """A connection that was made just now."""
         now = trio.current_time()
-        return cls(conn, is_inbound(conn), now, now)
+        return cls(conn, is_inbound(conn), now, now, via_of(conn))
 
     def heard(self) -> None:
         """Bytes came from the peer."""
@@ -56,9 +57,10 @@ class Connection:
 def preferred(connections: Sequence[Connection], *, peer_is_smaller: bool) -> Connection | None:
     """The connection that both sides choose for their channels.
 
-    Of those made at about the same moment, one that was dialled by the smaller peer id; otherwise the newest,
-    since a peer that dials again has lost the older one.
+    One of their own before any through a relay. Of those made at about the same moment, one that was dialled
+    by the smaller peer id; otherwise the newest, since a peer that dials again has lost the older one.
     """
+    connections = [c for c in connections if c.via is None] or connections
     if not connections:
         return None
     newest = max(c.opened_at for c in connections)
@@ -96,6 +98,8 @@ class Link:
         self.violations = 0
         self.changed = trio.Event()
         self.connections: list[Connection] = []
+        self.told_relayed: bool | None = None
+        """What the dialler was told of `only_relayed`."""
         self._peer_is_smaller = peer < self_id
         self._around = around
         self._channel: Channel | None = None
@@ -117,7 +121,33 @@ class Link:
     @property
     def address(self) -> str:
         """The other end of the connection in use; "" without one."""
-        return str(remote_of(self._current.conn)) if self._current is not None else ""
+        return _address(self._current) if self._current is not None else ""
+
+    @property
+    def via(self) -> PeerId | None:
+        """The relay that the connection in use runs through, if any."""
+        return self._current.via if self._current is not None else None
+
+    @property
+    def why_relayed(self) -> str:
+        """Why it runs through a relay; "" if it doesn't."""
+        return why_of(self._current.conn) if self._current is not None else ""
+
+    @property
+    def current(self) -> Any:
+        """The connection in use; None for a moment now and then."""
+        return self._current.conn if self._current is not None and is_alive(self._current.conn) else None
+
+    @property
+    def direct(self) -> Any:
+        """A living connection without a relay, or None."""
+        best = self._best()
+        return best.conn if best is not None and best.via is None else None
+
+    @property
+    def only_relayed(self) -> bool:
+        """Whether every connection runs through a relay."""
+        return all(connection.via is not None for connection in self.connections)
 
     def add(self, conn: Any) -> None:
         """The swarm has a connection with the peer."""
@@ -213,11 +243,20 @@ class Link:
         connection.heard()
         if self._channel is not None:
             self._around.nursery.start_soon(_drain, self._channel)
+        if self.is_up and self.via != connection.via:
+            log.event(
+                logger,
+                "host.path_changed",
+                peer=self.peer,
+                from_=self.via or "direct",
+                to=connection.via or "direct",
+                reason=why_of(connection.conn) or "a direct connection stands",
+            )
         self._channel, self._current = channel, connection
         self._reason = "the connection ended"
         if not self.is_up:
             self.is_up = True
-            self._around.tell(PeerUp(self.peer, str(remote_of(connection.conn)), connection.inbound))
+            self._around.tell(PeerUp(self.peer, _address(connection), connection.inbound))
         self._around.greeted(self.peer, channel.welcome.addresses)
         self._change()
 
@@ -247,6 +286,11 @@ class Link:
     def _change(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
+
+
+def _address(connection: Connection) -> str:
+    remote = str(remote_of(connection.conn))
+    return remote if connection.via is None else f"{remote}/p2p/{connection.via}/p2p-circuit"
 
 
 async def _drain(channel: Channel) -> None:

@@ -19,6 +19,7 @@ from p2p_network.core.ids import PeerId, short
 from p2p_network.host import dialer
 from p2p_network.host.addresses import Endpoint, endpoints_of, parse_endpoint
 from p2p_network.host.channel import Channel, Handler
+from p2p_network.host.circuits import SIGHT_METHOD, Around, Circuits
 from p2p_network.host.discovery import DhtRendezvous, LocalDiscovery
 from p2p_network.host.frames import MAX_METHOD_CHARS, MAX_PAYLOAD_BYTES
 from p2p_network.host.gate import Gate
@@ -27,7 +28,7 @@ from p2p_network.host.guards import MeshBasicHost, MeshSwarm, SelfReached, Strea
 from p2p_network.host.links import Link, Surroundings
 from p2p_network.host.listener import Listener, machine_addresses
 from p2p_network.host.presence import PeerDown, PeerUp
-from p2p_network.host.private import Stranger
+from p2p_network.host.private import SocketWire, Stranger, Wire
 from p2p_network.identity import Identity
 from p2p_network.tubes.flow import Opening
 from p2p_network.tubes.tube import Ended, Refused, Tube
@@ -41,6 +42,7 @@ ADDRESSES_EVERY_S: Final = 15.0
 EVENTS: Final = 4096
 MAX_TUBES: Final = 256
 MAX_TUBES_PER_PEER: Final = 64
+MAX_WHY_CHARS: Final = 160
 
 
 class MeshHost:
@@ -57,6 +59,7 @@ class MeshHost:
         remembered: what `known` said before the last restart.
         without_devices: network devices whose addresses are never announced: the VPN's own.
         gate: who is a member (`gate.Gate`); None: whoever has the key, as in tests of the layers below.
+        relays: whether to carry circuits between two others that can't reach each other.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class MeshHost:
         remembered: Mapping[PeerId, Sequence[str]] | None = None,
         without_devices: Sequence[str] = (),
         gate: Gate | None = None,
+        relays: bool = True,
     ) -> None:
         assert len(psk) == 32, "a pre-shared key has 32 bytes"
         self.peer_id: PeerId = identity.peer_id
@@ -92,6 +96,8 @@ class MeshHost:
         self._swarm = MeshSwarm(identity.seed, psk, gate)
         self._host = MeshBasicHost(self._swarm, self.addresses)
         self._links: dict[PeerId, Link] = {}
+        self._relays = relays
+        self._circuits: Circuits | None = None
         self._handlers: dict[str, Handler] = {}
         self._events, self.events = trio.open_memory_channel[PeerUp | PeerDown](EVENTS)
         anonymous, first = _bootstrap_targets(bootstrap)
@@ -99,6 +105,7 @@ class MeshHost:
         self._dialer_moved = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._dht: DhtRendezvous | None = None
+        self._undialled: dict[PeerId, str] = {}  # why, for those that were dialled in vain
         # learned before `run`: the core gets them when it starts
         self._early: list[dialer.Learned] = first
         for peer, addresses in (remembered or {}).items():
@@ -139,6 +146,16 @@ class MeshHost:
         """The other end of the connection in use with a peer; "" without one."""
         link = self._links.get(peer)
         return link.address if link is not None else ""
+
+    def relay_of(self, peer: PeerId) -> tuple[PeerId, str] | None:
+        """The member through which a peer is reached, and why; None for a direct connection, or none."""
+        link = self._links.get(peer)
+        return (link.via, link.why_relayed) if link is not None and link.via is not None else None
+
+    @property
+    def circuits_carried(self) -> int:
+        """Circuits between others that run through this node now."""
+        return self._circuits.carried if self._circuits is not None else 0
 
     def known(self) -> Mapping[PeerId, tuple[str, ...]]:
         """Every peer that was ever learned, and where it may be dialled; to be remembered on disk."""
@@ -250,7 +267,8 @@ class MeshHost:
                 self._host.set_stream_handler(self._protocol, self._serve_stream)
                 if self._take_tube is not None:
                     self._host.set_stream_handler(self._tube_protocol, self._serve_tube)
-                nursery.start_soon(self._listener.serve, self._admit)
+                self._circuits = self._serve_circuits(nursery)
+                nursery.start_soon(self._listener.serve, self._admit_stream)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._drive_dialer)
                 self._start_discovery(nursery, self._listener)
@@ -296,15 +314,53 @@ class MeshHost:
         finally:
             await local.stop()
 
-    async def _admit(self, stream: trio.SocketStream, trusted: Any) -> None:
+    def _serve_circuits(self, nursery: trio.Nursery) -> Circuits:
+        around = Around(
+            nursery,
+            self._host.open_on,
+            self._direct,
+            self._neighbours,
+            lambda peer, method, payload, limit_s: self.request(peer, method, payload, timeout_s=limit_s),
+            self._may_dial,
+            self._swarm.reach_over,
+            self._admit,
+        )
+        circuits = Circuits(self.peer_id, self._protocol, around, carries=self._relays)
+        self._host.set_stream_handler(circuits.ask_protocol, circuits.carry)
+        self._host.set_stream_handler(circuits.call_protocol, circuits.take_call)
+        self.serve(SIGHT_METHOD, circuits.sight)
+        return circuits
+
+    def _direct(self, peer: PeerId) -> Any:
+        link = self._links.get(peer)
+        return link.direct if link is not None else None
+
+    def _neighbours(self) -> list[tuple[PeerId, float | None]]:
+        """Peers with a channel on a connection of our own, and its round trip in ms."""
+        found = []
+        for peer, link in self._links.items():
+            if link.is_up and link.via is None and link.channel is not None:
+                rtt_s = link.channel.round_trip_s
+                found.append((peer, None if rtt_s is None else rtt_s * 1000))
+        return found
+
+    async def _admit_stream(self, stream: trio.SocketStream, trusted: Any) -> None:
         try:
-            await self._swarm.admit(stream, trusted)
+            carried_by = SocketWire(stream)
+        except OSError:  # gone already
+            stream.socket.close()
+            return
+        await self._admit(carried_by, trusted)
+
+    async def _admit(self, carried_by: Wire, trusted: Any) -> None:
+        try:
+            await self._swarm.admit(carried_by, trusted)
         except Stranger as exc:
             self._refused["stranger"] += 1
             count = self._refused["stranger"]
             log.event(logger, "host.stranger_rejected", level=10, count=count, error=exc.message)
         except NotAdmitted as exc:
-            self._note_refusal(exc, str(stream))
+            self._note_refusal(exc, str(carried_by.remote))
         except (MeshError, OSError) as exc:
             log.event(logger, "host.handshake_failed", level=10, detail=str(exc))
 
@@ -315,7 +371,10 @@ class MeshHost:
         assert self._nursery is not None
         decision = self._dialer.step(trio.current_time(), event)
         for effect in decision.effects:
-            self._nursery.start_soon(self._dial, effect)
+            if isinstance(effect, dialer.Relay):
+                self._nursery.start_soon(self._dial_through, effect.target)
+            else:
+                self._nursery.start_soon(self._dial, effect)
         if decision.reason:
             log.event(logger, "host.dialer_decided", level=10, reason=decision.reason)
         self._dialer_moved.set()
@@ -349,7 +408,23 @@ class MeshHost:
             self._note_refusal(exc, str(target))
         except MeshError as exc:
             log.event(logger, "host.dial_failed", level=10, address=str(target), detail=str(exc))
+            if expected is not None:
+                self._undialled[expected] = f"it can't be dialled: {exc.message}"[:MAX_WHY_CHARS]
         self._decide(dialer.DialEnded(target, reached))
+
+    async def _dial_through(self, target: PeerId) -> None:
+        """Another member may lead to a peer that we can't dial."""
+        assert self._circuits is not None
+        reached = False
+        why = self._undialled.get(target) or "it can't be dialled directly"
+        try:
+            await self._circuits.reach(target, why)
+            reached = True
+        except NotAdmitted as exc:
+            self._note_refusal(exc, target)
+        except MeshError as exc:
+            log.event(logger, "host.relay_failed", level=10, peer=target, detail=str(exc))
+        self._decide(dialer.RelayEnded(target, reached))
 
     # ------------------------------------------------------------------ connections
 
@@ -362,6 +437,7 @@ class MeshHost:
         link = self._links.get(peer)
         if link is not None:
             link.add(conn)
+            self._tell_route(link)
             return
         around = Surroundings(
             self._nursery,
@@ -374,18 +450,29 @@ class MeshHost:
         link = self._links[peer] = Link(peer, self.peer_id, around)
         link.add(conn)
         self._nursery.start_soon(self._run_link, link)
-        self._decide(dialer.Connected(peer))
+        self._tell_route(link)
 
     def _disconnected(self, conn: Any) -> None:
         link = self._links.get(peer_of(conn))
         if link is not None:
             link.remove(conn)
+            if link.connections:
+                self._tell_route(link)
+
+    def _tell_route(self, link: Link) -> None:
+        """The dialler goes on for a peer that is reached through a relay only."""
+        if link.told_relayed != link.only_relayed:
+            link.told_relayed = link.only_relayed
+            if not link.only_relayed:
+                self._undialled.pop(link.peer, None)
+            self._decide(dialer.Connected(link.peer, link.only_relayed))
 
     async def _run_link(self, link: Link) -> None:
         try:
             await link.run()
         finally:
             del self._links[link.peer]
+            self._undialled.pop(link.peer, None)
             self._violations += link.violations
         self._decide(dialer.Lost(link.peer))
 

@@ -1,13 +1,14 @@
-"""What lies between the TCP socket and Noise?
+"""What lies between the TCP socket, or the circuit through a relay, and Noise?
 
 Guard D of `guards.py`: a libp2p raw connection that speaks pnet as the specification has it (`psk.py` is the
-cipher), on a trio socket that can be closed at once from anywhere.
+cipher), on a wire that can be cut at once from anywhere.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Protocol
 
 import trio
 
@@ -19,6 +20,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 from multiaddr import Multiaddr
 
 from p2p_network.core.errors import MeshError
+from p2p_network.core.ids import PeerId
 from p2p_network.host.addresses import Endpoint
 from p2p_network.host.psk import GREETING, NONCE_BYTES, KeyStream
 
@@ -27,8 +29,49 @@ class Stranger(MeshError):
     """An inbound connection whose first bytes no member would send."""
 
 
+class Wire(Protocol):
+    """What carries the bytes. `via`: the relay, None for a TCP connection of our own; `why`: why a relay."""
+
+    remote: Endpoint
+    via: PeerId | None
+    why: str
+
+    async def send_all(self, data: bytes) -> None:
+        """Raises trio.BrokenResourceError or trio.ClosedResourceError at the end."""
+
+    async def receive_some(self, limit: int | None) -> bytes:
+        """Up to `limit` bytes; b"" at the end. Raises as `send_all`."""
+
+    def abort(self) -> None:
+        """End it now; whoever reads or writes wakes up. Idempotent."""
+
+
+class SocketWire:
+    """A TCP connection. Raises OSError if it is gone already."""
+
+    via: PeerId | None = None
+    why = ""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        peer = stream.socket.getpeername()
+        self.remote = Endpoint(str(peer[0]).partition("%")[0], int(peer[1]))
+        self._stream = stream
+
+    async def send_all(self, data: bytes) -> None:
+        """See `Wire`."""
+        await self._stream.send_all(data)
+
+    async def receive_some(self, limit: int | None) -> bytes:
+        """See `Wire`."""
+        return bytes(await self._stream.receive_some(limit))
+
+    def abort(self) -> None:
+        """See `Wire`."""
+        self._stream.socket.close()
+
+
 class PrivateConnection(RawConnection):  # type: ignore[misc]
-    """Guard D: pnet as the specification has it, on a trio socket.
+    """Guard D: pnet as the specification has it, on a wire.
 
     libp2p ships Salsa20 with an 8-byte nonce, so it can't talk to other implementations. It also loses the
     remote address of an IPv6 connection, which this class keeps.
@@ -37,11 +80,10 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
     listener takes any of them, and finds out which by the dialler's first words.
     """
 
-    def __init__(self, stream: trio.SocketStream, initiator: bool, keys: Sequence[bytes]) -> None:
-        peer = stream.socket.getpeername()
-        self.remote = Endpoint(str(peer[0]).partition("%")[0], int(peer[1]))
+    def __init__(self, carried_by: Wire, initiator: bool, keys: Sequence[bytes]) -> None:
+        self.remote, self.via, self.why = carried_by.remote, carried_by.via, carried_by.why
         super().__init__(None, initiator, addresses=[Multiaddr(str(self.remote))])
-        self._socket = stream
+        self._wire = carried_by
         self._keys = tuple(keys)
         self._key = self._keys[0]
         self._reading: KeyStream | None = None
@@ -79,7 +121,7 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
             head = os.urandom(NONCE_BYTES)
             self._writing = KeyStream(self._key, head)
         try:
-            await self._socket.send_all(head + self._writing.apply(data))
+            await self._wire.send_all(head + self._writing.apply(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
 
@@ -88,15 +130,15 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
         await trio.lowlevel.checkpoint()
 
     def abort(self) -> None:
-        """Close the socket now; whoever reads or writes it wakes up. Idempotent."""
-        self._socket.socket.close()
+        """Cut the wire now; whoever reads or writes it wakes up. Idempotent."""
+        self._wire.abort()
 
     def get_remote_address(self) -> tuple[str, int]:
         return self.remote.host, self.remote.port
 
     async def _raw(self, n: int | None) -> bytes:
         try:
-            return bytes(await self._socket.receive_some(n if n is None else max(n, 1)))
+            return await self._wire.receive_some(n if n is None else max(n, 1))
         except trio.ClosedResourceError:
             return b""
         except trio.BrokenResourceError as exc:
