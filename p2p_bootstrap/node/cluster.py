@@ -394,6 +394,11 @@ class Cluster:
 
     async def _set_aside(self, effect: events.SetAsideK3s) -> None:
         try:
+            if effect.unless_voting:
+                await self.k3s.stop()
+                if await self.k3s.may_vote():
+                    await self._feed(events.K3sMayVote(effect.epoch))
+                    return
             await self.k3s.set_aside(f"{effect.was}-of-epoch-{effect.epoch}")
         except P2PError as exc:  # the machine asks again
             self._runtime.log(logger, "roles.not_set_aside", logging.ERROR, error=exc.message, hint=exc.hint)

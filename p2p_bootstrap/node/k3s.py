@@ -232,6 +232,10 @@ class K3sUnit:
             return str(exc)
         return ""
 
+    async def may_vote(self) -> bool:
+        """Whether what k3s, stopped, has on this disk may be a voter of its etcd."""
+        return await self.data.may_vote()
+
     async def count_workloads(self) -> int | None:
         """Objects of people in the cluster that is served here; None if it can't be told."""
         return await self.data.count_workloads()

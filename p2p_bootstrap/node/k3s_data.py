@@ -89,6 +89,10 @@ class K3sData:
 
     # ------------------------------------------------------------ aside, reset
 
+    async def may_vote(self) -> bool:
+        """See `datastore.may_vote`."""
+        return await trio.to_thread.run_sync(datastore.may_vote, self._paths())
+
     async def set_aside_etcd(self, label: str) -> None:
         """Rename etcd's data; k3s is stopped. Raises K3sFailed."""
         try:

@@ -28,6 +28,7 @@ from p2p_roles.events import (
     JoinSecretReceived,
     JoinSecretRefused,
     K3sChanged,
+    K3sMayVote,
     K3sReset,
     K3sWiped,
     LedgerCompared,
@@ -99,6 +100,7 @@ class Bootstrap(Duties):
             Cause.SERVING: lambda now: self.is_serving(),
             Cause.REASSIGNED: lambda now: self.is_reassigned(),
             Cause.WIPED: lambda now: self.member is None,
+            Cause.MAY_VOTE: lambda now: self.is_kept,
             Cause.RECOVERS: lambda now: self.recovers(),
             Cause.HELD_BACK: lambda now: self.is_held(),
             Cause.CONTINUED: lambda now: self.is_continued(),
@@ -203,6 +205,8 @@ class Bootstrap(Duties):
                     self.change(member=None)
                     self.k3s, self.k3s_started = K3sChanged("stopped"), False
                     self.persist()
+            case K3sMayVote(epoch):
+                self.came_too_late(epoch)
             case RecoveryOrdered():
                 self.ordered(now, event)
             case K3sReset():

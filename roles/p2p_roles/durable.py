@@ -26,6 +26,7 @@ class Membership(msgspec.Struct, frozen=True):
         joined: k3s was ready once; from then on it is started without asking anyone.
         join_ip: VPN address of the server it joined through; "" for none.
         reason: the sentence for its role.
+        late_fence: words about this node up to this version came when k3s might already vote; 0: none.
     """
 
     epoch: int
@@ -35,6 +36,7 @@ class Membership(msgspec.Struct, frozen=True):
     joined: bool = False
     join_ip: str = ""
     reason: str = ""
+    late_fence: int = 0
 
 
 class Durable(msgspec.Struct, frozen=True):

@@ -66,7 +66,7 @@ class Duties(RecoveryDuties):
             case State.HELD:
                 self.enter_held()
             case State.CHANGE:
-                self._wipe_again_at = now
+                self._wipe_again_at, self.is_kept = now, False
             case State.WAIT:
                 self._waiting_epoch = 0
             case State.DISCOVER | State.ELECT | State.CONTESTED:
@@ -275,7 +275,8 @@ class Duties(RecoveryDuties):
         self.reason = f"is to be something else than {_a(member.role)}{why}; setting k3s's data aside"
         if now >= self._wipe_again_at:
             self._wipe_again_at = now + _ASK_AGAIN_S
-            self.out += [StopK3s(), SetAsideK3s(member.epoch, member.role)]
+            unless_voting = self.is_of_etcd() and not member.joined
+            self.out += [StopK3s(), SetAsideK3s(member.epoch, member.role, unless_voting)]
         self.wake(self._wipe_again_at)
 
     def _act_fenced(self, now: float) -> None:

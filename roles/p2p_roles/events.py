@@ -128,6 +128,13 @@ class K3sWiped:
 
 
 @dataclass(frozen=True, slots=True)
+class K3sMayVote:
+    """k3s is stopped, and what it has of `epoch` may be a voter of its etcd: nothing was set aside."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class RecoveryOrdered:
     """An operator approved that this is proposed (see `recovery`); None: the order is taken back."""
 
@@ -169,6 +176,7 @@ Event: TypeAlias = (
     | LedgerCompared
     | VpnReady
     | K3sWiped
+    | K3sMayVote
     | RecoveryOrdered
     | K3sReset
     | WorkloadsCounted
@@ -251,10 +259,15 @@ class HoldK3s:
 @dataclass(frozen=True, slots=True)
 class SetAsideK3s:
     """Stop k3s and set aside what it has of `epoch` in the role `was`, since the cluster's authority gave
-    this node another one; answer with `K3sWiped`. Its name, its address and its secrets stay."""
+    this node another one; answer with `K3sWiped`. Its name, its address and its secrets stay.
+
+    `unless_voting`: it was getting in: if etcd's data, seen when k3s has stopped, may be a voter's, nothing
+    is set aside; answer with `K3sMayVote`.
+    """
 
     epoch: int
     was: Role
+    unless_voting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

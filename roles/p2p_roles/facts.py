@@ -81,6 +81,7 @@ class Facts:
         # under way in this run of the process
         self.entered_at = 0.0
         self.k3s_started = False
+        self.is_kept = False  # nothing was set aside: see `K3sMayVote`
 
     # ------------------------------------------------------------ state and effects
 
@@ -301,6 +302,8 @@ class Facts:
     def own_role(self, decided: Genesis) -> tuple[Role | None, str]:
         """What the genesis or the cluster's authority says this node is; a sentence."""
         given = self.own_word(decided)
+        if given is not None and self.came_late(given):
+            return "server", "became a server before it was told otherwise; waiting for the cluster's word"
         if given is not None and given.leaving:
             return None, f"{given.reason}; waiting until the cluster has removed this server"
         if given is not None:
@@ -318,17 +321,27 @@ class Facts:
         """The cluster's authority gave this node, which has data of one role, another one."""
         member = self.member
         given = self.own_word(member.genesis) if member is not None else None
-        if member is not None and member.role == "server" and member.genesis.datastore == "etcd":
+        if member is None or given is None or given.role == member.role or member.epoch != self.epoch:
+            return False
+        if self.is_of_etcd():
             votes = self.state is State.MEMBER and self.k3s.state == "ready"
+            votes = votes or (self.came_late(given) and self.k3s.state != "failed")
             if votes:  # only who is no member of etcd any more may go; the authority will see to it
                 return False
-        return (
-            member is not None
-            and given is not None
-            and not given.leaving
-            and given.role != member.role
-            and member.epoch == self.epoch
-        )
+        # who is in goes when the cluster has removed it; who was only getting in goes at once
+        return not given.leaving or (self.is_of_etcd() and not member.joined and not member.late_fence)
+
+    def is_of_etcd(self) -> bool:
+        """What k3s has here may be a member of etcd."""
+        member = self.member
+        return member is not None and member.role == "server" and member.genesis.datastore == "etcd"
+
+    def came_late(self, given: Assignment) -> bool:
+        """When this word came, k3s here might already have been a voter, which the word did not know."""
+        member = self.member
+        if member is None or member.role != "server" or not member.late_fence:
+            return False
+        return given.leaving or 0 < given.fence <= member.late_fence
 
     def is_looking(self, now: float) -> bool:
         """Whether a server that comes back should still wait for what was said of it meanwhile.

@@ -18,6 +18,7 @@ from p2p_roles.events import (
     HoldK3s,
     JoinSecretReceived,
     JoinSecretRefused,
+    K3sChanged,
     ReplaceInitDropIn,
     StartK3s,
     StartKind,
@@ -77,6 +78,8 @@ class JoinDuties(Facts):
         assert ready is not None, "no join without a READY certificate"
         decided = ready[1]
         role, why = self.own_role(decided)
+        member = self.member
+        is_late = member is not None and bool(member.late_fence)
         if role is None or not self.vpn_ip:
             self._joining_since = now
             if self.k3s_started:  # it was to become a server, and is to be none any more
@@ -90,13 +93,17 @@ class JoinDuties(Facts):
                 "make k3s.args equal on all servers (cluster-cidr, service-cidr, cluster-dns, disable, ...)",
             )
         limit = self.rules.join_s * min(1 + self._attempts, _MAX_BACKOFF)
-        if self.k3s_started and now >= self._joining_since + limit:
+        if self.k3s_started and now >= self._joining_since + limit and not is_late:
             self._attempts += 1
             self._joining_since = self._fetching_until = now
             self.k3s_started = False
             self.out.append(StopK3s())
         if self.k3s_started:
-            self.wake(self._joining_since + limit)
+            if not is_late:
+                self.wake(self._joining_since + limit)
+            elif not self.is_let_go and self.k3s.state in ("running", "ready"):
+                self.is_let_go = True
+                self.out.append(HoldK3s())
             self.reason = f"{why}; joining{self.member_error()}"
         elif self.member is not None and not self._attempts:  # restarted while joining
             self.start_k3s("server-join" if role == "server" else "agent")
@@ -172,6 +179,18 @@ class JoinDuties(Facts):
         self.persist()
         self._joining_since = now
         self.start_k3s("server-join" if role == "server" else "agent")
+
+    def came_too_late(self, epoch: int) -> None:
+        """k3s may have become a voter before this node was told to be none: stopping it for good could cost
+        the cluster its majority. So it goes on, until the authority, which sees the member, removes it."""
+        member = self.member
+        given = self.own_word(member.genesis) if member is not None else None
+        if self.state is not State.CHANGE or member is None or not given or member.epoch != epoch:
+            return
+        self.is_kept = True
+        self.change_member(late_fence=given.fence)
+        self.k3s, self.k3s_started = K3sChanged("stopped"), False
+        self.persist()
 
     def is_serving(self) -> bool:
         """k3s, started with the present role, is ready and of the certified CA."""

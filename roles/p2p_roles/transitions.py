@@ -47,6 +47,7 @@ class Cause(StrEnum):
     SERVING = "k3s ready"
     REASSIGNED = "assigned another role"
     WIPED = "data set aside"
+    MAY_VOTE = "etcd's data may be a voter's"
     RECOVERS = "a certified recovery names this node"
     HELD_BACK = "a certified recovery names another server"
     CONTINUED = "READY certificate for the recovery"
@@ -99,6 +100,7 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition(_S.MEMBER, _C.REASSIGNED, _S.CHANGE),
     Transition(_S.CHANGE, _C.OVERTAKEN, _S.FENCED),
     Transition(_S.CHANGE, _C.WIPED, _S.DISCOVER),
+    Transition(_S.CHANGE, _C.MAY_VOTE, _S.JOIN),
     Transition(_S.FENCED, _C.WIPED, _S.DISCOVER),
     Transition(_S.RECOVER, _C.OVERTAKEN, _S.FENCED),
     Transition(_S.RECOVER, _C.CONTINUED, _S.MEMBER),

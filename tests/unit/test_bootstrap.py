@@ -389,8 +389,8 @@ def test_the_initiator_leans_on_another_server_as_soon_as_there_is_one() -> None
     assert of(ev.ReplaceInitDropIn, m.on(31.0, ev.ViewChanged(View(ME, SCOPE, nodes, 31.0)))) == []
 
 
-def word(role: str, *, leaving: bool = False) -> ev.AssignmentChanged:
-    return ev.AssignmentChanged(ME, Assignment(role, f"{role}: said", 1, "c1", leaving, 9))
+def word(role: str, *, leaving: bool = False, fence: int = 9) -> ev.AssignmentChanged:
+    return ev.AssignmentChanged(ME, Assignment(role, f"{role}: said", 1, "c1", leaving, fence))
 
 
 def a_server() -> Machine:
@@ -419,6 +419,48 @@ def test_a_server_that_is_to_go_waits_until_it_is_removed_and_becomes_an_agent()
     m.on(33.0, ev.K3sWiped(1))
     assert m.state is State.JOIN
     assert m.status.role == "agent"
+    assert of(ev.FetchJoinSecret, m.all)[-1].role == "agent"
+
+
+def test_a_server_given_up_while_it_gets_in_keeps_what_may_vote_until_it_is_removed() -> None:
+    m = machine(3)
+    m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2)))
+    m.on(1.0, ev.CertificateLearned(signed(1, genesis(OTHER, ME))))
+    m.on(1.0, ev.CertificateLearned(signed(1, Ready("u"))))
+    m.on(2.0, ev.JoinSecretReceived(OTHER, "server", CA), ev.K3sChanged("running"))
+    given_up = m.on(30.0, word("agent"))
+    assert m.state is State.CHANGE
+    assert [e.unless_voting for e in of(ev.SetAsideK3s, given_up)] == [True]
+    m.on(30.5, ev.K3sChanged("stopped"))
+    assert m.state is State.CHANGE, "nobody has looked at the disk yet"
+    kept = m.on(31.0, ev.K3sMayVote(1))
+    assert m.state is State.JOIN
+    assert [e.kind for e in of(ev.StartK3s, kept)] == ["server-join"], "it may be half of the majority"
+    assert of(ev.HoldK3s, m.on(32.0, ev.K3sChanged("running"))), "once removed it shall not join anew"
+    back = machine(3, 1, m.disk())
+    back.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2)), word("agent"))
+    assert [e.kind for e in of(ev.StartK3s, back.all)] == ["server-join"], "nor does a restart forget it"
+    for later in (word("agent", leaving=True, fence=12), ev.Tick()):
+        assert not of(ev.StopK3s, m.on(400.0, later)), "it goes on however long that takes"
+    assert m.state is State.JOIN
+    gone = m.on(401.0, ev.K3sChanged("failed", error="removed"), word("agent", fence=13))
+    assert m.state is State.CHANGE
+    assert of(ev.SetAsideK3s, gone)
+    m.on(402.0, ev.K3sWiped(1))
+    assert m.status.role == "agent"
+
+
+def test_a_server_given_up_before_etcd_knew_it_goes_at_once() -> None:
+    m = machine(3)
+    m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, 1, 2)))
+    m.on(1.0, ev.CertificateLearned(signed(1, genesis(OTHER, ME))))
+    m.on(1.0, ev.CertificateLearned(signed(1, Ready("u"))))
+    m.on(2.0, ev.JoinSecretReceived(OTHER, "server", CA), ev.K3sChanged("running"))
+    assert of(ev.SetAsideK3s, m.on(30.0, word("agent", leaving=True))), "no need to wait for a removal"
+    m.on(31.0, ev.K3sWiped(1))
+    assert m.state is State.JOIN
+    assert "until the cluster has removed" in m.reason
+    m.on(32.0, word("agent", fence=10))
     assert of(ev.FetchJoinSecret, m.all)[-1].role == "agent"
 
 

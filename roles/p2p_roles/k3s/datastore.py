@@ -74,6 +74,15 @@ def etcd_facts(paths: K3sPaths) -> EtcdFacts:
         return EtcdFacts(has_data, healthy)
 
 
+def may_vote(paths: K3sPaths) -> bool:
+    """Whether etcd's data is here, and k3s has noted no removal from the cluster (its tombstone)."""
+    etcd = server_dir(paths) / "db" / "etcd"
+    try:
+        return not (etcd / "tombstone").exists() and any((etcd / "member" / "wal").iterdir())
+    except OSError:
+        return False
+
+
 def _health() -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", METRICS_PORT, timeout=_TIMEOUT_S)
     try:

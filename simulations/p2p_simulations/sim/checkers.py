@@ -294,7 +294,13 @@ class Checkers:
             self._wipes_allowed.add((machine.peer, member.epoch))
         if member is None or etcd is None:
             self._fail(f"{machine.name} changes a role that it does not have")
-        elif member.role == "server" and machine.peer in etcd.members:
+
+    def role_given_up(self, machine: SimMachine) -> None:
+        """k3s is stopped, and its data goes since the role is another: it may not be etcd's member then."""
+        data: Data | None = machine.disk.read(DATA)
+        if data is None or data.role != "server":
+            return
+        if machine.peer in self._world.etcds[data.store].members:
             self._fail(f"{machine.name} sets its server's data aside while it is a member of etcd")
 
     def wipe_wanted(self, machine: SimMachine, epoch: int, certificate: Certificate) -> None:

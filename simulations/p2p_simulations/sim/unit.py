@@ -147,6 +147,13 @@ class SimK3sUnit:
             await self._machine.fsync(self._tasks, self._machine.disk.write({DATA: data, DROP_IN: dropped}))
         return ""
 
+    async def may_vote(self) -> bool:
+        """Whether what k3s has on the disk may be a voter."""
+        data = self._machine.disk.read(DATA)
+        is_server = data is not None and data.role == "server"
+        self._will_set_aside = self._will_set_aside and not is_server
+        return is_server
+
     async def count_workloads(self) -> int | None:
         """Objects of users in the datastore, as far as it answers."""
         data = self._machine.disk.read(DATA)
@@ -162,6 +169,8 @@ class SimK3sUnit:
         async with self._lock:
             self._process.stop()
             self._is_ours = False
+            if "-of-epoch-" in label:  # the role changed, not the cluster
+                self._machine.world.checkers.role_given_up(self._machine)
             await self._tasks.sleep(self._chance(0.1, 2.0))
             await self._machine.fsync(self._tasks, self._machine.disk.write({DATA: None, DROP_IN: None}))
         self._will_set_aside = False

@@ -39,7 +39,7 @@ class AgentWitness:
             case events.StartK3s(kind):
                 checkers.start_wanted(node, agent.bootstrap, effect)
                 agent.note(f"starts k3s: {kind}")
-            case events.SetAsideK3s(_, was):
+            case events.SetAsideK3s(_, was, _):
                 checkers.role_changed(node, agent.bootstrap)
                 agent.note(f"sets aside what k3s has as {was}")
                 agent.k3s.will_set_aside()
