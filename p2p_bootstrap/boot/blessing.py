@@ -11,7 +11,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from p2p_bootstrap.boot import files, slots, syscalls
+from p2p_bootstrap.boot import cmdline, files, slots, syscalls
 from p2p_bootstrap.boot.kernel import LinuxKernel
 from p2p_bootstrap.boot.observe import LOADER_GUID, Observer
 from p2p_bootstrap.boot.slotstore import SlotStore
@@ -20,6 +20,7 @@ from p2p_network.core.errors import BootError
 SLOTS: Final = ("active", "passive", "recovery", "autoreset", "live")
 STATE: Final = "run/initramfs/cos-state"
 ESP_PLACES: Final = ("efi", "boot/efi", "boot")
+MAX_CMDLINE_BYTES: Final = 64 * 1024
 BOOT_ESP: Final = "run/initramfs/esp"  # read-only, where the boot of a unified kernel image mounted it
 COUNT_PATH: Final = f"sys/firmware/efi/efivars/LoaderBootCountPath-{LOADER_GUID}"
 
@@ -41,10 +42,15 @@ def bless(root: Path = Path("/")) -> tuple[str, ...]:
     if (root / STATE / "cOS").is_dir():
         store = SlotStore(root / STATE, LinuxKernel().remount)
         said += [f"finished an interrupted upgrade: {line}" for line in store.recover()]
-        said.append(store.bless(slot))
+        said.append(store.bless(slot, _booted_image(root)))
     if counted := _counted(root):
         said.append(_bless_entry(root, counted))
     return tuple(said)
+
+
+def _booted_image(root: Path) -> str:
+    """The path of the image that this system was booted from, as the boot loader said; "" if it did not."""
+    return cmdline.parse(files.read_text(root / "proc/cmdline", MAX_CMDLINE_BYTES)).image
 
 
 def _counted(root: Path) -> str:

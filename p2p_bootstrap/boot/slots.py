@@ -128,9 +128,14 @@ def count_try(table: SlotTable) -> SlotTable:
     return replace(table, tries_left=table.tries_left - 1, generation=table.generation + 1)
 
 
-def bless(table: SlotTable, running: str) -> tuple[SlotTable, str]:
-    """The table after the running slot proved healthy, and one sentence what that means."""
+def bless(table: SlotTable, running: str, image: str = "") -> tuple[SlotTable, str]:
+    """The table after the running slot proved healthy, and one sentence what that means.
+
+    `image`: the path that was booted, "" if unknown: an upgrade may have given active another one since.
+    """
     if running == "active":
+        if image and image != table.active:
+            return table, "active has another image by now, which is on trial from the next boot on"
         if not table.trial:
             return table, "the active slot is blessed already"
         changed = replace(table, trial=False, tries_left=0, generation=table.generation + 1)
@@ -158,9 +163,13 @@ def new_image_path(table: SlotTable, sha256: str) -> str:
 
 
 def intend_upgrade(table: SlotTable, running: str, sha256: str, *, tries: int = DEFAULT_TRIES) -> Intent:
-    """Plan an upgrade. From active: the old active becomes passive. From passive: only active changes."""
+    """Plan an upgrade. From active: the old active becomes passive. From passive: only active changes.
+
+    Nothing that is still on trial becomes what is fallen back to: then passive stays as well.
+    """
     image = new_image_path(table, sha256)
-    passive = table.passive if running == "passive" else table.active
+    keeps_passive = running == "passive" or (table.trial and table.passive)
+    passive = table.passive if keeps_passive else table.active
     after = SlotTable(image, passive, True, tries, table.generation + 1)
     return Intent(image, sha256, table, after)
 

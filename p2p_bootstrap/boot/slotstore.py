@@ -67,10 +67,10 @@ class SlotStore:
             self._flip(after)
         return f"active is on trial: {after.tries_left} tries are left after this one"
 
-    def bless(self, running: str) -> str:
-        """The running slot proved healthy. Returns what that means."""
+    def bless(self, running: str, image: str = "") -> str:
+        """The running slot proved healthy; `image`: that it booted. Returns what that means."""
         before = self.table()
-        after, reason = slots.bless(before, running)
+        after, reason = slots.bless(before, running, image)
         if after != before:
             with self.writable():
                 self._flip(after)

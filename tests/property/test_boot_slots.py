@@ -101,6 +101,26 @@ def test_a_slot_on_trial_boots_as_often_as_it_may_and_no_more(
     assert kept == after
 
 
+@given(tables, st.lists(st.sampled_from(("upgrade", "boot", "bless")), max_size=20))
+def test_only_what_ran_and_was_blessed_is_fallen_back_to(table: SlotTable, steps: list[str]) -> None:
+    """Also when one upgrade follows another before a reboot, and if the old one is blessed after a flip."""
+    booted, running = table.active, "active"
+    proven = {table.active, table.passive}
+    for number, step in enumerate(steps):
+        match step:
+            case "upgrade":
+                table = slots.intend_upgrade(table, running, f"{number:064x}").after
+            case "boot":
+                running = "passive" if table.spent else "active"
+                booted, table = table.image(running), slots.count_try(table)  # type: ignore[arg-type]
+            case "bless":
+                before, (table, _) = table, slots.bless(table, running, booted)
+                if table != before:
+                    proven.add(booted)
+        assert table.passive in proven
+        assert table.trial or table.active in proven
+
+
 @given(st.builds(SlotTable, active=st.just("/cOS/a.img"), passive=st.sampled_from(("", "/cOS/b.img")),
                  trial=st.booleans(), tries_left=st.integers(0, 999),
                  generation=st.integers(0, 10**9 - 1)))  # fmt: skip

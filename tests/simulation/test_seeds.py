@@ -30,6 +30,8 @@ ONCE_FAILED = (
     60_000_000,
     # a server given up while it got in became a voter before it heard so, and set half of the majority aside
     80_000_092,
+    # the old system, healthy, blessed the new image after the flip and before the reboot
+    91_000_115,
 )  # fmt: skip
 
 

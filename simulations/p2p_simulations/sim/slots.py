@@ -40,7 +40,7 @@ class SlotDisk:
         self.images = {table.active: Image(), table.passive: Image()}
         self.pointer = slots.render(table)
         self.journal = ""
-        self.running = "active"
+        self.running, self.booted = "active", table.active
         self.is_healthy = True
         self.is_upgrading = False
         self._under_way: Action | None = None
@@ -58,7 +58,8 @@ class SlotDisk:
             self.perform(action)
         table = self.table
         self.running = "passive" if table.spent else "active"
-        image = self.images.get(table.image(self.running))
+        self.booted = table.image(self.running)
+        image = self.images.get(self.booted)
         self._set(slots.count_try(table))
         self.is_healthy = image is not None and image.is_good
         if image is None or not image.is_whole:
@@ -105,7 +106,7 @@ class SlotDisk:
 
     def bless(self) -> str:
         """The running slot proved healthy. Returns one sentence."""
-        table, reason = slots.bless(self.table, self.running)
+        table, reason = slots.bless(self.table, self.running, self.booted)
         self._set(table)
         return reason
 
@@ -128,9 +129,8 @@ class SlotDisk:
 
 
 def upgrade(machine: SimMachine, is_good: bool) -> None:
-    """Write a new image, then reboot into it; nothing if the machine is off, or its last image is on trial
-    (an upgrade then would make the image that nobody has blessed the one to fall back to)."""
-    if not machine.is_on or machine.slots.is_upgrading or machine.slots.table.trial:
+    """Write a new image, then reboot into it; nothing if the machine is off."""
+    if not machine.is_on or machine.slots.is_upgrading:
         return
     tasks = Tasks(machine.world.engine, machine.resume_at, machine.touched)
     tasks.start(_upgrade(machine, tasks, is_good))
