@@ -185,6 +185,43 @@ def _address_range(text: str) -> str:
     return str(network)
 
 
+_LABEL_NAME: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_DNS_NAME: Final = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_LABEL_PREFIX: Final = re.compile(rf"(?=.{{1,253}}$){_DNS_NAME}(\.{_DNS_NAME})*")
+_OWN_PREFIX: Final = re.compile(r"(.+\.)?(node|kubelet)\.kubernetes\.io")
+_KUBERNETES: Final = re.compile(r"(.+\.)?(kubernetes|k8s)\.io")
+_EFFECTS: Final = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+
+
+def _is_label_key(key: str) -> bool:
+    prefix, slash, name = key.rpartition("/")
+    return bool(_LABEL_NAME.fullmatch(name) and (not slash or _LABEL_PREFIX.fullmatch(prefix)))
+
+
+def _node_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if not _is_label_key(key):
+            raise wrong(f"{quoted(key)} is no name of a label", "[PREFIX/]NAME, e.g. example.com/disk")
+        if value and not _LABEL_NAME.fullmatch(value):
+            raise wrong(
+                f"{quoted(value)} is no value of a label", "at most 63 letters, digits, '-', '_', '.'"
+            )
+        prefix = key.rpartition("/")[0]
+        if _KUBERNETES.fullmatch(prefix) and not _OWN_PREFIX.fullmatch(prefix):
+            hint = "region and zone come from p2p.region and p2p.zone; take a prefix of your own for others"
+            raise wrong(f"{quoted(key)} belongs to Kubernetes: a node may not give it to itself", hint)
+    return labels
+
+
+def _taint(value: object) -> str:
+    text = _text(value)
+    rest, _, effect = text.rpartition(":")
+    key, _, word = rest.partition("=")
+    if effect not in _EFFECTS or not _is_label_key(key) or (word and not _LABEL_NAME.fullmatch(word)):
+        raise wrong(f"{quoted(text)} is no taint", f"KEY[=VALUE]:EFFECT; effects: {', '.join(_EFFECTS)}")
+    return text
+
+
 def _env_names(env: dict[str, str]) -> dict[str, str]:
     for name in env:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -227,6 +264,8 @@ Seconds = Annotated[int, Field(ge=0, le=86400), BeforeValidator(_whole)]
 Mtu = Annotated[int, Field(ge=1280, le=9000), BeforeValidator(_whole)]
 Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(_whole)]
 Env = Annotated[dict[str, Text], AfterValidator(_env_names)]
+NodeLabels = Annotated[dict[str, Text], Field(max_length=64), AfterValidator(_node_labels)]
+Taint = Annotated[str, BeforeValidator(_taint)]
 Label = Annotated[
     Text,
     _pattern(

@@ -28,6 +28,7 @@ from p2p_bootstrap.config.fields import (
     Mtu,
     NetworkId,
     NodeCount,
+    NodeLabels,
     PlacementKind,
     Port,
     Preference,
@@ -43,6 +44,7 @@ from p2p_bootstrap.config.fields import (
     SnapshotCount,
     Speed,
     Subnet,
+    Taint,
     Target,
     Text,
     Transport,
@@ -221,6 +223,16 @@ class P2P(_Section):
         default=True,
         description="Carry connections between two members that can't reach each other; sealed end to end, "
         "and limited. false: this node carries nothing for others.",
+    )
+    labels: NodeLabels = Field(
+        default_factory=dict,
+        description="Labels of this node in Kubernetes, set whenever k3s starts: {example.com/disk: ssd}.",
+    )
+    taints: tuple[Taint, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Taints of this node in Kubernetes, KEY=VALUE:NoSchedule. k3s sets them when the node "
+        "registers; on a node that is registered they change with kubectl taint.",
     )
     prefer: Preference | None = Field(
         default=None,

@@ -21,6 +21,10 @@ from p2p_network.core.ids import PeerId
 
 logger = log.get(__name__)
 
+ALONE_S = 5.0
+FIRST_ALONE_S = (
+    1.0  # where one node is enough for a mesh (`p2p.minimum_nodes: 1`): the claim has yet to stand
+)
 CLAIM_STANDS_MS = 2000  # a claim this old, and unchallenged, may be built upon
 
 
@@ -30,6 +34,7 @@ class Address:
     Args:
         moved: called when `held` is another.
         failed: takes why there is none to be had.
+        alone_s: so long others are waited for before an address is claimed without asking anybody.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Address:
         replication: Replication,
         moved: Callable[[], None],
         failed: Callable[[MeshError], None],
+        alone_s: float = ALONE_S,
     ) -> None:
         self.held: tuple[str, str] | None = None
         self._held_since = float("inf")
@@ -52,7 +58,9 @@ class Address:
         self._runner = Runner(
             runtime,
             "vpn.address",
-            addressing.Addressing(self_id, mesh_id, network=network, started_at=runtime.monotonic()),
+            addressing.Addressing(
+                self_id, mesh_id, network=network, alone_s=alone_s, started_at=runtime.monotonic()
+            ),
             self._carry_out,
             lambda: addressing.Tick(self._mesh_ms()),
         )

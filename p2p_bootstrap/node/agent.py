@@ -28,6 +28,7 @@ from p2p_bootstrap.api.services import routes as service_routes
 from p2p_bootstrap.api.upgrades import routes as upgrade_routes
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.config.model import REGION_AUTO
+from p2p_bootstrap.node.address import ALONE_S, FIRST_ALONE_S
 from p2p_bootstrap.node.admission import Admission
 from p2p_bootstrap.node.answers import Answers, own_hostname
 from p2p_bootstrap.node.blessing import Blessing
@@ -215,6 +216,7 @@ class _Agent:
                 ready=vpn_changed,
                 rotated=rotated,
                 routing=routing,
+                alone_s=FIRST_ALONE_S if self._config.minimum_nodes == 1 else ALONE_S,
             )
             places = Places(
                 runtime=runtime,

@@ -242,7 +242,7 @@ class Authority:
                 self._kube(),
                 api.CONFIG_MAPS,
                 objects.ASSIGNMENTS,
-                objects.assignments_map(given, version),
+                objects.assignments_map(given, version, standing.epoch),
             )
             version = objects.version_of(stored)
         await self._mirror(standing, given, int(version) if version.isdigit() else 0)
@@ -289,7 +289,8 @@ class Authority:
             known = standing.assignments.items()
             given = {p: Assigned(a.role, a.reason, a.leaving) for p, a in known}
         else:
-            given = objects.assigned(stored)
+            named = frozenset(map(PeerId, standing.genesis.servers))
+            given = objects.of_epoch(stored, standing.epoch, named)
         return self._facts(standing, declared, given, kube_nodes, members), declared
 
     def _facts(

@@ -71,6 +71,11 @@ def options_of(config: Config) -> spec.K3sOptions:
     )
 
 
+def labels_of(config: Config) -> tuple[str, ...]:
+    """The labels that the cloud-config declares."""
+    return tuple(f"{key}={value}" for key, value in sorted(config.p2p.labels.items()))
+
+
 class K3sUnit:
     """k3s on this node."""
 
@@ -312,6 +317,8 @@ class K3sUnit:
                 region=self._region(),
                 zone=p2p.zone or "",
                 names=(self._hostname, *virtual_ip.names(self._config)),
+                labels=labels_of(self._config),
+                taints=p2p.taints,
             ),
             options=self._options,
             datastore=datastore,

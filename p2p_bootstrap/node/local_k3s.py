@@ -37,6 +37,7 @@ from p2p_bootstrap.api.service import (
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.node import virtual_ip
 from p2p_bootstrap.node.hooks import Hooks, stage_runner
+from p2p_bootstrap.node.k3s import labels_of
 from p2p_bootstrap.service import notify
 from p2p_network.core import log
 from p2p_network.core.errors import P2PError, RoleError, TimedOut
@@ -107,6 +108,8 @@ class LocalK3s:
                     region=self._region(),
                     zone=self._config.p2p.zone or "",
                     names=virtual_ip.names(self._config),
+                    labels=labels_of(self._config),
+                    taints=self._config.p2p.taints,
                 ),
                 options=self._options,
                 more_files=await virtual_ip.files(self._config, paths) if self._role == "server" else (),

@@ -20,7 +20,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from p2p_bootstrap.config.model import VPN
-from p2p_bootstrap.node.address import Address
+from p2p_bootstrap.node.address import ALONE_S, Address
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.routing import Routing
 from p2p_bootstrap.node.runtime import Runtime
@@ -91,6 +91,7 @@ class Vpn:
         ready: raised when `status.state` or the address changed.
         rotated: raised when the mesh's keys were rotated: every session then gets new keys too.
         routing: which networks are behind which peer, and who may begin to talk to this node.
+        alone_s: see `Address`.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Vpn:
         ready: Signal,
         rotated: Signal,
         routing: Routing,
+        alone_s: float = ALONE_S,
     ) -> None:
         self.status = VpnStatus("starting" if options.create else "off")
         self._self_id = self_id
@@ -135,6 +137,7 @@ class Vpn:
             replication=replication,
             moved=self._address_moved,
             failed=self._fail,
+            alone_s=alone_s,
         )
         host.serve(OFFER_METHOD, self._answer_offer)
         host.serve(ASK_METHOD, self._asked)

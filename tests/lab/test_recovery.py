@@ -12,9 +12,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import pytest
 from clusters import ca_hashes, cluster_ids, cluster_inits, facts_for_ever, statuses, wait_ready
 
 from p2p_bootstrap.api.service import StatusDoc
@@ -23,6 +23,7 @@ from p2p_simulations.lab.node import kairos_p2p
 from p2p_simulations.lab.topology import make_topology
 
 LabFactory = Callable[..., Lab]
+pytestmark = [pytest.mark.side_by_side(about_s=60), pytest.mark.timeout(900)]
 FAST = {"k3s": {"args": ["--etcd-arg=heartbeat-interval=200", "--etcd-arg=election-timeout=1500"]}}
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 PASSPHRASE = "correct horse battery staple"
@@ -81,7 +82,7 @@ def put(lab: Lab, name: str, path: str, text: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_two_of_three_servers_and_then_all_machines_are_lost(lab: LabFactory, tmp_path: Path) -> None:
+def test_two_of_three_servers_and_then_all_machines_are_lost(lab: LabFactory) -> None:
     topology = make_topology({"here": ("n1", "n2", "n3", "n4")}, servers=3, config=FAST)
     mine = lab(topology, agents=True)
     formed = wait_ready(mine)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import yaml
 from clusters import ask, cluster_ids, facts_for_ever, statuses, wait_ready
 
@@ -17,6 +18,7 @@ from p2p_simulations.lab.node import kairos_p2p
 from p2p_simulations.lab.topology import make_topology
 
 LabFactory = Callable[..., Lab]
+pytestmark = [pytest.mark.side_by_side(about_s=35), pytest.mark.timeout(900)]
 
 
 def test_a_cluster_in_each_region_of_one_mesh_and_another_network_beside(lab: LabFactory) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from clusters import ca_hashes, cluster_ids, statuses, wait_ready
 
 from p2p_simulations.lab.lab import Lab
@@ -17,6 +18,7 @@ from p2p_simulations.lab.node import kairos_p2p
 from p2p_simulations.lab.topology import Topology, make_topology
 
 LabFactory = Callable[..., Lab]
+pytestmark = [pytest.mark.side_by_side(about_s=80), pytest.mark.timeout(900)]
 
 # a Kubernetes that notices a dead node within seconds
 GRACE = "--kube-controller-manager-arg=node-monitor-grace-period=4s"

@@ -9,9 +9,9 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import pytest
 from clusters import ca_hashes, facts_for_ever, statuses, wait_ready
 
 from p2p_simulations.lab.lab import Lab
@@ -19,6 +19,7 @@ from p2p_simulations.lab.node import kairos_p2p
 from p2p_simulations.lab.topology import make_topology
 
 LabFactory = Callable[..., Lab]
+pytestmark = [pytest.mark.side_by_side(about_s=50), pytest.mark.timeout(900)]
 OLD, NEW, BAD = "v1.36.1+k3s1", "v1.36.2+k3s1", "v1.36.3+k3s1"
 PLACE = "/var/lib/rancher/bin/k3s"
 FAST = {"k3s": {"args": ["--etcd-arg=heartbeat-interval=200", "--etcd-arg=election-timeout=1500"]}}
@@ -59,7 +60,7 @@ def kubelets(lab: Lab, at: str) -> dict[str, str]:
 
 
 def test_k3s_is_upgraded_through_the_mesh_and_a_bad_release_goes_back(
-    lab: LabFactory, lab_root: Path
+    lab: LabFactory,
 ) -> None:
     names = ("n1", "n2", "n3", "n4")
     topology = make_topology({"here": names}, servers=3, config=FAST)

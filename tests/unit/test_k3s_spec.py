@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ssl
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -110,6 +111,15 @@ def test_other_datastores() -> None:
     assert spec("server", datastore="sqlite").requires.endswith("server/db/state.db")
     with pytest.raises(RoleError, match="external database"):
         spec("server-init", datastore="external")
+
+
+def test_labels_and_taints_of_the_declaration_go_to_k3s_in_both_roles() -> None:
+    own = replace(FACTS, labels=("example.com/disk=ssd",), taints=("gpu=yes:NoSchedule",))
+    for kind in ("server-init", "server", "agent"):
+        said = config(spec(kind, facts=own, join_ip="10.144.0.1"))
+        assert "example.com/disk=ssd" in said["node-label+"]
+        assert said["node-taint+"] == ["gpu=yes:NoSchedule"]
+    assert "node-taint+" not in config(spec("agent", join_ip="10.144.0.1"))
 
 
 def test_what_the_user_wants_is_honoured() -> None:

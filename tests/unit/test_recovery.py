@@ -19,6 +19,8 @@ from p2p_roles.genesis.acceptor import Asked, Reply
 from p2p_roles.genesis.messages import VOTE_PURPOSE, Genesis
 from p2p_roles.genesis.proposer import Answered, Ask
 from p2p_roles.quorum import judge
+from p2p_roles.reconcile import objects
+from p2p_roles.reconcile.model import Assigned
 from p2p_roles.recovery import ClusterFacts, SnapshotFacts, plan_recovery, plan_resolution
 from p2p_roles.rules import Rules
 from p2p_roles.transitions import State
@@ -515,3 +517,13 @@ def test_the_verdict_on_the_control_plane(
     assert verdict.health == health
     assert verdict.here == len(alive)
     assert ("recover" in verdict.reason) == (health in ("minority", "lost"))
+
+
+def test_a_restored_datastore_does_not_overrule_the_genesis_that_restored_it() -> None:
+    """Its assignments are those of the snapshot: a node that was an agent then, and is named a server now."""
+    then = {PeerId("a"): Assigned("agent", "then"), PeerId("b"): Assigned("agent", "then")}
+    stored = objects.assignments_map(then, "", 1)
+    assert objects.of_epoch(stored, 1, {PeerId("a")}) == then
+    assert objects.of_epoch(stored, 3, {PeerId("a")}) == {PeerId("b"): then[PeerId("b")]}
+    untold = {"data": {"assignments": stored["data"]["assignments"]}}
+    assert objects.of_epoch(untold, 3, {PeerId("a")}) == then

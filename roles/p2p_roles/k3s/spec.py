@@ -118,6 +118,7 @@ class NodeFacts:
         device: the TUN device for flannel, "" to let k3s choose.
         region, zone: for the topology labels; "" for none.
         names: further names and addresses under which the API is reached.
+        labels: further ones, KEY=VALUE. taints: KEY[=VALUE]:EFFECT, which count when the node registers.
     """
 
     node_name: str
@@ -126,6 +127,8 @@ class NodeFacts:
     region: str = ""
     zone: str = ""
     names: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    taints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,8 +329,10 @@ def _conveniences(facts: NodeFacts, role: Role) -> dict[str, object]:
         for key, value in (("region", facts.region), ("zone", facts.zone))
         if value
     ]
-    if labels:
-        config["node-label+"] = labels
+    if labels or facts.labels:
+        config["node-label+"] = [*labels, *facts.labels]
+    if facts.taints:
+        config["node-taint+"] = list(facts.taints)
     return config
 
 

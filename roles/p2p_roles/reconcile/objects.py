@@ -9,7 +9,7 @@ rights on the cluster may have edited them; what can't be understood is left out
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -75,14 +75,32 @@ def assigned(stored: Json | None) -> dict[PeerId, Assigned]:
     return found
 
 
-def assignments_map(given: Mapping[PeerId, Assigned], version: str) -> Json:
+def epoch_of(stored: Json | None) -> int:
+    """In which epoch the assignments were written last; 0 if that is not told."""
+    epoch = _data(stored or {}, "standing").get("epoch")
+    return epoch if isinstance(epoch, int) else 0
+
+
+def of_epoch(stored: Json | None, epoch: int, named: Collection[PeerId]) -> dict[PeerId, Assigned]:
+    """Who is what, in this epoch. `named`: the servers that its genesis certifies.
+
+    A datastore that was recovered or restored says what held before: of the servers that the quorum has named
+    since then, the newer word counts.
+    """
+    given = assigned(stored)
+    if 0 < epoch_of(stored) < epoch:
+        return {peer: word for peer, word in given.items() if peer not in named}
+    return given
+
+
+def assignments_map(given: Mapping[PeerId, Assigned], version: str, epoch: int) -> Json:
     """The ConfigMap that says so."""
     words: Json = {
         peer: {"role": a.role, "reason": a.reason[:_MAX_REASON_CHARS]}
         | ({"leaving": True} if a.leaving else {})
         for peer, a in sorted(given.items())
     }
-    return _config_map(ASSIGNMENTS, {"assignments": words}, version)
+    return _config_map(ASSIGNMENTS, {"assignments": words, "standing": {"epoch": epoch}}, version)
 
 
 def version_of(stored: Json | None) -> str:
