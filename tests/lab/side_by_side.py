@@ -1,9 +1,9 @@
 """How do tests that mostly wait run at the same time?
 
-A test with ``pytestmark = pytest.mark.side_by_side(about_s=60)`` and no fixture but `lab` runs in a thread of a
-small pool, the longest first, begun by the first of them; each is reported when its turn comes, with what it
-printed. A lab waits for processes and silences far more than it computes, so two cores hold several. They come
-last in their folder, so that no other test runs beside them.
+A test with ``pytestmark = pytest.mark.side_by_side(about_s=60)`` and no fixture but `lab` runs in a thread of
+a small pool, the longest first, begun by the first of them; each is reported when its turn comes, with what
+it printed. A lab waits for processes and silences far more than it computes, so two cores hold several. They
+come last in their folder, so that no other test runs beside them.
 """
 
 from __future__ import annotations

@@ -147,6 +147,13 @@ def test_every_kind_of_trouble_ends_in_the_same_cluster(lab: LabFactory) -> None
         began = time.monotonic()
         strike(cluster, victim)
         cluster.store(other, name)
+        if strike is not kill:  # long enough that the others miss it
+            away = 2 if strike is with_half_of_the_agents else 1
+            mine.wait(
+                lambda n=len(NAMES) - 1 - away, o=other: statuses(mine, [o])[o]["mesh"]["peers"] <= n,
+                HEALED_S,
+                f"{other} to miss {victim}",
+            )
         served = time.monotonic() - began
         mend(cluster, victim)
         seen = wait_ready(mine, timeout_s=HEALED_S)
