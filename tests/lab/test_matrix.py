@@ -148,9 +148,9 @@ def test_every_kind_of_trouble_ends_in_the_same_cluster(lab: LabFactory) -> None
         strike(cluster, victim)
         cluster.store(other, name)
         if strike is not kill:  # long enough that the others miss it
-            away = 2 if strike is with_half_of_the_agents else 1
+            left = len(NAMES) - (3 if strike is with_half_of_the_agents else 2)
             mine.wait(
-                lambda n=len(NAMES) - 1 - away, o=other: statuses(mine, [o])[o]["mesh"]["peers"] <= n,
+                lambda n=left, o=other: statuses(mine, [o])[o]["mesh"]["peers"] <= n,
                 HEALED_S,
                 f"{other} to miss {victim}",
             )
