@@ -22,7 +22,7 @@ GOALS: Final[tuple[Goal, ...]] = ("mesh", "role", "ready")
 MAX_WAIT_S: Final = 24 * 3600.0
 
 MeshState = Literal["starting", "alone", "joined"]
-VpnState = Literal["off", "starting", "up", "failed"]
+VpnState = Literal["off", "starting", "up", "failed", "userspace"]
 K3sState = Literal["absent", "stopped", "starting", "running", "failed"]
 PeerState = Literal["alive", "suspect", "dead", "left"]
 RoleName = Literal["server", "agent", ""]
@@ -102,7 +102,8 @@ class RotatedDoc(TypedDict):
 
 
 class VpnDoc(TypedDict):
-    """`ipv4`, `ipv6`: addresses without prefix length, "" before one is held; `error`: "" unless failed."""
+    """`ipv4`, `ipv6`: addresses without prefix length, "" before one is held; `error`: "" unless failed;
+    `reason`: why there is no device, in user space."""
 
     state: VpnState
     device: str
@@ -110,6 +111,7 @@ class VpnDoc(TypedDict):
     ipv6: str
     mtu: int
     error: str
+    reason: NotRequired[str]
 
 
 class RoleDoc(TypedDict):

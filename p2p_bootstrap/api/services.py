@@ -62,6 +62,14 @@ class ServicesApi(Protocol):
         """Listen, and carry each connection there."""
         ...
 
+    async def socks(self, listen: str) -> Work:
+        """A SOCKS5 proxy into the mesh."""
+        ...
+
+    async def forward(self, listen: str, to: str, protocol: str) -> Work:
+        """A local port that leads to an address."""
+        ...
+
     async def send_file(self, path: str, name: str, node: str) -> Work:
         """Offer a file."""
         ...
@@ -112,6 +120,13 @@ def routes(api: ServicesApi, guarded: Callable[[Handler, Rights], Handler]) -> l
         work = await api.connect(name, protocol(request), text(request, "listen"), text(request, "node"))
         return LiveResponse(work)
 
+    async def socks(request: Request) -> Response:
+        return LiveResponse(await api.socks(text(request, "listen")))
+
+    async def forward(request: Request) -> Response:
+        work = await api.forward(text(request, "listen"), text(request, "to"), protocol(request))
+        return LiveResponse(work)
+
     async def send_file(request: Request) -> Response:
         return LiveResponse(
             await api.send_file(text(request, "path"), text(request, "name"), text(request, "node"))
@@ -130,6 +145,8 @@ def routes(api: ServicesApi, guarded: Callable[[Handler, Rights], Handler]) -> l
         Route("/v1/services/{name}/expose", guarded(expose, "all"), methods=["POST"]),
         Route("/v1/services/{name}/remove", guarded(remove, "all"), methods=["POST"]),
         Route("/v1/services/{name}/connect", guarded(connect, "all"), methods=["POST"]),
+        Route("/v1/socks", guarded(socks, "all"), methods=["POST"]),
+        Route("/v1/forward", guarded(forward, "all"), methods=["POST"]),
         Route("/v1/files/send", guarded(send_file, "all"), methods=["POST"]),
         Route("/v1/files/get", guarded(get_file, "all"), methods=["POST"]),
     ]

@@ -34,6 +34,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "routes": ("p2p_bootstrap.cli.routes_verbs:group", "Which networks are behind which node?"),
     "access": ("p2p_bootstrap.cli.access_verbs:group", "Who may reach whom?"),
     "service": ("p2p_bootstrap.cli.service_verbs:group", "Offer programs by name, reach those of others."),
+    "socks": ("p2p_bootstrap.cli.proxy_verbs:socks", "A SOCKS5 proxy into the mesh, without a VPN."),
+    "forward": ("p2p_bootstrap.cli.proxy_verbs:forward", "Forward a local port into the mesh."),
     "file": ("p2p_bootstrap.cli.file_verbs:group", "Hand a file from node to node."),
     "roles": ("p2p_bootstrap.cli.roles_verbs:group", "Who does what in the cluster, and why?"),
     "regions": ("p2p_bootstrap.cli.regions_verbs:group", "Which node stands where, and how far apart?"),

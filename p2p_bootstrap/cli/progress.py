@@ -52,6 +52,7 @@ def steps(document: StatusDoc) -> list[tuple[str, str]]:
         "vpn": {
             "off": "",
             "starting": "",
+            "userspace": f"in user space: {vpn.get('reason', '')}",
             "up": f"up, {vpn['ipv4']} on {vpn['device']}",
             "failed": f"failed: {vpn['error']}",
         }[vpn["state"]],

@@ -143,4 +143,6 @@ def _company(document: StatusDoc) -> str:
 
 def _device(document: StatusDoc) -> str:
     vpn = document["vpn"]
+    if vpn["state"] == "userspace":
+        return f"{vpn.get('reason', '')}; reach the mesh with: kairos-p2p socks"
     return f"{vpn['device']}, MTU {vpn['mtu']}" if vpn["device"] and vpn["state"] == "up" else ""

@@ -14,6 +14,7 @@ from typing import Final
 from p2p_bootstrap.cloudconfig.nodes import MapNode, Path, find
 from p2p_bootstrap.cloudconfig.remote import parse_source
 from p2p_bootstrap.config.addresses import port_of
+from p2p_bootstrap.config.fields import is_loopback, split_target
 from p2p_bootstrap.config.model import P2P, K0s, K3s, KubeVip
 from p2p_bootstrap.config.names import CLOUD_INIT_ONLY, KUBE_VIP_FIELDS, MOVED
 from p2p_bootstrap.config.validation import bundle_blocks, problem_at
@@ -72,6 +73,7 @@ def contradictions(root: MapNode, p2p: P2P, k3s: K3s) -> Iterator[Problem]:
     yield from _overlaps(root, p2p, k3s)
     yield from _routes(root, p2p)
     yield from _services(root, p2p)
+    yield from _userspace(root, p2p)
 
 
 def kubevip_problems(root: MapNode, kubevip: KubeVip) -> Iterator[Problem]:
@@ -127,6 +129,8 @@ def remarks(root: MapNode, p2p: P2P, kubevip: KubeVip) -> Iterator[Problem]:
             "has no effect by itself: a dead server is not replaced without being asked",
             "add p2p.dynamic_roles: true",
         )
+    if p2p.socks is not None and not is_loopback(split_target(p2p.socks)[0]):
+        yield note(("p2p", "socks"), "whoever reaches this address uses the mesh as this node, unasked")
     for name in p2p.vpn.env:
         if name == "EDGEVPNDHT":
             continue
@@ -218,6 +222,24 @@ def _routes(root: MapNode, p2p: P2P) -> Iterator[Problem]:
             ("p2p", "vpn", name),
             "without a VPN no packet can be carried (p2p.vpn.create is false)",
             "remove the key, or create the VPN",
+        )
+
+
+def _userspace(root: MapNode, p2p: P2P) -> Iterator[Problem]:
+    vpn = p2p.vpn
+    if vpn.mode == "userspace" and vpn.create and vpn.use and p2p.auto.enable:
+        yield problem_at(
+            root,
+            ("p2p", "vpn", "mode"),
+            "a node of a cluster needs its VPN device",
+            "set p2p.auto.enable: false to only reach the mesh, or p2p.vpn.use: false",
+        )
+    if vpn.mode == "userspace" and (vpn.routes or vpn.offer_exit):
+        yield problem_at(
+            root,
+            ("p2p", "vpn", "routes" if vpn.routes else "offer_exit"),
+            "without a VPN device no packet can be carried (p2p.vpn.mode is userspace)",
+            "remove the key, or let another node carry it",
         )
 
 

@@ -155,6 +155,14 @@ def split_target(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def check_target(text: str) -> str:
     """The text, if `split_target` takes it."""
     split_target(text)
@@ -283,6 +291,10 @@ Interface = Annotated[
 Hostname = Annotated[Text, AfterValidator(_hostname)]
 ServiceName = Annotated[Text, _checked(check_name)]
 Target = Annotated[Text, _checked(check_target)]
+VpnMode = Annotated[
+    Literal["auto", "tun", "userspace"],
+    choice({"auto": "auto", "tun": "tun", "userspace": "userspace"}),
+]
 Transport = Annotated[Literal["tcp", "udp"], choice({"tcp": "tcp", "udp": "udp"})]
 Subnet = Annotated[Text, _checked(lambda text: str(parse_subnet(text)))]
 AddressRange = Annotated[Text, AfterValidator(_address_range)]

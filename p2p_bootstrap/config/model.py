@@ -48,6 +48,7 @@ from p2p_bootstrap.config.fields import (
     Target,
     Text,
     Transport,
+    VpnMode,
     split_target,
 )
 from p2p_bootstrap.config.names import KUBE_VIP_FIELDS
@@ -107,6 +108,12 @@ class VPN(_Section):
         repr=False,
         description="Environment of EdgeVPN's daemon. Only EDGEVPNDHT has an effect here.",
     )
+    mode: VpnMode = Field(
+        default="auto",
+        description="tun: a network device. userspace: none; this node reaches the mesh through p2p.socks "
+        "and p2p.forwards, and is reached by its services. auto: tun where the machine can, else userspace, "
+        "unless it is to be a node of a cluster.",
+    )
     interface: Interface = Field(default="kp2p0", description="Name of the VPN device.")
     mtu: Mtu | None = Field(
         default=None,
@@ -161,6 +168,24 @@ class Service(_Section):
     def public_port(self) -> int:
         """The port on the VPN address."""
         return self.port or self.target[1]
+
+
+class Forward(_Section):
+    """`p2p.forwards`: a port of this machine that leads into the mesh."""
+
+    listen: Target = Field(description="Where to listen: HOST:PORT, or PORT of 127.0.0.1.")
+    to: Target = Field(description="HOST:PORT; a name of the mesh, a VPN address, one that a node carries.")
+    protocol: Transport = Field(default="tcp", description="tcp or udp.")
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Host and port of `listen`."""
+        return split_target(self.listen)
+
+    @property
+    def target(self) -> tuple[str, int]:
+        """Host and port of `to`."""
+        return split_target(self.to)
 
 
 class Bless(_Section):
@@ -260,6 +285,14 @@ class P2P(_Section):
         default=(),
         max_length=MAX_SERVICES,
         description="Programs of this node that the others reach by name, with or without a VPN.",
+    )
+    socks: Target | None = Field(
+        default=None,
+        description="Where to offer a SOCKS5 proxy into the mesh, such as 127.0.0.1:1080; needs no VPN. "
+        "Whoever reaches it acts as this node.",
+    )
+    forwards: tuple[Forward, ...] = Field(
+        default=(), max_length=MAX_SERVICES, description="Ports of this machine that lead into the mesh."
     )
     auto: Auto = Field(default_factory=Auto, description="Whether the nodes agree on the roles.")
     bless: Bless = Field(

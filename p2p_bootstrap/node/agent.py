@@ -26,6 +26,7 @@ from p2p_bootstrap.api.reach import routes as reach_routes
 from p2p_bootstrap.api.server import serve_api
 from p2p_bootstrap.api.services import routes as service_routes
 from p2p_bootstrap.api.upgrades import routes as upgrade_routes
+from p2p_bootstrap.config.fields import split_target
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.config.model import REGION_AUTO
 from p2p_bootstrap.node.address import ALONE_S, FIRST_ALONE_S
@@ -43,6 +44,7 @@ from p2p_bootstrap.node.local_k3s import LocalK3s, role_of
 from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
+from p2p_bootstrap.node.proxy import Proxy
 from p2p_bootstrap.node.reach import ReachAnswers
 from p2p_bootstrap.node.recovery import Recovery
 from p2p_bootstrap.node.replication import Replication
@@ -59,6 +61,7 @@ from p2p_bootstrap.node.trio_runtime import TrioRuntime
 from p2p_bootstrap.node.upgrades import Upgrades
 from p2p_bootstrap.node.upgrading import Upgrading
 from p2p_bootstrap.node.upkeep import Upkeep
+from p2p_bootstrap.node.userspace import settled, why_no_device
 from p2p_bootstrap.node.vpn import Vpn
 from p2p_bootstrap.service import LEFT, notify
 from p2p_network import wire
@@ -119,6 +122,7 @@ class _Columns:
     vpn: Vpn
     services: Services
     asked: ServiceAnswers
+    proxy: Proxy
     cluster: Cluster
     places: Places
     names: Names
@@ -137,7 +141,7 @@ class _Agent:
         self, config: Config, state_dir: Path, socket: Path, events: EventLog, *, of_system: bool
     ) -> None:
         self._of_system = of_system
-        self._config = config
+        self._config, self._userspace = settled(config, why_no_device())
         self._state_dir = state_dir
         self._socket = socket
         self._events = events
@@ -152,6 +156,14 @@ class _Agent:
             identity = await trio.to_thread.run_sync(state.identity)
             durable = DurableFiles(state.durable_path)
             kept = await trio.to_thread.run_sync(begin, self._config, durable, identity.peer_id)
+            if self._userspace:
+                log.event(
+                    logger,
+                    "vpn.userspace",
+                    logging.WARNING,
+                    reason=f"no VPN device: {self._userspace}",
+                    hint="reach the mesh through p2p.socks and p2p.forwards, or kairos-p2p socks",
+                )
             log.event(
                 logger, "agent.started", version=__version__, peer=identity.peer_id, hostname=self._hostname
             )
@@ -217,6 +229,7 @@ class _Agent:
                 rotated=rotated,
                 routing=routing,
                 alone_s=FIRST_ALONE_S if self._config.minimum_nodes == 1 else ALONE_S,
+                userspace=self._userspace,
             )
             places = Places(
                 runtime=runtime,
@@ -292,6 +305,17 @@ class _Agent:
                 region=lambda: places.region,
             )
             await services.load()
+            socks = self._config.p2p.socks
+            proxy = Proxy(
+                self_id=identity.peer_id,
+                socks=split_target(socks) if socks is not None else None,
+                forwards=self._config.p2p.forwards,
+                host=host,
+                replication=replication,
+                routing=routing,
+                services=services,
+                names=names,
+            )
             snapshots = Snapshots(
                 runtime=runtime,
                 self_id=identity.peer_id,
@@ -345,7 +369,8 @@ class _Agent:
                 routing,
                 vpn,
                 services,
-                ServiceAnswers(services, files),
+                ServiceAnswers(services, files, proxy),
+                proxy,
                 cluster,
                 places,
                 names,
@@ -423,6 +448,7 @@ class _Agent:
                 nursery.start_soon(columns.routing.run)
                 nursery.start_soon(columns.vpn.run)
                 nursery.start_soon(columns.services.run)
+                nursery.start_soon(columns.proxy.run)
                 nursery.start_soon(columns.cluster.run)
                 nursery.start_soon(columns.snapshots.run)
                 nursery.start_soon(columns.recovery.run)

@@ -139,7 +139,7 @@ class Answers:
     def _note_phases(self) -> None:
         reached: dict[PhaseName, bool] = {
             "mesh": bool(self._host.connected()) or self._cluster.genesis_known,
-            "vpn": self._vpn.status.state in ("up", "off"),
+            "vpn": self._vpn.status.state in ("up", "off", "userspace"),
             "genesis": self._cluster.genesis_known,
             "role": bool(self._alone or self._cluster.status.role),
             "ready": self._is_ready(),
@@ -184,11 +184,12 @@ class Answers:
             admission=self._own_admission(),
             vpn=VpnDoc(
                 state=vpn.state,
-                device=p2p.vpn.interface if vpn.state != "off" else "",
+                device=p2p.vpn.interface if vpn.state not in ("off", "userspace") else "",
                 ipv4=vpn.ipv4,
                 ipv6=vpn.ipv6,
                 mtu=self._vpn.mtu,
                 error=vpn.error,
+                reason=vpn.reason,
             ),
             names=NamesDoc(state=names.state, origin=names.origin, error=names.error),
             role=RoleDoc(

@@ -100,10 +100,11 @@ class Names:
     async def _keep_zone(self, answering: Answering) -> None:
         while True:
             await self._changed.wait()
-            answering.zone = self._zone()
+            answering.zone = self.zone()
             self.status.origin = answering.zone.origin
 
-    def _zone(self) -> Zone:
+    def zone(self) -> Zone:
+        """All of the mesh's names, now; whether they are answered here or not."""
         ledger = self._replication.ledger
         claims = read_by_peer(ledger, "address/", AddressClaim)
         roles = read_by_peer(ledger, "role/", RoleRecord)

@@ -247,6 +247,11 @@ class Routing:
         is_public = any(n.version == address.version and address.subnet_of(n) for n in INTERNET)  # type: ignore[arg-type]
         return self._exit() if is_public else None
 
+    @property
+    def has_exit(self) -> bool:
+        """Whether what goes to the internet goes through a peer."""
+        return self._exit() is not None
+
     def _wanted_exit(self) -> str:
         chosen = self._options.exit if self._kept.uses_exit is None else self._kept.uses_exit
         return chosen or ""

@@ -12,6 +12,7 @@ import trio
 from p2p_bootstrap.api.services import ServiceDoc
 from p2p_bootstrap.config.fields import split_target
 from p2p_bootstrap.node.files import Files
+from p2p_bootstrap.node.proxy import Proxy
 from p2p_bootstrap.node.services import Services
 from p2p_network.core.errors import UsageError
 from p2p_network.tubes.flow import Protocol
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 class ServiceAnswers:
     """Services and files, as the local API sees them."""
 
-    def __init__(self, services: Services, files: Files) -> None:
+    def __init__(self, services: Services, files: Files, proxy: Proxy) -> None:
+        self._proxy = proxy
         self._services = services
         self._files = files
 
@@ -68,6 +70,17 @@ class ServiceAnswers:
             host, port, kind, self._services.carry(name, region=region, node=node), open_one
         )
 
+    async def socks(self, listen: str) -> Work:
+        """A SOCKS5 proxy."""
+        host, port = endpoint_of(listen, free=True)
+        return await hold_door(host, port, "tcp", self._proxy.answer_socks, None)
+
+    async def forward(self, listen: str, to: str, protocol: str) -> Work:
+        """A local port that leads to an address."""
+        kind = cast(Protocol, protocol)
+        host, port = endpoint_of(listen, free=True)
+        return await hold_door(host, port, kind, *self._proxy.forward(*endpoint_of(to), kind))
+
     async def send_file(self, path: str, name: str, node: str) -> Work:
         """Offer a file."""
         if not Path(path).is_absolute():
@@ -82,7 +95,7 @@ class ServiceAnswers:
 
 
 async def hold_door(
-    host: str, port: int, kind: Protocol, carry: Carry, open_one: Callable[[], Awaitable[Datagrams]]
+    host: str, port: int, kind: Protocol, carry: Carry, open_one: Callable[[], Awaitable[Datagrams]] | None
 ) -> Work:
     """A port that is listened on for as long as the work goes on. Raises MeshError if that can't be."""
     door = await (TcpDoor if kind == "tcp" else UdpDoor).bind(host, port)
@@ -101,6 +114,7 @@ async def hold_door(
                 if isinstance(door, TcpDoor):
                     nursery.start_soon(door.run, carry, note)
                 else:
+                    assert open_one is not None
                     nursery.start_soon(door.run, open_one, note)
                 async for text in received:
                     await say({"failed": text})

@@ -215,7 +215,13 @@ class Services:
 
     # ------------------------------------------------------------ reaching others
 
-    def _standing(self) -> dict[PeerId, Standing]:
+    @property
+    def region(self) -> str:
+        """Where this node is."""
+        return self._region()
+
+    def standing(self) -> dict[PeerId, Standing]:
+        """What is known of every node that may offer something."""
         connected = self._host.connected()
         return {
             member.peer: Standing(
@@ -226,7 +232,8 @@ class Services:
             for member in self._replication.view.members
         }
 
-    def _offers(self) -> list[Offer]:
+    def offers(self) -> list[Offer]:
+        """Every service of every node."""
         return offers_of.offers(read_by_peer(self._replication.ledger, "services/", ServicesRecord))
 
     def find(self, name: str, protocol: Protocol, *, region: str = "", node: str = "") -> list[Offer]:
@@ -234,9 +241,9 @@ class Services:
 
         `node`: only there; host name, peer id or its end.
         """
-        known = [offer for offer in self._offers() if offer.peer != self._self_id]
+        known = [offer for offer in self.offers() if offer.peer != self._self_id]
         found = offers_of.nearest_first(
-            known, name, protocol, self._standing(), own_region=self._region(), region=region
+            known, name, protocol, self.standing(), own_region=self._region(), region=region
         )
         if node:
             names = {m.peer: m.record.hostname for m in self._replication.view.members if m.record}
@@ -276,7 +283,7 @@ class Services:
 
     def rows(self) -> list[Row]:
         """Every service of every node."""
-        standing = self._standing()
+        standing = self.standing()
         names = {m.peer: m.record.hostname for m in self._replication.view.members if m.record}
         targets = {(s.name, s.protocol): f"{s.host}:{s.port}" for s in self.own}
         return [
@@ -291,7 +298,7 @@ class Services:
                 else "",
                 self._errors.get(offer.item.name, "") if offer.peer == self._self_id else "",
             )
-            for offer in self._offers()
+            for offer in self.offers()
         ]
 
     async def expose(self, name: str, protocol: Protocol, host: str, port: int, public_port: int) -> None:

@@ -54,7 +54,7 @@ RETRY_S = 5.0
 MTU_IPV4_OUTER = 1420
 MTU_IPV6_OUTER = 1400
 
-VpnState = Literal["off", "starting", "up", "failed"]
+VpnState = Literal["off", "starting", "up", "failed", "userspace"]
 
 
 @dataclass(slots=True)
@@ -72,12 +72,14 @@ class _Link:
 
 @dataclass(slots=True)
 class VpnStatus:
-    """For `status`. `error`: message and hint of what went wrong last, "" while all is well."""
+    """For `status`. `error`: message and hint of what went wrong last, "" while all is well. `reason`: why
+    there is no device, in user space."""
 
     state: VpnState = "off"
     ipv4: str = ""
     ipv6: str = ""
     error: str = ""
+    reason: str = ""
     peers: dict[str, PeerStats] = field(default_factory=dict)
     rss_bytes: int = 0
 
@@ -92,6 +94,7 @@ class Vpn:
         rotated: raised when the mesh's keys were rotated: every session then gets new keys too.
         routing: which networks are behind which peer, and who may begin to talk to this node.
         alone_s: see `Address`.
+        userspace: why this node does without a device; "" if it doesn't.
     """
 
     def __init__(
@@ -109,8 +112,11 @@ class Vpn:
         rotated: Signal,
         routing: Routing,
         alone_s: float = ALONE_S,
+        userspace: str = "",
     ) -> None:
-        self.status = VpnStatus("starting" if options.create else "off")
+        self.status = VpnStatus(
+            "starting" if options.create else "userspace" if userspace else "off", reason=userspace
+        )
         self._self_id = self_id
         self._mesh_id = mesh_id
         self._options = options

@@ -72,6 +72,8 @@ PURE = (
     "network/p2p_network/records.py",
     "network/p2p_network/access.py",
     "network/p2p_network/services.py",
+    "network/p2p_network/socks.py",
+    "network/p2p_network/destinations.py",
     "network/p2p_network/tubes/flow.py",
     "network/p2p_network/subnets.py",
     "network/p2p_network/dataplane/guard.py",
