@@ -1,8 +1,8 @@
 """Through which peer is this host and port reached, without a VPN?
 
 Pure. A host is an address (of a peer, or in a network that a peer carries) or one of the mesh's names: a
-node, a service, a role. Bare names of one label count as the mesh's. A service is asked for by its name, so that it
-is found where its node has no VPN address; all else by address.
+node, a service, a role. Bare names of one label count as the mesh's. A service is asked for by its
+name, so that it is found where its node has no VPN address; all else by address.
 """
 
 from __future__ import annotations
