@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 
+import pytest
 from clusters import ask, statuses
 
 from p2p_simulations.lab import processes
 from p2p_simulations.lab.lab import Lab
 from p2p_simulations.lab.node import Node, kairos_p2p
 from p2p_simulations.lab.topology import make_topology
+
+pytestmark = [pytest.mark.side_by_side(about_s=15), pytest.mark.timeout(900)]
 
 LabFactory = Callable[..., Lab]
 PATIENCE_S = 60.0
@@ -76,7 +79,7 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     forged = spoofed()
     one.exec(["ip", "address", "add", "10.77.0.9/32", "dev", "lo"])
     assert not reaches(one, vpn2, "-I", "10.77.0.9")
-    assert spoofed() > forged, "a forged source from a routed subnet must be dropped"
+    mine.wait(lambda: spoofed() > forged, PATIENCE_S, "a forged source of a routed subnet to be counted")
 
     # exit: everything public goes through n2; the mesh's own connections do not
     assert not reaches(one, PUBLIC)
@@ -86,8 +89,8 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     )
     told(one, "routes", "exit", "n2")
     mine.wait(lambda: reaches(one, PUBLIC), PATIENCE_S, "the internet through n2")
-    assert reaches(one, vpn2)
-    assert reaches(one, two.place.ipv4), "the mesh's own carriers would be cut off too"
+    mine.wait(lambda: reaches(one, vpn2), PATIENCE_S, "the VPN beside the exit")
+    mine.wait(lambda: reaches(one, two.place.ipv4), PATIENCE_S, "what has a route of its own")
     assert "masquerade" in two.exec(["nft", "list", "table", "inet", "kairos_p2p"]).stdout
     told(one, "routes", "exit", "--none")
     mine.wait(lambda: "4702" not in one.exec(["ip", "rule"]).stdout, PATIENCE_S, "the rules to go")
@@ -98,7 +101,7 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     told(one, "access", "remove", "1")
     told(one, "access", "deny", "region:east", "node:n2")
     mine.wait(lambda: not reaches(one, vpn2), PATIENCE_S, "n2 to refuse n1")
-    assert reaches(two, vpn1), "n2 may begin, and gets its answers"
+    mine.wait(lambda: reaches(two, vpn1), PATIENCE_S, "n2, which may begin, to get its answers")
     (row,) = ask(mine, "n2", "access")["inbound"]
     assert (row["hostname"], row["allowed"], row["rule"]) == ("n1", False, "deny region:east to node:n2")
     mine.wait(lambda: ask(mine, "n2", "access")["inbound"][0]["dropped"], PATIENCE_S, "the count")
@@ -106,7 +109,7 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     mine.wait(lambda: reaches(one, vpn2), PATIENCE_S, "n1 to be let in again")
 
     # another network id on the same token is another mesh
-    stranger = statuses(mine, ("n3",))["n3"]
+    stranger = mine.wait(lambda: statuses(mine, ("n3",)), PATIENCE_S, "n3 to answer")["n3"]
     assert stranger["mesh"]["state"] == "alone"
     assert {peer["hostname"] for peer in ask(mine, "n1", "peers")} == {"n2"}
 

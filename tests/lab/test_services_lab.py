@@ -8,11 +8,14 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 
+import pytest
 from clusters import ask, statuses
 
 from p2p_simulations.lab.lab import Lab
 from p2p_simulations.lab.node import Node, kairos_p2p
 from p2p_simulations.lab.topology import make_topology
+
+pytestmark = [pytest.mark.side_by_side(about_s=15), pytest.mark.timeout(900)]
 
 LabFactory = Callable[..., Lab]
 PATIENCE_S = 60.0
@@ -28,7 +31,7 @@ SAY = (
     "import socket, sys\ns = socket.socket(type=socket.SOCK_DGRAM)\ns.settimeout(5)\n"
     "s.sendto(b'hello', ('127.0.0.1', int(sys.argv[1])))\nprint(s.recv(100).decode())\n"
 )
-MIB = 64
+MIB = 96
 
 
 def verb(node: Node, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -114,7 +117,7 @@ def check(mine: Lab, one: Node, two: Node, three: Node) -> None:
 
     # through the VPN by its name; the program itself listens on 127.0.0.1 only
     told(two, "service", "expose", "site", "--to", "127.0.0.1:8001", "--port", "80")
-    origin = statuses(mine, ("n1",))["n1"]["names"]["origin"]
+    origin = mine.wait(lambda: statuses(mine, ("n1",)), PATIENCE_S, "n1 to answer")["n1"]["names"]["origin"]
     for name in (f"site.{origin}", f"site.west.{origin}"):
         mine.wait(lambda name=name: "from n2" in fetched(one, f"http://{name}/"), PATIENCE_S, name)
 
@@ -156,7 +159,7 @@ def files(mine: Lab, one: Node, two: Node, three: Node) -> None:
         with going_on(one, *kairos_p2p(), "file", "get", "image", "--to", "/root/copy"):
             mine.wait(
                 lambda: (
-                    one.exec(["sh", "-c", "test $(stat -c %s /root/copy.part) -gt 4000000"]).returncode == 0
+                    one.exec(["sh", "-c", "test $(stat -c %s /root/copy.part) -gt 1000000"]).returncode == 0
                 ),
                 PATIENCE_S,
                 "a part of it",
@@ -166,4 +169,4 @@ def files(mine: Lab, one: Node, two: Node, three: Node) -> None:
         assert one.exec(["sha256sum", "/root/copy"]).stdout.split()[0] == digest
         assert one.exec(["test", "-e", "/root/copy.part"]).returncode != 0
         assert "exists" in verb(one, "file", "get", "image", "--to", "/root/copy").stderr
-        assert sender.wait(20) == 0, "n1 has it: the offer ends by itself"
+        assert sender.wait(PATIENCE_S) == 0, "n1 has it: the offer ends by itself"
