@@ -3,7 +3,9 @@
 An adapter through pyroute2 (imported late); everything here blocks. Subnets of peers get a route in the main
 table, marked as ours, and go with the device. An exit gets a routing table of its own, behind two rules: what
 carries the mesh (`marks.MARK`) and whatever the main table knows a way for but the default one goes as
-before. Behind the tunnel's default route stands one that refuses: without the device nothing leaks.
+before. So do answers from this machine's own addresses: whoever came in over the network (a remote login)
+keeps its connection. Behind the tunnel's default route stands one that refuses: without the device nothing
+leaks.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ PROTOCOL: Final = 147
 """Who made a route, for the kernel's list."""
 METRIC: Final = 4702
 TABLE: Final = 4702
+_ANSWERS: Final = 4699
 _RULES: Final = (4700, 4701, 4702)
+_GLOBAL_SCOPE: Final = 0
 _MAIN: Final = 254
 _INET, _INET6 = 2, 10
 _LAST_METRIC: Final = 1 << 30
@@ -70,6 +74,7 @@ def use_exit(device: str) -> None:
                 _default(ip, family, type=_UNREACHABLE, priority=_LAST_METRIC)
                 for rule in _rules(family):
                     _absent_or(ip, "add", rule)
+                _answer_from(ip, family, _own_addresses(ip, family, index))
             except Exception as exc:
                 if family == _INET or getattr(exc, "code", 0) not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
                     raise
@@ -81,8 +86,31 @@ def leave_exit() -> None:
         for family in (_INET, _INET6):
             for rule in _rules(family):
                 _absent_or(ip, "del", rule)
+            _answer_from(ip, family, frozenset())
             with contextlib.suppress(Exception):  # no such table: nothing to flush
                 ip.flush_routes(family=family, table=TABLE)
+
+
+def _own_addresses(ip: Any, family: int, vpn: int) -> frozenset[str]:
+    return frozenset(
+        str(attribute(entry, "IFA_LOCAL", "IFA_ADDRESS"))
+        for entry in ip.get_addr(family=family)
+        if entry["index"] != vpn and entry["scope"] == _GLOBAL_SCOPE
+    )
+
+
+def _answer_from(ip: Any, family: int, addresses: frozenset[str]) -> None:
+    """Let exactly what has one of these addresses as its source go by the main table."""
+    bits = 32 if family == _INET else 128
+    present = {
+        str(attribute(rule, "FRA_SRC"))
+        for rule in ip.get_rules(family=family)
+        if attribute(rule, "FRA_PRIORITY") == _ANSWERS
+    }
+    for command, changed in (("add", addresses - present), ("del", present - addresses)):
+        for address in changed:
+            rule = {"family": family, "priority": _ANSWERS, "table": _MAIN}
+            _absent_or(ip, command, {**rule, "src": address, "src_len": bits})
 
 
 def _default(ip: Any, family: int, **how: Any) -> None:

@@ -115,8 +115,8 @@ def choose_exit(node: str | None, none: bool, socket: Path) -> None:
     """Send what goes to the internet from this machine through a node.
 
     It takes effect once the node was reached; from then on nothing leaks past it, also while it is away. The
-    mesh's own connections and your local networks go their usual way. Answers to connections that come in
-    from outside those go through the exit too: mind a remote login.
+    mesh's own connections, your local networks, and answers to whoever comes in from outside (a remote login)
+    go their usual way.
     """
     if (node is None) is not none:
         raise UsageError("name one node, or write --none")

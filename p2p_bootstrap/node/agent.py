@@ -442,6 +442,7 @@ class _Agent:
                 await trio.sleep_forever()
 
     async def _work(self, columns: _Columns, self_id: PeerId) -> None:
+        columns.routing.look()  # access rules count from the first packet on
         with self._working:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_record, columns, self_id)

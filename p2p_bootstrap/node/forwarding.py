@@ -99,7 +99,12 @@ class Forwarding:
             return
         before = self._now
         self._now = None
-        if passing.carries or (before is not None and before.carries):
+        was_carrying = before is not None and before.carries
+        if (
+            before is None and programs.find("nft") is not None
+        ):  # a run before this one may have left its rules
+            was_carrying = bool(await programs.in_thread(self._durable.get, _KEY))
+        if passing.carries or was_carrying:
             await self._rules(script(passing))
         await programs.in_thread(self._apply, self._wanted(passing))
         if passing.carries and (before is None or not before.carries):

@@ -80,11 +80,11 @@ class _Seen:
 
 @dataclass(slots=True)
 class _Kernel:
-    """What was last made so."""
+    """What was last made so. `uses_exit`: None: unknown, a run before this one may have left its rules."""
 
     device: str = ""
     networks: tuple[Network, ...] = ()
-    uses_exit: bool = False
+    uses_exit: bool | None = None
     local: tuple[Network, ...] = ()
     error: str = field(default="")
 
@@ -141,7 +141,7 @@ class Routing:
         """Keep our offers in the ledger and everything that follows from it true, until cancelled."""
         await self._publish()
         while True:
-            self._look()
+            self.look()
             self._due = True
             self.moved()
             await self._changed.wait(LOOK_EVERY_S)
@@ -158,7 +158,8 @@ class Routing:
         networks = dict.fromkeys((*self._options.routes, *self._kept.networks))
         return RoutesRecord(tuple(networks), self._options.offer_exit or self._kept.exit)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Take what the ledger and the view say now. Called once before anything is built on it."""
         ledger, view = self._replication.ledger, self._replication.view
         offered = read_by_peer(ledger, "routes/", RoutesRecord)
         accepted = read_by_peer(ledger, "accepted/", AcceptedRecord)
@@ -293,7 +294,7 @@ class Routing:
                     ipv6=self._mesh[1],
                     carries=bool(own),
                     carries6=any(":" in network for network in own),
-                    uses_exit=kernel.uses_exit,
+                    uses_exit=bool(kernel.uses_exit),
                 )
             )
             kernel.error = ""
@@ -311,10 +312,11 @@ class Routing:
             if not self._kernel.uses_exit:
                 log.event(logger, "vpn.exit_used", peer=peer, device=device, reason="an operator chose it")
             self._kernel.uses_exit = True
-        elif not self._wanted_exit() and self._kernel.uses_exit:
+        elif not self._wanted_exit() and self._kernel.uses_exit is not False:
             await self._runtime.in_thread(_leave_exit)
+            if self._kernel.uses_exit:
+                log.event(logger, "vpn.exit_left", device=device, reason="no exit is chosen any more")
             self._kernel.uses_exit = False
-            log.event(logger, "vpn.exit_left", device=device, reason="no exit is chosen any more")
 
     async def release(self) -> None:
         """The VPN ends: put everything on this machine back."""
@@ -334,7 +336,7 @@ class Routing:
 
     def rows(self) -> list[Route]:
         """Every offer and what became of it, as this node sees it."""
-        self._look()
+        self.look()
         found = []
         for peer, offer in self._seen.offered.items():
             word = self._seen.accepted.get(peer, AcceptedRecord())
@@ -408,7 +410,7 @@ class Routing:
 
     async def choose_exit(self, name: str | None) -> None:
         """Send what goes to the internet through a node; None: through none. Raises UsageError."""
-        self._look()
+        self.look()
         if name is not None:
             exits = {p: s for p, s in self._seen.subjects.items() if p in self._seen.plan.exits}
             fitting = [peer for peer in self._named(name) if peer in exits and peer != self._self_id]
@@ -433,7 +435,7 @@ class Routing:
     ) -> tuple[PeerId, AcceptedRecord]:
         """Accept or refuse what a node offers; no `networks`: all of it. Raises NotPermitted, UsageError."""
         self._must_issue("accepts routes")
-        self._look()
+        self.look()
         peer = self._one(name)
         word = self._seen.accepted.get(peer, AcceptedRecord())
         offer = self._seen.offered.get(peer, RoutesRecord())
@@ -479,7 +481,7 @@ class Routing:
 
     def rules(self) -> tuple[str, ...]:
         """The access rules in force, in order."""
-        self._look()
+        self.look()
         return tuple(map(str, self._seen.rules))
 
     async def set_rules(self, texts: Sequence[str]) -> None:
@@ -496,7 +498,7 @@ class Routing:
 
     def inbound(self) -> dict[PeerId, tuple[Subject, Verdict]]:
         """Every other node, and whether it may begin to talk to this one."""
-        self._look()
+        self.look()
         subjects = self._seen.subjects
         itself = subjects.get(self._self_id, Subject(self._self_id, "", "", ""))
         return {

@@ -202,14 +202,14 @@ class Vpn:
 
     async def stop(self) -> None:
         """End the data-plane process; its device goes with it."""
-        if self._plane is None:
-            return
-        try:
-            await self._plane.stop()
-        except P2PError as exc:
-            log.event(logger, "vpn.stop_failed", logging.WARNING, error=exc.message)
-        self._plane = None
-        await self._routing.release()
+        if self._plane is not None:
+            try:
+                await self._plane.stop()
+            except P2PError as exc:
+                log.event(logger, "vpn.stop_failed", logging.WARNING, error=exc.message)
+            self._plane = None
+        if self._options.create:
+            await self._routing.release()
 
     def _address_moved(self) -> None:
         self.status.ipv4, self.status.ipv6 = self.address.held or ("", self.status.ipv6)

@@ -92,6 +92,13 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     mine.wait(lambda: reaches(one, vpn2), PATIENCE_S, "the VPN beside the exit")
     mine.wait(lambda: reaches(one, two.place.ipv4), PATIENCE_S, "what has a route of its own")
     assert "masquerade" in two.exec(["nft", "list", "table", "inet", "kairos_p2p"]).stdout
+    # an agent that crashes leaves all of it in force, and the next one knows what it is
+    mine.kill("n1", "agent")
+    mine.wait(
+        lambda: not reaches(one, PUBLIC) or statuses(mine, ("n1",)), PATIENCE_S, "n1's agent to be back"
+    )
+    assert reaches(one, PUBLIC, "-W5")
+    mine.wait(lambda: statuses(mine, ("n1",)), PATIENCE_S, "n1's agent to answer")
     told(one, "routes", "exit", "--none")
     mine.wait(lambda: "4702" not in one.exec(["ip", "rule"]).stdout, PATIENCE_S, "the rules to go")
 
