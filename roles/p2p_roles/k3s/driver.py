@@ -143,7 +143,7 @@ class K3sDriver:
         return found
 
     def start(self, spec: K3sSpec) -> None:
-        """Have k3s run with `spec`: a living one with the same arguments is adopted, not restarted."""
+        """Have k3s run with `spec`: a living one with the same settings is adopted, not restarted."""
         self._want(spec)
 
     def hold(self) -> None:
@@ -282,7 +282,8 @@ class K3sDriver:
         kept = _BARE_ENV if spec.bare_env else self._env.keys()
         env = {name: self._env[name] for name in kept if name in self._env and name not in MANAGERS_OWN}
         env |= spec.env
-        digest = hashlib.sha256(repr((argv, sorted(spec.env.items()), spec.bare_env)).encode()).hexdigest()
+        said = (argv, sorted(spec.env.items()), spec.bare_env, spec.settings)
+        digest = hashlib.sha256(repr(said).encode()).hexdigest()
         process = self._process or await self._supervisor.adopt()
         if process is not None and process.digest != digest:
             self._process = process

@@ -170,6 +170,12 @@ class K3sSpec:
         """The drop-in's text; contains secrets."""
         return self.files[0].content.decode()
 
+    @property
+    def settings(self) -> str:
+        """The drop-in but for how this start joins: a k3s that runs with others has to be started again."""
+        lines = self.config.splitlines()
+        return "\n".join(line for line in lines if not line.startswith(("cluster-init:", "server:")))
+
 
 def build(
     kind: StartKind,
