@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from p2p_bootstrap.config.model import VPN
 from p2p_bootstrap.node.address import ALONE_S, Address
+from p2p_bootstrap.node.detour import Detours
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.routing import Routing
 from p2p_bootstrap.node.runtime import Runtime
@@ -29,7 +30,7 @@ from p2p_network import addressing, netlink, session, wire
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError, P2PError, RemoteViolation
 from p2p_network.core.ids import PeerId
-from p2p_network.dataplane.choice import KINDS
+from p2p_network.dataplane.choice import KINDS, MESH
 from p2p_network.dataplane.client import DataPlane
 from p2p_network.dataplane.messages import (
     Configure,
@@ -51,6 +52,9 @@ LOOK_EVERY_S = 1.0
 CONNECT_PATIENCE_S = 5.0
 REKEY_AFTER_S = 3600.0
 RETRY_S = 5.0
+TURN_S = 15.0
+"""While packets go through the mesh the two sides take turns at dialling so often."""
+MAX_TURN_S = 120.0
 MTU_IPV4_OUTER = 1420
 MTU_IPV6_OUTER = 1400
 
@@ -145,6 +149,7 @@ class Vpn:
             failed=self._fail,
             alone_s=alone_s,
         )
+        self._detours = Detours(self_id, host, lambda: self._plane if self._capability is not None else None)
         host.serve(OFFER_METHOD, self._answer_offer)
         host.serve(ASK_METHOD, self._asked)
 
@@ -301,7 +306,10 @@ class Vpn:
                 await self._forget(member.peer)
             elif member.peer in self._host.connected() and member.ipv4 and member.record is not None:
                 await self._set_reach(member)
-                self._tend(member, self.status.peers.get(member.peer))
+                stats_of = self.status.peers.get(member.peer)
+                self._tend(member, stats_of)
+                if MESH in self._kinds and self._nursery is not None:
+                    self._detours.tend(member.peer, stats_of, self._nursery)
 
     async def _set_reach(self, member: Member) -> None:
         """Tell the data plane what a peer may, if that changed since its session was put."""
@@ -332,8 +340,14 @@ class Vpn:
         unchanged = link.endpoints == self._endpoints(member)
         fresh = now - link.agreed_at < REKEY_AFTER_S
         if carries and unchanged and (fresh or self._self_id > member.peer):
-            link.attempts = 0
-            return
+            assert peer_stats is not None
+            if peer_stats.carrier != MESH:
+                link.attempts = 0
+                return
+            # perhaps the other side can dial: a new session, and it is its turn
+            turn_s = min(MAX_TURN_S, TURN_S * max(1, link.attempts - 1))
+            if self._self_id > member.peer or now - link.agreed_at < turn_s:
+                return
         link.busy, link.tried_at = True, now
         link.attempts += 1
         assert self._nursery is not None

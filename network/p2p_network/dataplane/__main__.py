@@ -80,7 +80,7 @@ def _run(path: str) -> None:
     loop = Loop()
     _stop_on_signals(loop)
     plane = Plane(loop)
-    control = ControlServer(loop, path, plane.answer)
+    control = ControlServer(loop, path, plane.answer, plane.carry)
     log.event(logger, "network.plane_started", path=path, pid=os.getpid())
     try:
         loop.run()

@@ -18,8 +18,9 @@ from p2p_network.core import log
 from p2p_network.core.errors import MeshError
 from p2p_network.dataplane import sockets
 from p2p_network.dataplane.associations import Associations
-from p2p_network.dataplane.choice import KINDS, TCP, UDP, choose
+from p2p_network.dataplane.choice import DIRECT, KINDS, MESH, TCP, UDP, choose
 from p2p_network.dataplane.connection import Buffers, Phase, TcpConnection
+from p2p_network.dataplane.detour import MeshConnection
 from p2p_network.dataplane.forward import Forwarder
 from p2p_network.dataplane.loop import READ, Loop, Timer
 from p2p_network.dataplane.peers import Peer, PeerTable, Session
@@ -139,10 +140,21 @@ class Carriers:
         for kind in KINDS:
             plan = self._plans.setdefault((peer, kind), DialPlan())
             for attempt in list(plan.attempts):
-                if not peer.dial or attempt.session is not peer.newest:
+                if attempt.session is not peer.newest or not (peer.dial or kind == MESH):
                     attempt.close("its session or duty changed")
             plan.pause_s = _FIRST_REDIAL_S
             self._dial(peer, kind)
+
+    def carry(self, peer: Peer, sock: socket.socket, *, dial: bool) -> None:
+        """The control process opened a way through the mesh: a session's connection is to run over `sock`."""
+        sock.setblocking(False)
+        connection = MeshConnection(self, sock)
+        if not dial:
+            self._add_unproven(connection)
+            connection.accept()
+            return
+        self._plans.setdefault((peer, MESH), DialPlan()).attempts.add(connection)
+        connection.dial(peer, peer.newest)
 
     def drop_session(self, peer: Peer, session: Session, reason: str) -> None:
         """End all connections of a session."""
@@ -165,6 +177,7 @@ class Carriers:
     def _wants_dial(self, peer: Peer, kind: str) -> bool:
         return (
             peer.dial
+            and kind in DIRECT
             and kind in self._kinds
             and kind in peer.newest.keys.carriers
             and not any(c.session is peer.newest for c in self._live_of(peer) if c.kind == kind)
@@ -302,6 +315,10 @@ class Carriers:
         peer.reason = reason
         if candidates[kind] is not peer.carrier:
             self._promote(candidates[kind], reason)
+        if kind != MESH and candidates[kind].heard and candidates[kind] is peer.carrier:
+            for way in live:
+                if way.kind == MESH:
+                    way.retire("a direct carrier reaches the peer")
 
     def _promote(self, connection: Connection, reason: str) -> None:
         peer, session = connection.peer, connection.session

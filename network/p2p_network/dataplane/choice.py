@@ -1,7 +1,8 @@
 """Which of a peer's live carriers takes its packets?
 
-Pure. Two kinds: records over TCP carry most where the path is good, datagrams where TCP inside TCP would
-stall. The figures behind the rule are in the benchmark's table (tests/bench).
+Pure. Two kinds reach a peer directly: records over TCP carry most where the path is good, datagrams where
+TCP inside TCP would stall. The third, through the mesh, is for when neither does. The figures behind the rule
+are in the benchmark's table (tests/bench).
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Final
 
 TCP: Final = "tcp"
 UDP: Final = "udp"
-KINDS: Final = (TCP, UDP)
+MESH: Final = "mesh"
+DIRECT: Final = (TCP, UDP)
+KINDS: Final = (TCP, UDP, MESH)
 _LOSSY: Final = 0.0005
 """Share of lost segments from which a loss-driven congestion control starves: Mathis et al. 1997."""
 _MIN_INNER_MTU: Final = 1280
@@ -23,8 +26,8 @@ class Path:
     """What is known of one live carrier.
 
     Attributes:
-        kind: "tcp" or "udp".
-        congestion: TCP's congestion control, e.g. "bbr"; "" for datagrams.
+        kind: one of `KINDS`.
+        congestion: TCP's congestion control, e.g. "bbr"; "" for others.
         loss: share of segments or datagrams lost lately; None if unknown.
         rtt_ms: of the last heartbeat; None if unknown.
         inner_mtu: the largest packet it takes, bytes.
@@ -40,7 +43,9 @@ class Path:
 def choose(paths: Sequence[Path], current: str) -> tuple[str, str]:
     """(kind, reason) of the carrier to use; `current` is that in use, or "". There is at least one path."""
     assert paths, "nothing to choose from"
-    by_kind = {path.kind: path for path in paths}
+    by_kind = {path.kind: path for path in paths if path.kind != MESH}
+    if not by_kind:
+        return MESH, "neither TCP nor UDP reaches it: packets go through the mesh"
     if len(by_kind) == 1:
         only = next(iter(by_kind))
         return only, f"only {only.upper()} reaches it"

@@ -29,6 +29,7 @@ from p2p_network.dataplane.messages import (
     FRAME_HEAD_BYTES,
     MAX_FRAME_BYTES,
     PROTOCOL,
+    Carry,
     Configure,
     Configured,
     Done,
@@ -113,6 +114,25 @@ class DataPlane:
     async def drop_peer(self, peer: str) -> None:
         """Forget a peer; unknown ones are no error."""
         await self._ask(DropPeer(peer), Done)
+
+    async def carry(self, peer: str, *, dial: bool) -> trio.SocketStream:
+        """A socket over which the data plane runs a connection with a peer; its bytes go to the peer's.
+
+        Raises MeshError if the data plane is gone or does not take it.
+        """
+        channel = DataPlane(self._path)
+        try:
+            with trio.fail_after(_ANSWER_S):
+                reply = await channel._exchange(Carry(peer, dial))
+        except (OSError, trio.TooSlowError, trio.BrokenResourceError, EOFError, ValueError) as exc:
+            raise MeshError(f"the data plane takes no detour: {exc!r}", hint="see its log") from exc
+        stream, channel._stream = channel._stream, None
+        if not isinstance(reply, Done):
+            if stream is not None:
+                await trio.aclose_forcefully(stream)
+            raise MeshError(reply.message if isinstance(reply, Failed) else "it answers something else")
+        assert stream is not None
+        return stream
 
     async def stats(self) -> Stats:
         """Everything that is known about the device, sessions and traffic."""

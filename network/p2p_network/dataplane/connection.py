@@ -91,7 +91,7 @@ class Owner(Protocol):
 class TcpConnection:
     """A `peers.Carrier` over one TCP connection."""
 
-    kind = TCP
+    kind: str = TCP
 
     def __init__(self, owner: Owner, sock: socket.socket, endpoint: str) -> None:
         self._owner = owner
@@ -138,7 +138,7 @@ class TcpConnection:
         assert self.session is not None
         self._salt, self._number = self._owner.fresh_salt(), self.session.next_number(self.kind)
         self.phase = Phase.WELCOME
-        self._send_whole(preface.make_preface(self.session.keys, self._salt, self._number))
+        self._send_whole(preface.make_preface(self.session.keys, self._salt, self._number, self.kind))
         self._watch(READ)
 
     def _take_preface(self, flight: bytes) -> None:
@@ -146,18 +146,18 @@ class TcpConnection:
         if found is None:
             raise RecordViolation("unknown session")
         peer, session = found
-        dialer_salt, number = preface.open_preface(session.keys, flight)
+        dialer_salt, number = preface.open_preface(session.keys, flight, self.kind)
         if not session.take_number(self.kind, number):
             raise RecordViolation("a preface that was used before")
         self.peer, self.session = peer, session
         salt = self._owner.fresh_salt()
         self._sealer, self._opener = preface.record_keys(session.keys, dialer_salt, salt)
         self.phase = Phase.CONFIRM
-        self._send_whole(preface.make_welcome(session.keys, dialer_salt, salt, number))
+        self._send_whole(preface.make_welcome(session.keys, dialer_salt, salt, number, self.kind))
 
     def _take_welcome(self, flight: bytes) -> None:
         assert self.session is not None
-        salt = preface.open_welcome(self.session.keys, self._salt, self._number, flight)
+        salt = preface.open_welcome(self.session.keys, self._salt, self._number, flight, self.kind)
         self._sealer, self._opener = preface.record_keys(self.session.keys, self._salt, salt)
         self._go_live()
         self.ping()

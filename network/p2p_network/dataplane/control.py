@@ -2,7 +2,7 @@
 
 A unix stream socket of mode 0600; a caller must be root or this process's own user (SO_PEERCRED). Requests
 and replies are those of `messages`, each framed by its length. Callers come and go: packets flow without
-any.
+any. After a `Carry` that was answered with `Done` the connection is no caller's any more: it carries packets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 from p2p_network import wire
 from p2p_network.core import log
 from p2p_network.dataplane.loop import READ, WRITE, Loop
-from p2p_network.dataplane.messages import FRAME_HEAD_BYTES, MAX_FRAME_BYTES, Reply, Request
+from p2p_network.dataplane.messages import FRAME_HEAD_BYTES, MAX_FRAME_BYTES, Carry, Done, Reply, Request
 
 MAX_CALLERS: Final = 8
 _BACKLOG: Final = 64
@@ -28,10 +28,22 @@ logger = log.get(__name__)
 
 
 class ControlServer:
-    """Listens on `path`; `answer` turns a request into a reply. Raises OSError if it can't listen."""
+    """Listens on `path`. Raises OSError if it can't.
 
-    def __init__(self, loop: Loop, path: str, answer: Callable[[Request], Reply]) -> None:
+    Args:
+        answer: turns a request into a reply.
+        carry: takes the socket of a `Carry` that was answered with `Done`.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        path: str,
+        answer: Callable[[Request], Reply],
+        carry: Callable[[Carry, socket.socket], None],
+    ) -> None:
         self._loop = loop
+        self._carry = carry
         self._path = path
         self._answer = answer
         self._callers: dict[Caller, None] = {}
@@ -64,7 +76,7 @@ class ControlServer:
         if len(self._callers) >= MAX_CALLERS:
             next(iter(self._callers)).close()
         sock.setblocking(False)
-        self._callers[Caller(self._loop, sock, self._answer, self._forget)] = None
+        self._callers[Caller(self._loop, sock, self._answer, self._forget, self._carry)] = None
 
     def _forget(self, caller: Caller) -> None:
         self._callers.pop(caller, None)
@@ -88,8 +100,10 @@ class Caller:
         sock: socket.socket,
         answer: Callable[[Request], Reply],
         forget: Callable[[Caller], None],
+        carry: Callable[[Carry, socket.socket], None],
     ) -> None:
         self._loop, self._sock, self._answer, self._forget = loop, sock, answer, forget
+        self._carry = carry
         self._received = bytearray()
         self._unsent = b""
         loop.watch(sock.fileno(), READ, self._on_events)
@@ -122,8 +136,21 @@ class Caller:
                 return
             frame = bytes(self._received[FRAME_HEAD_BYTES:end])
             del self._received[:end]
-            reply = wire.encode(self._answer(wire.decode(frame, Request)))  # type: ignore[arg-type]
+            request: Request = wire.decode(frame, Request)  # type: ignore[arg-type]
+            answer = self._answer(request)
+            reply = wire.encode(answer)
             self._send(len(reply).to_bytes(FRAME_HEAD_BYTES, "big") + reply)
+            if isinstance(request, Carry) and isinstance(answer, Done):
+                self._hand_over(request)
+                return
+
+    def _hand_over(self, request: Carry) -> None:
+        """From here on these bytes are a carrier's."""
+        if self._received or self._unsent:
+            raise ValueError("a caller that is to carry packets says nothing else")
+        self._loop.forget(self._sock.fileno())
+        self._forget(self)
+        self._carry(request, self._sock)
 
     def _send(self, data: bytes) -> None:
         self._unsent += data

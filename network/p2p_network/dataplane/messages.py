@@ -13,7 +13,7 @@ import msgspec
 
 from p2p_network.session import PeerSession
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 FRAME_HEAD_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = 1 << 20
 ALREADY_RUNNING: Final = 7
@@ -83,6 +83,17 @@ class DropPeer(msgspec.Struct, frozen=True, tag="drop_peer"):
     peer: str
 
 
+class Carry(msgspec.Struct, frozen=True, tag="carry"):
+    """Let a connection of this peer's newest session run over the socket that says this, once `Done` came.
+
+    Attributes:
+        dial: whether this side says the preface; exactly one side should.
+    """
+
+    peer: str
+    dial: bool
+
+
 class GetStats(msgspec.Struct, frozen=True, tag="get_stats"):
     """Answered with `Stats`."""
 
@@ -91,7 +102,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """End the process; the TUN device goes with it. Answered before it ends."""
 
 
-Request = Hello | Configure | PutPeer | SetReach | DropPeer | GetStats | Stop
+Request = Hello | Configure | PutPeer | SetReach | DropPeer | Carry | GetStats | Stop
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
@@ -134,7 +145,7 @@ class PeerStats(msgspec.Struct, frozen=True):
     Attributes:
         session_id: of the session that carries, or else the newest.
         pending_session_id: of a session that is to take over; empty for none.
-        carrier: "tcp", "udp" or "none".
+        carrier: "tcp", "udp", "mesh" or "none".
         reason: why this carrier.
         loss: share of what was sent and did not arrive, lately; None if unknown.
         endpoint: the other end of the carrying connection; "" without one.

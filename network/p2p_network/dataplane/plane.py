@@ -8,6 +8,7 @@ force in force.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from typing import Final, TypeVar, assert_never
 
@@ -15,13 +16,14 @@ from p2p_network.core import log
 from p2p_network.core.errors import MeshError
 from p2p_network.dataplane import sockets
 from p2p_network.dataplane.carriers import Carriers
-from p2p_network.dataplane.choice import KINDS
+from p2p_network.dataplane.choice import KINDS, MESH
 from p2p_network.dataplane.cpu import ciphers_by_speed
 from p2p_network.dataplane.forward import Forwarder
 from p2p_network.dataplane.guard import Guard
 from p2p_network.dataplane.loop import READ, Loop
 from p2p_network.dataplane.messages import (
     PROTOCOL,
+    Carry,
     Configure,
     Configured,
     Done,
@@ -79,6 +81,8 @@ class Plane:
                     return self._set_reach(request)
                 case DropPeer():
                     return self._drop_peer(request)
+                case Carry():
+                    return self._may_carry(request)
                 case GetStats():
                     return self._stats()
                 case Stop():
@@ -216,6 +220,18 @@ class Plane:
             self._suit_all_peers()
         return Done()
 
+    def _may_carry(self, wanted: Carry) -> Reply:
+        peer = self._table.by_name.get(wanted.peer)
+        if peer is None or self._config is None:
+            raise MeshError("it has no session with that peer yet", hint="it is agreed on in a moment")
+        if MESH not in self._config.carriers or MESH not in peer.newest.keys.carriers:
+            raise MeshError("this session does not go through the mesh", hint="see p2p.vpn.carrier")
+        return Done()
+
+    def carry(self, wanted: Carry, sock: socket.socket) -> None:
+        """A `Carry` was answered with `Done`: the socket is a carrier's now."""
+        self._carriers.carry(self._table.by_name[wanted.peer], sock, dial=wanted.dial)
+
     # --- what is shown ---------------------------------------------------------------------------
 
     def _stats(self) -> Stats:
@@ -255,7 +271,7 @@ def _check_config(wanted: Configure) -> None:
         raise MeshError(f"an inner MTU of {wanted.mtu} is not possible", hint=f"use {MTU_MIN} to {MTU_MAX}")
     if not wanted.carriers or not set(wanted.carriers) <= set(KINDS):
         raise MeshError(
-            f"carriers {wanted.carriers!r} are not possible", hint=f"use one or both of {', '.join(KINDS)}"
+            f"carriers {wanted.carriers!r} are not possible", hint=f"use some of {', '.join(KINDS)}"
         )
     _checked("address", lambda: parse_networks((*wanted.addresses, *wanted.networks)))
     _checked("endpoint", lambda: [sockets.parse_endpoint(text) for text in wanted.listen])

@@ -30,7 +30,7 @@ from p2p_network.host.listener import Listener, machine_addresses
 from p2p_network.host.presence import PeerDown, PeerUp
 from p2p_network.host.private import SocketWire, Stranger, Wire
 from p2p_network.identity import Identity
-from p2p_network.tubes.flow import Opening
+from p2p_network.tubes.flow import PACKETS, Opening
 from p2p_network.tubes.tube import Ended, Refused, Tube
 
 logger = log.get(__name__)
@@ -86,6 +86,7 @@ class MeshHost:
         self._protocol = f"/kairos-p2p/{mesh_id}/1"
         self._tube_protocol = f"/kairos-p2p/{mesh_id}/tube/1"
         self._take_tube: Callable[[Tube, Opening], Awaitable[None]] | None = None
+        self._take_packets: Callable[[Tube, Opening], Awaitable[None]] | None = None
         self._tubes: Counter[PeerId] = Counter()
         self._rendezvous = rendezvous
         self._listen = tuple(listen)
@@ -252,6 +253,10 @@ class MeshHost:
         """Who takes or refuses the tubes that peers open. Called before `run`."""
         self._take_tube = handler
 
+    def serve_packets(self, handler: Callable[[Tube, Opening], Awaitable[None]]) -> None:
+        """Who takes or refuses the tubes that peers open for their packets. Called before `run`."""
+        self._take_packets = handler
+
     # ------------------------------------------------------------------ running
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
@@ -265,7 +270,7 @@ class MeshHost:
                 self._swarm.on_connected = self._connected
                 self._swarm.on_disconnected = self._disconnected
                 self._host.set_stream_handler(self._protocol, self._serve_stream)
-                if self._take_tube is not None:
+                if self._take_tube is not None or self._take_packets is not None:
                     self._host.set_stream_handler(self._tube_protocol, self._serve_tube)
                 self._circuits = self._serve_circuits(nursery)
                 nursery.start_soon(self._listener.serve, self._admit_stream)
@@ -491,7 +496,7 @@ class MeshHost:
             next((c for c in link.connections if c.conn is stream.connection), None) if link else None
         )
         full = self._tubes.total() >= MAX_TUBES or self._tubes[stream.peer] >= MAX_TUBES_PER_PEER
-        if connection is None or full or self._take_tube is None:
+        if connection is None or full:
             await stream.reset()
             return
         tube = Tube(stream, opens=False, heard=connection.heard)
@@ -511,9 +516,13 @@ class MeshHost:
             self._tubes = +self._tubes
 
     async def _handle_tube(self, tube: Tube, scope: trio.CancelScope) -> None:
-        assert self._take_tube is not None
         try:
-            await self._take_tube(tube, await tube.opening())
+            opening = await tube.opening()
+            take = self._take_packets if opening.service == PACKETS else self._take_tube
+            if take is None:
+                await tube.refuse("it takes no such tubes")
+                return
+            await take(tube, opening)
             if tube.is_whole:
                 await tube.closed.wait()
         except Ended:

@@ -31,6 +31,8 @@ MAX_REASON_CHARS: Final = 300
 MAX_NAME_CHARS: Final = 253
 
 Protocol = Literal["tcp", "udp"]
+PACKETS: Final = "@packets"
+"""In place of a service's name: the other side's data plane (`node.detour`)."""
 
 
 class Kind(IntEnum):
@@ -49,7 +51,7 @@ class Opening(msgspec.Struct, frozen=True, array_like=True):
     """What a tube is to lead to.
 
     Attributes:
-        service: a service's name; "" for an address.
+        service: a service's name, or `PACKETS`; "" for an address.
         host, port: an address that the other side reaches; "" and 0 for a service.
     """
 
