@@ -3,8 +3,9 @@
 Owns the node's address and the data-plane process. An address that is ours is put on the TUN device;
 for every member that is here, keys are agreed over the mesh (`p2p_network.session`) and handed to the data
 plane, which then forwards by itself, also while this process restarts: sessions that are still up are
-adopted. Of two nodes the one with the smaller peer id makes the offer and dials; if that does not connect,
-they take turns, since only one of them may be able to reach the other.
+adopted. Of two nodes the one that dialled the other in the mesh makes the offer and dials; if that does not
+connect, they take turns, since only one of them may be able to reach the other. Where neither can, packets go
+through the mesh (`detour`).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ LOOK_EVERY_S = 1.0
 CONNECT_PATIENCE_S = 5.0
 REKEY_AFTER_S = 3600.0
 RETRY_S = 5.0
-TURN_S = 15.0
+TURN_S = 10.0
 """While packets go through the mesh the two sides take turns at dialling so often."""
 MAX_TURN_S = 120.0
 MTU_IPV4_OUTER = 1420
@@ -72,6 +73,7 @@ class _Link:
     barred: bool | None = None
     endpoints: tuple[str, ...] = ()
     busy: bool = False
+    was_relayed: bool = False
 
 
 @dataclass(slots=True)
@@ -346,13 +348,19 @@ class Vpn:
                 return
             # perhaps the other side can dial: a new session, and it is its turn
             turn_s = min(MAX_TURN_S, TURN_S * max(1, link.attempts - 1))
+            is_relayed = self._host.relay_of(member.peer) is not None
+            if link.was_relayed and not is_relayed:  # the mesh reaches it now: its packets may too
+                link.agreed_at, link.attempts = float("-inf"), 0
+            link.was_relayed = is_relayed
             if self._self_id > member.peer or now - link.agreed_at < turn_s:
                 return
         link.busy, link.tried_at = True, now
         link.attempts += 1
         assert self._nursery is not None
-        # the smaller id begins; then they take turns
-        my_turn = (self._self_id < member.peer) == (link.attempts % 2 == 1)
+        # who dialled the mesh's connection begins, as it can reach the other; then they take turns
+        dialled = self._host.dialled(member.peer)
+        begins = self._self_id < member.peer if dialled is None else dialled
+        my_turn = begins == (link.attempts % 2 == 1)
         self._nursery.start_soon(self._agree if my_turn else self._ask, member, link)
 
     def _allowed(self, member: Member) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import p2p_simulations
 from p2p_network.core.errors import ConfigError, UsageError
 from p2p_network.token import parse_token
 from p2p_simulations.lab.network import bridges_batch, cable_batch, partition_script, port
+from p2p_simulations.lab.nat import nat_script
 from p2p_simulations.lab.outfit import cloud_config
 from p2p_simulations.lab.topology import (
     Topology,
@@ -184,3 +185,31 @@ def test_a_labs_token_is_one_that_nodes_read(lab_root: object) -> None:
     lab = Lab.create(parse_topology(WHOLE, "lab.yaml"), "token")
     token = parse_token(lab._meant.token)
     assert (token.bootstrap, token.dht, token.mdns) == ((), True, True)
+
+
+def test_regions_behind_nat_are_read_kept_and_never_dialled_first() -> None:
+    topology = parse_topology("regions: {a: 1, b: 1, c: 2}\nnat: {b: full-cone, c: symmetric}\n", "lab.yaml")
+    assert topology.nat == {"b": "full-cone", "c": "symmetric"}
+    assert from_document(as_document(topology)) == topology
+    assert topology.bootstrap() == ("198.18.1.11:4701",)
+    script = nat_script(topology, topology.nat)
+    assert 'iifname != "region2" ip daddr 198.19.2.1 dnat ip to 198.18.2.11' in script
+    assert "198.19.3.1 fully-random" in script
+    assert "region1" not in script
+    assert nat_script(topology, {}).splitlines() == [
+        "table inet nat-regions",
+        "delete table inet nat-regions",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nat", "why"),
+    [
+        ("{d: symmetric}", "there is no region 'd'"),
+        ("{a: conical}", "'conical' is no kind of NAT"),
+        ("{c: full-cone}", "full-cone NAT stands before a region of one node"),
+        ("[a]", "must be a mapping"),
+    ],
+)
+def test_a_mistake_about_nat_is_told(nat: str, why: str) -> None:
+    assert any(why in problem for problem in problems(f"regions: {{a: 1, c: 2}}\nnat: {nat}\n"))

@@ -129,6 +129,11 @@ class Link:
         return self._current.via if self._current is not None else None
 
     @property
+    def dialled(self) -> bool | None:
+        """Whether this side dialled the connection in use; None without one of our own."""
+        return None if self._current is None or self.via is not None else not self._current.inbound
+
+    @property
     def why_relayed(self) -> str:
         """Why it runs through a relay; "" if it doesn't."""
         return why_of(self._current.conn) if self._current is not None else ""

@@ -153,6 +153,11 @@ class MeshHost:
         link = self._links.get(peer)
         return (link.via, link.why_relayed) if link is not None and link.via is not None else None
 
+    def dialled(self, peer: PeerId) -> bool | None:
+        """Whether we dialled a peer, and not it us; None without a direct connection."""
+        link = self._links.get(peer)
+        return link.dialled if link is not None else None
+
     @property
     def circuits_carried(self) -> int:
         """Circuits between others that run through this node now."""

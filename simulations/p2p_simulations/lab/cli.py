@@ -25,6 +25,7 @@ from p2p_simulations.lab.commands import LabError
 from p2p_simulations.lab.lab import Lab, down_all
 from p2p_simulations.lab.topology import (
     MAX_FILE_BYTES,
+    NAT_KINDS,
     Topology,
     default_topology,
     parse_groups,
@@ -166,6 +167,19 @@ def heal(name: str | None) -> None:
     """End the partition."""
     Lab.attach(name).heal()
     out.note("all nodes can reach each other again")
+
+
+@group.command()
+@click.argument("region")
+@click.argument("kind", type=click.Choice([*NAT_KINDS, "none"]))
+@name_option
+def nat(region: str, kind: str, name: str | None) -> None:
+    """Put a region behind NAT: lab nat west symmetric; or behind none.
+
+    Connections that stand go on. From outside the region is seen as 198.19.NUMBER.1.
+    """
+    Lab.attach(name).translate(region, None if kind == "none" else kind)
+    out.note(f"region {region} is behind {'no' if kind == 'none' else kind} NAT")
 
 
 @group.command()

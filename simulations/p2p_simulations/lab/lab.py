@@ -26,7 +26,7 @@ from p2p_simulations.lab import outfit, processes, state
 from p2p_simulations.lab.commands import LabError, require
 from p2p_simulations.lab.network import Network
 from p2p_simulations.lab.node import Node, agent_argv, wait_until
-from p2p_simulations.lab.topology import Place, Topology, check_groups
+from p2p_simulations.lab.topology import NAT_KINDS, Place, Topology, check_groups, check_nat
 
 T = TypeVar("T")
 
@@ -181,6 +181,20 @@ class Lab:
         """End the partition."""
         self._network().partition(())
         self._remember(replace(self._meant, groups=()))
+
+    def translate(self, region: str, kind: str | None) -> None:
+        """Put a region behind this kind of NAT (`topology.NAT_KINDS`), or behind none. Raises UsageError."""
+        regions: dict[str, list[str]] = {}
+        for place in self.topology.places:
+            regions.setdefault(place.region, []).append(place.name)
+        wrong = check_nat(regions, region, kind if kind is not None else NAT_KINDS[-1])
+        if wrong:
+            raise UsageError(wrong, hint=f"regions: {', '.join(regions)}")
+        nat = {name: how for name, how in self.topology.nat.items() if name != region}
+        if kind is not None:
+            nat[region] = kind
+        self._network().translate(nat)
+        self._remember(replace(self._meant, topology=replace(self.topology, nat=nat)))
 
     def wait(self, predicate: Callable[[], T], timeout_s: float, what: str) -> T:
         """Poll until the predicate is true; its value. Raises TimedOut."""

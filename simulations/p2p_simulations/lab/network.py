@@ -18,7 +18,8 @@ from itertools import permutations
 from typing import Final
 
 from p2p_simulations.lab.commands import LabError, run
-from p2p_simulations.lab.topology import Place, Topology, router_ipv4, router_ipv6
+from p2p_simulations.lab.nat import nat_script
+from p2p_simulations.lab.topology import Place, Topology, public_ipv4, router_ipv4, router_ipv6
 
 MTU: Final = 1500
 
@@ -48,6 +49,7 @@ def bridges_batch(topology: Topology) -> str:
             f"address add {router_ipv4(index)}/24 dev {bridge}",
             f"address add {router_ipv6(index)}/64 dev {bridge} nodad",
             f"link set {bridge} up",
+            f"address add {public_ipv4(index)}/32 dev lo",
         ]
     return "\n".join(lines) + "\n"
 
@@ -117,6 +119,12 @@ class Network:
             self._ip(node_pids[place.name], node_batch(place))
         for place in self._topology.places:
             self._await_router(place, node_pids[place.name])
+        if self._topology.nat:
+            self.translate(self._topology.nat)
+
+    def translate(self, nat: Mapping[str, str]) -> None:
+        """Put regions (name: kind of NAT) behind NAT, and no others."""
+        self._nft(nat_script(self._topology, nat))
 
     def plug(self, place: Place, node_pid: int) -> None:
         """A new cable to a node that was booted again."""
@@ -132,7 +140,9 @@ class Network:
 
     def partition(self, groups: Sequence[Sequence[str]]) -> None:
         """Cut between the groups, replacing any former cut; () heals."""
-        script = partition_script(self._topology, groups)
+        self._nft(partition_script(self._topology, groups))
+
+    def _nft(self, script: str) -> None:
         run(["nsenter", "-t", str(self._router_pid), "-n", "nft", "-f", "-"], script=script)
 
     def _await_router(self, place: Place, node_pid: int, timeout_s: float = 10.0) -> None:

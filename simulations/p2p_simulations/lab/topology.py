@@ -9,11 +9,13 @@ A topology is a small YAML file; unknown keys, duplicates and aliases are refuse
     servers: 3               # how many nodes run the control plane; default 3, or 1 below three nodes
     minimum_nodes: 5         # wait for so many before the genesis; default: all
     discovery: {bootstrap: true, dht: true, mdns: true}
+    nat: {west: symmetric}   # regions behind NAT: full-cone (one node), port-restricted or symmetric
     config: {k3s: {args: [--debug]}}          # merged into the cloud-config of every node
     nodes: {n5: {p2p: {role: worker}}}        # merged into the cloud-config of one node
 
 Addresses follow from the position: region r is 198.18.r.0/24 (the range for benchmarks, RFC 2544; it
 collides neither with the VPN nor with k3s) and fd6c:6162:0:r::/64; the router is .1, nodes start at .11.
+A region behind NAT is seen as 198.19.r.1 from outside, and has no IPv6 there.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ MESH_PORT: Final = 4701
 
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")
 _NAME_HINT = "1 to 32 of a-z, 0-9 and - (no - at the ends)"
-_KEYS = ("regions", "servers", "minimum_nodes", "discovery", "config", "nodes")
+NAT_KINDS: Final = ("full-cone", "port-restricted", "symmetric")
+_KEYS = ("regions", "servers", "minimum_nodes", "discovery", "nat", "config", "nodes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Topology:
         servers: how many nodes are meant to run the control plane.
         minimum_nodes: written into every cloud-config.
         config: merged into every cloud-config.
+        nat: regions behind NAT, and which kind of it (`NAT_KINDS`).
     """
 
     places: tuple[Place, ...]
@@ -75,6 +79,7 @@ class Topology:
     minimum_nodes: int
     discovery: Discovery = Discovery()
     config: Mapping[str, Any] = field(default_factory=dict)
+    nat: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def regions(self) -> tuple[str, ...]:
@@ -102,11 +107,16 @@ class Topology:
         raise UsageError(f"no node {name!r} in this lab", hint=f"{hint}nodes: {', '.join(self.names)}")
 
     def bootstrap(self) -> tuple[str, ...]:
-        """host:port of the first node of each region; () if the token shall carry none."""
+        """host:port of the first node of each region that can be dialled; () if there shall be none."""
         if not self.discovery.bootstrap:
             return ()
         first = {place.region: place for place in reversed(self.places)}
-        return tuple(f"{first[region].ipv4}:{MESH_PORT}" for region in self.regions)
+        return tuple(f"{first[region].ipv4}:{MESH_PORT}" for region in self.regions if region not in self.nat)
+
+
+def public_ipv4(region_index: int) -> str:
+    """The address under which a region behind NAT is seen."""
+    return f"198.19.{region_index}.1"
 
 
 def router_ipv4(region_index: int) -> str:
@@ -127,6 +137,7 @@ def make_topology(
     discovery: Discovery = Discovery(),
     config: Mapping[str, Any] | None = None,
     nodes: Mapping[str, Mapping[str, Any]] | None = None,
+    nat: Mapping[str, str] | None = None,
 ) -> Topology:
     """A topology from names of nodes per region; addresses and defaults are filled in."""
     places: list[Place] = []
@@ -152,7 +163,23 @@ def make_topology(
         minimum_nodes=minimum_nodes if minimum_nodes is not None else count,
         discovery=discovery,
         config=config or {},
+        nat=dict(nat or {}),
     )
+
+
+def check_nat(regions: Mapping[str, Sequence[str]], region: str, kind: str) -> str:
+    """Why a region can't stand behind this kind of NAT; "" if it can."""
+    if region not in regions:
+        near = nearest(region, tuple(regions))
+        return f"there is no region {region!r}" + (f"; did you mean {near}?" if near else "")
+    if kind not in NAT_KINDS:
+        near = nearest(kind, NAT_KINDS)
+        return f"{kind!r} is no kind of NAT: {', '.join(NAT_KINDS)}" + (
+            f"; did you mean {near}?" if near else ""
+        )
+    if kind == "full-cone" and len(regions[region]) != 1:
+        return "full-cone NAT stands before a region of one node"
+    return ""
 
 
 def default_topology() -> Topology:
@@ -209,6 +236,7 @@ def as_document(topology: Topology) -> dict[str, Any]:
         "servers": topology.servers,
         "minimum_nodes": topology.minimum_nodes,
         "discovery": {"bootstrap": discovery.bootstrap, "dht": discovery.dht, "mdns": discovery.mdns},
+        "nat": dict(topology.nat),
         "config": dict(topology.config),
         "nodes": {place.name: dict(place.config) for place in topology.places if place.config},
     }
@@ -223,6 +251,7 @@ def from_document(document: Mapping[str, Any]) -> Topology:
         discovery=Discovery(**document["discovery"]),
         config=document["config"],
         nodes=document["nodes"],
+        nat=document["nat"],
     )
 
 
@@ -244,6 +273,7 @@ class _Reader:
         minimum = self._number(values, "minimum_nodes", 1, max(count, 1))
         discovery = self._discovery(values)
         config = self._plain(values["config"], "config") if "config" in values else {}
+        nat = self._nat(values, regions)
         nodes = self._nodes(values, [name for names in regions.values() for name in names])
         if self._problems:
             raise ConfigError(self._problems, hint="an example stands in simulations/README.md")
@@ -254,6 +284,7 @@ class _Reader:
             discovery=discovery,
             config=config,
             nodes=nodes,
+            nat=nat,
         )
 
     def _compose(self) -> yaml.Node | None:
@@ -333,6 +364,18 @@ class _Reader:
             else:
                 self._fail(node, f"discovery.{key}", "must be true or false")
         return Discovery(**flags)
+
+    def _nat(self, values: Mapping[str, yaml.Node], regions: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        if "nat" not in values:
+            return {}
+        found: dict[str, str] = {}
+        for region, node in self._mapping(values["nat"], "nat"):
+            kind = node.value if isinstance(node, yaml.ScalarNode) else ""
+            wrong = check_nat(regions, region, kind)
+            if wrong:
+                self._fail(node, f"nat.{region}", wrong)
+            found[region] = kind
+        return found
 
     def _nodes(self, values: Mapping[str, yaml.Node], names: Sequence[str]) -> dict[str, Any]:
         if "nodes" not in values:

@@ -1,0 +1,16 @@
+"""Which carrier is used: the way through the mesh is the last resort, whatever else is known of it."""
+
+from __future__ import annotations
+
+from p2p_network.dataplane.choice import MESH, TCP, UDP, Path, choose
+
+
+def test_the_mesh_carries_only_what_nothing_else_does() -> None:
+    mesh = Path(MESH, loss=0.0, rtt_ms=0.1)
+    kind, reason = choose([mesh], "")
+    assert (kind, reason) == (MESH, "neither TCP nor UDP reaches it: packets go through the mesh")
+    for direct in (Path(TCP, "bbr", 0.3, 900.0), Path(UDP, loss=0.3, rtt_ms=900.0)):
+        kind, reason = choose([mesh, direct], MESH)
+        assert (kind, reason) == (direct.kind, f"only {direct.kind.upper()} reaches it")
+    kind, reason = choose([mesh, Path(TCP, "bbr"), Path(UDP)], MESH)
+    assert kind == TCP
