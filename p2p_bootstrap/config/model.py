@@ -129,7 +129,8 @@ class VPN(_Section):
     )
     carrier: Carrier = Field(
         default="auto",
-        description="How VPN packets travel: tcp (records), udp (datagrams), or auto: what measures best.",
+        description="How VPN packets travel: tcp (records), udp (datagrams), or auto: what measures best, "
+        "and through the mesh where neither reaches a peer.",
     )
     routes: tuple[Subnet, ...] = Field(
         default=(),

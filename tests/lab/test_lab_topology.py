@@ -10,8 +10,8 @@ import yaml
 import p2p_simulations
 from p2p_network.core.errors import ConfigError, UsageError
 from p2p_network.token import parse_token
-from p2p_simulations.lab.network import bridges_batch, cable_batch, partition_script, port
 from p2p_simulations.lab.nat import nat_script
+from p2p_simulations.lab.network import bridges_batch, cable_batch, partition_script, port
 from p2p_simulations.lab.outfit import cloud_config
 from p2p_simulations.lab.topology import (
     Topology,
