@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -33,7 +34,7 @@ from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.security.pnet.psk_conn import PskConn
-from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_PING, YAMUX_HEADER_FORMAT, Yamux
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
@@ -193,6 +194,29 @@ async def test_a_member_that_offers_plaintext_is_refused() -> None:
 def test_upstream_5_plaintext_is_offered_by_default() -> None:
     offered = libp2p.new_swarm().upgrader.security_multistream.transports
     assert PLAINTEXT_PROTOCOL_ID in offered
+
+
+# ---------------------------------------------------------------- 16: who reads waits for who writes
+
+
+@pytest.mark.parametrize(("muxer", "survives"), [(guards.MeshYamux, True), (Yamux, False)])
+async def test_what_comes_is_read_although_an_answer_cannot_be_written(
+    muxer: Any, survives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes(1, 2) as (server, client):
+        for node in (server, client):
+            node.swarm.upgrader.muxer_multistream.add_transport(guards.YAMUX_ID, muxer)
+        conn = await client.swarm.reach([server.endpoint], server.identity.peer_id)
+        ours = server.swarm.get_connections()[0].muxed_conn
+        async with ours._write_lock:  # as a writer does whose peer takes no bytes
+            before = len(ours.streams)
+            ping = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_PING, FLAG_SYN, 0, 1)
+            await conn.muxed_conn._write_frame(ping)
+            await conn.muxed_conn.open_stream()
+            with trio.move_on_after(10 if survives else 1) as scope:
+                while len(ours.streams) == before:
+                    await trio.sleep(0.01)
+        assert scope.cancelled_caught is not survives
 
 
 # ---------------------------------------------------------------- 6: a cancelled write kills the connection

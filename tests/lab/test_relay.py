@@ -8,12 +8,14 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 
+import pytest
 from clusters import ask, wait_ready
 
 from p2p_simulations.lab.lab import Lab
 from p2p_simulations.lab.node import Node, kairos_p2p
 from p2p_simulations.lab.topology import make_topology
 
+pytestmark = [pytest.mark.side_by_side(about_s=30), pytest.mark.timeout(900)]
 LabFactory = Callable[..., Lab]
 PATIENCE_S = 90.0
 ECHO = (

@@ -12,7 +12,9 @@ negative cache never run.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -28,6 +30,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
@@ -57,6 +60,7 @@ OPEN_LIMIT_S: Final = 5.0
 RESET_LIMIT_S: Final = 2.0
 DIALLED_GENERATIONS: Final = 2
 MAX_CONNECTIONS: Final = 1024
+MAX_ANSWERS: Final = 4096
 MAX_STREAMS_PER_CONNECTION: Final = 128
 ADMISSION_PROTOCOL: Final = "/kairos-p2p/admission/1"
 
@@ -67,12 +71,50 @@ class MeshYamux(Yamux):  # type: ignore[misc]
     Noise counts every message it encrypts. If a write is cancelled after encrypting and before sending, the
     next message can't be decrypted and the whole connection dies, with every stream on it. So frames are
     written under a shield; what ends a stuck write is `PrivateConnection.abort`, not cancellation.
+
+    Guard 16: the task that reads never waits for a write. It answers pings and new streams itself; with both
+    ends' buffers full, each would wait for the other to read, for ever. Its frames are put aside, and whoever
+    writes next writes them first.
     """
 
+    _reader: Any = None
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._answers: deque[bytes] = deque()
+        self._answered = trio.Event()
+
+    async def handle_incoming(self) -> None:
+        self._reader = trio.lowlevel.current_task()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_answers)
+            await super().handle_incoming()
+            nursery.cancel_scope.cancel()
+
     async def _write_frame(self, data: bytes) -> None:
+        if trio.lowlevel.current_task() is self._reader:
+            if len(self._answers) >= MAX_ANSWERS:
+                raise RawConnError("the other end asks for more answers than it reads")
+            self._answers.append(data)
+            self._answered.set()
+            return
         with trio.CancelScope(shield=True):
             async with self._write_lock:
+                await self._flush_answers()
                 await self.secured_conn.write(data)
+
+    async def _write_answers(self) -> None:
+        with contextlib.suppress(Exception):  # the reader notices that the connection has ended
+            while True:
+                await self._answered.wait()
+                self._answered = trio.Event()
+                with trio.CancelScope(shield=True):
+                    async with self._write_lock:
+                        await self._flush_answers()
+
+    async def _flush_answers(self) -> None:
+        while self._answers:
+            await self.secured_conn.write(self._answers.popleft())
 
 
 class FencedTasks:
