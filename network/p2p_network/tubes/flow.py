@@ -21,7 +21,7 @@ import msgspec
 from p2p_network import wire
 
 WINDOW_BYTES: Final = 512 * 1024
-CHUNK_BYTES: Final = 32 * 1024
+CHUNK_BYTES: Final = 60 * 1024
 MAX_DATAGRAM_BYTES: Final = 65_507
 MAX_FRAME_BYTES: Final = 1 << 16
 FRAME_COST_BYTES: Final = 16

@@ -30,7 +30,9 @@ from p2p_network.tubes.flow import (
 
 OPEN_LIMIT_S: Final = 15.0
 GOODBYE_LIMIT_S: Final = 10.0
-_BATCH_BYTES: Final = 1 << 16
+_BATCH_BYTES: Final = 1 << 17
+_MAX_WAITING: Final = 4
+"""Frames that wait for the writer before `send` waits too."""
 
 
 class Refused(Exception):
@@ -117,7 +119,7 @@ class Tube:
         while view:
             chunk = bytes(view[:CHUNK_BYTES])
             view = view[len(chunk) :]
-            while self._is_over or self._out or not self._ledger.may_send(chunk):
+            while self._is_over or len(self._out) >= _MAX_WAITING or not self._ledger.may_send(chunk):
                 await self._wait()
             self._data(chunk)
 
