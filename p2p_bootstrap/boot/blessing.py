@@ -11,7 +11,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from p2p_bootstrap.boot import cmdline, files, slots, syscalls
+from p2p_bootstrap.boot import files, guard, record, slots, syscalls
 from p2p_bootstrap.boot.kernel import LinuxKernel
 from p2p_bootstrap.boot.observe import LOADER_GUID, Observer
 from p2p_bootstrap.boot.slotstore import SlotStore
@@ -20,7 +20,6 @@ from p2p_network.core.errors import BootError
 SLOTS: Final = ("active", "passive", "recovery", "autoreset", "live")
 STATE: Final = "run/initramfs/cos-state"
 ESP_PLACES: Final = ("efi", "boot/efi", "boot")
-MAX_CMDLINE_BYTES: Final = 64 * 1024
 BOOT_ESP: Final = "run/initramfs/esp"  # read-only, where the boot of a unified kernel image mounted it
 COUNT_PATH: Final = f"sys/firmware/efi/efivars/LoaderBootCountPath-{LOADER_GUID}"
 
@@ -40,17 +39,26 @@ def bless(root: Path = Path("/")) -> tuple[str, ...]:
         return ()
     said: list[str] = []
     if (root / STATE / "cOS").is_dir():
-        store = SlotStore(root / STATE, LinuxKernel().remount)
+        store = SlotStore(root / STATE, LinuxKernel().remount, running_image(root))
         said += [f"finished an interrupted upgrade: {line}" for line in store.recover()]
-        said.append(store.bless(slot, _booted_image(root)))
+        said.append(store.bless(slot))
     if counted := _counted(root):
         said.append(_bless_entry(root, counted))
+    call_off(root)
     return tuple(said)
 
 
-def _booted_image(root: Path) -> str:
-    """The path of the image that this system was booted from, as the boot loader said; "" if it did not."""
-    return cmdline.parse(files.read_text(root / "proc/cmdline", MAX_CMDLINE_BYTES)).image
+def running_image(root: Path = Path("/")) -> str:
+    """The path of the image that runs, on its partition; "" if it is unknown."""
+    made = record.from_json(files.read_text(root / "run/cos" / record.NAME, record.MAX_BYTES))
+    return made.image if made else ""
+
+
+def call_off(root: Path = Path("/")) -> None:
+    """Tell the guard that the slot is blessed: it restarts the machine no more (`guard`)."""
+    marker = root / "run" / guard.MARKER
+    if marker.parent.is_dir():
+        marker.touch()
 
 
 def _counted(root: Path) -> str:

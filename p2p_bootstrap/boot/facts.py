@@ -140,10 +140,16 @@ class TextFile:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the cloud-config says about mounts: install.bind_mounts and install.ephemeral_mounts."""
+    """What the boot wants of the cloud-config.
+
+    Attributes:
+        bind_mounts, ephemeral_mounts: of ``install``.
+        bless_within_s: ``p2p.bless.within_s``, None if it is not set; 0: no limit.
+    """
 
     bind_mounts: tuple[str, ...] = ()
     ephemeral_mounts: tuple[str, ...] = ()
+    bless_within_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

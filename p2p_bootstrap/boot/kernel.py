@@ -11,13 +11,14 @@ import errno
 import hashlib
 import os
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from p2p_bootstrap.boot import files, persistence, slotstore, syscalls, unlocking
+from p2p_bootstrap.boot import files, guard, persistence, slotstore, syscalls, unlocking
 from p2p_bootstrap.boot.ports import BindRequest, CanaryRequest, MountEntry
 from p2p_network.core.errors import BootError
 
@@ -204,13 +205,14 @@ class LinuxKernel:
             return (f"the stage {name} was not run: no engine of stages was packed",)
         return self._stages(name, root)
 
-    def switch_root(self, sysroot: str, init: str) -> None:
+    def switch_root(self, sysroot: str, init: str, within_s: float | None) -> None:
         program = files.resolve(sysroot, init)
         if not os.access(program, os.X_OK):
             raise BootError(f"the image has no program {init}", hint="name the image's init with init=...")
         if os.getpid() != 1:
             raise BootError("only process 1 may become an init", hint="run this as the init of a machine")
         old = initramfs_root(self.mounts())  # while there is a /proc to ask
+        guarding = None if within_s is None else guard.start(within_s, "/run")
         for path in API_MOUNTS:
             inside = sysroot.rstrip("/") + path
             if os.path.ismount(path) and os.path.isdir(inside) and not sysroot.startswith(f"{path}/"):
@@ -223,6 +225,9 @@ class LinuxKernel:
         finally:
             if old is not None:
                 os.close(old)
+            if guarding is not None:  # this slot is left now, by another way
+                os.kill(guarding, signal.SIGKILL)
+                os.waitpid(guarding, 0)
 
 
 def initramfs_root(mounts: tuple[MountEntry, ...]) -> int | None:

@@ -39,6 +39,7 @@ DEFAULT_PERSISTENT: Final = (
 )  # fmt: skip
 NO_WISHES: Final = Wishes()
 MAX_PATHS: Final = 1000
+_MAX_DIGITS: Final = 6
 # what happens to a file that the image and the node both changed; all others: merge
 POLICIES: Final[dict[str, Policy]] = {
     "/etc/kairos-p2p": "local", "/etc/rancher": "local", "/var/lib/kairos-p2p": "local",
@@ -189,9 +190,13 @@ def read(
 
 
 def wishes_of(root: MapNode) -> Wishes:
-    """The mounts that a cloud-config asks for; what is no text is left to the validator."""
+    """What the boot wants of a cloud-config; what is no text, or no number, is left to the validator."""
+    within = find(root, ("p2p", "bless", "within_s"))
+    text = within.text if isinstance(within, ScalarNode) else ""
     return Wishes(
-        _texts(find(root, ("install", "bind_mounts"))), _texts(find(root, ("install", "ephemeral_mounts")))
+        _texts(find(root, ("install", "bind_mounts"))),
+        _texts(find(root, ("install", "ephemeral_mounts"))),
+        int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None,
     )
 
 

@@ -37,6 +37,8 @@ class Plan:
         awaits: selectors of devices that were not there; worth waiting for before falling back.
         remarks: what a person should know.
         hint: what to do, if the mode is ``stop``.
+        image: path of the slot's image on its partition, if it has one.
+        within_s: the time in which a slot on trial has to be blessed; None: no limit.
     """
 
     mode: Mode
@@ -47,6 +49,8 @@ class Plan:
     awaits: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     hint: str = ""
+    image: str = ""
+    within_s: float | None = None
 
     def horizon(self) -> tuple[do.Step, ...]:
         """The steps up to and with the first `Look`."""
@@ -94,32 +98,59 @@ def _plan_way(facts: Facts, command: cmd.CommandLine, way: Choice) -> Plan:
         _esp(build, way)  # before the volumes are opened: sealed keys lie there
     wants = command.ram is not None and bool(command.ram.oem or command.ram.persistent)
     build.unlock(secrets=wants or (way.mode in ("normal", "uki") and way.slot in ("active", "passive")))
+    image = ""
     match way.mode:
         case "normal":
-            _normal(build, way)
+            image = _normal(build, way)
         case "ram":
             _ram(build, way)
         case "uki":
             _uki(build, way)
         case _:
             _live(build, way)
-    build.add(
-        "switch-root", do.SwitchRoot(facts.places.sysroot, command.init or DEFAULT_INIT), *build.names()
-    )
-    return Plan(way.mode, way.slot, way.reason, build.steps(), build.required(), remarks=tuple(build.remarks))
+    within_s = _deadline_s(facts, way)
+    switch = do.SwitchRoot(facts.places.sysroot, command.init or DEFAULT_INIT, within_s)
+    build.add("switch-root", switch, *build.names())
+    return Plan(
+        way.mode, way.slot, way.reason, build.steps(), build.required(), remarks=tuple(build.remarks),
+        image=image, within_s=within_s,
+    )  # fmt: skip
+
+
+def _deadline_s(facts: Facts, way: Choice) -> float | None:
+    """Until when this slot has to be blessed. None: it is not on trial, or nothing stands behind it."""
+    match way.mode:
+        case "normal" if way.slot == "active":
+            try:
+                table = slots.parse(facts.pointer)
+            except BootError:
+                return None  # told where the slots are looked at
+            passive = any(image.path == table.passive and image.fstype for image in facts.images or ())
+            recovery = any(device.label in dispatch.RECOVERY_LABELS for device in facts.devices)
+            if not table.trial or not (passive or recovery):
+                return None
+        case "uki" if way.slot in ("active", "passive"):
+            if facts.efi is None or not facts.efi.counted:
+                return None
+        case _:
+            return None
+    wished = facts.wishes.bless_within_s
+    return float(slots.DEFAULT_WITHIN_S if wished is None else wished) or None
 
 
 def _others(way: Choice) -> tuple[str, ...]:
     return tuple(name for name in dispatch.SENTINELS if name not in way.sentinels)
 
 
-def _normal(build: Builder, way: Choice) -> None:
+def _normal(build: Builder, way: Choice) -> str:
+    """Returns the path of the image."""
     image, file = _mount_slot_partition(build, way)
     places = build.facts.places
     option = "rw" if build.command.debug_rw and image.fstype.startswith("ext") else "ro"
     build.add("root", do.MountImage(file, places.sysroot, image.fstype, option), build.last("look-slots"))
     build.add("image-view", do.View(places.sysroot, build.image_view), "root")
     tail(build, image.identity, lasting=way.slot in ("active", "passive"))
+    return image.path
 
 
 def _mount_slot_partition(build: Builder, way: Choice) -> tuple[SlotImage, str]:

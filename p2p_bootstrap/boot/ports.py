@@ -124,5 +124,8 @@ class Kernel(Protocol):
     def run_stage(self, name: str, root: str) -> tuple[str, ...]:
         """Run a cloud-config stage on the new root; returns remarks."""
 
-    def switch_root(self, sysroot: str, init: str) -> None:
-        """Make `sysroot` the root, prove that it is, and become its init. Returns only by an error."""
+    def switch_root(self, sysroot: str, init: str, within_s: float | None) -> None:
+        """Make `sysroot` the root, prove that it is, and become its init. Returns only by an error.
+
+        `within_s`: restart the machine if nobody blesses the slot within so many seconds; None: never.
+        """

@@ -16,6 +16,7 @@ from p2p_bootstrap.boot.facts import SlotFailure
 VERSION: Final = 1
 KEPT: Final = 20
 NAME: Final = "boot.json"
+MAX_BYTES: Final = 4 * 1024 * 1024
 FOLDER: Final = ".kairos-p2p/boots"
 
 
@@ -39,6 +40,8 @@ class Record:
     Attributes:
         wall_s: Unix time of the start, as far as the clock could be believed.
         outcome: ``booted``, or ``stopped`` if there was no way left.
+        image: path of the slot's image on its partition, "" where the boot came from elsewhere.
+        within_s: the time in which the slot has to be blessed; None: no limit.
         planning_s: time spent observing and planning; `total_s`: until the switch.
     """
 
@@ -53,6 +56,8 @@ class Record:
     entries: tuple[Entry, ...] = ()
     planning_s: float = 0.0
     total_s: float = 0.0
+    image: str = ""
+    within_s: float | None = None
 
 
 def to_json(record: Record) -> str:
@@ -73,7 +78,8 @@ def from_json(text: str) -> Record | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     numbers = (record.wall_s, record.planning_s, record.total_s, *(e.start_s for e in record.entries))
-    return record if all(isinstance(number, int | float) for number in numbers) else None
+    sound = isinstance(record.image, str) and isinstance(record.within_s, int | float | None)
+    return record if sound and all(isinstance(number, int | float) for number in numbers) else None
 
 
 def explain(record: Record) -> list[str]:

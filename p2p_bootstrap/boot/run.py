@@ -212,7 +212,7 @@ class Runner:
             wall_s=self._facts.now_s, outcome=outcome, mode=current.mode, slot=current.slot,
             reason=current.reason, hint=current.hint, failures=self._failures, remarks=remarks,
             entries=tuple(self._entries), planning_s=self._planning_s,
-            total_s=self._clock() - self._started_s,
+            total_s=self._clock() - self._started_s, image=current.image, within_s=current.within_s,
         )  # fmt: skip
 
     def _keep(self, made: Record, candidates: list[str]) -> None:

@@ -9,7 +9,8 @@ which slot is on trial and how many tries are left. Images are never renamed or 
 The intent is written ahead (`Intent`, the journal) so that whatever interrupts, `replay` says what is left
 to do: before the flip the old slots boot, after it the new one does, and rubbish is swept in both cases.
 A slot on trial is blessed by a health check; until then every boot costs it a try, and without tries left
-the other slot is taken. Pure; `slotstore` does the files.
+the other slot is taken. Only a blessed image is ever made the one to fall back to, and only the image that
+runs can be blessed. Pure; `slotstore` does the files.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ BLOCK_BYTES: Final = 1024
 POINTER: Final = "/cOS/slots.env"
 JOURNAL: Final = "/cOS/slots.journal"
 DEFAULT_TRIES: Final = 1
+DEFAULT_WITHIN_S: Final = 1800  # for a slot on trial to be blessed (`guard`)
 # where Kairos keeps them; what a disk means that has no pointer yet
 KAIROS_IMAGES: Final[dict[SlotName, str]] = {
     "active": "/cOS/active.img",
@@ -131,11 +133,11 @@ def count_try(table: SlotTable) -> SlotTable:
 def bless(table: SlotTable, running: str, image: str = "") -> tuple[SlotTable, str]:
     """The table after the running slot proved healthy, and one sentence what that means.
 
-    `image`: the path that was booted, "" if unknown: an upgrade may have given active another one since.
+    `image`: the path of the image that runs, "" if that is unknown.
     """
+    if running == "active" and image not in ("", table.active):
+        return table, f"{image} is healthy; {table.active} was written since, and has to prove itself"
     if running == "active":
-        if image and image != table.active:
-            return table, "active has another image by now, which is on trial from the next boot on"
         if not table.trial:
             return table, "the active slot is blessed already"
         changed = replace(table, trial=False, tries_left=0, generation=table.generation + 1)
@@ -149,12 +151,18 @@ def bless(table: SlotTable, running: str, image: str = "") -> tuple[SlotTable, s
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """An upgrade, written ahead. `before` and `after` are whole tables: the flip is one write."""
+    """An upgrade, written ahead. `before` and `after` are whole tables: the flip is one write.
 
-    image: str  # path of the new image
-    sha256: str  # of the new image, "" if the writer checks otherwise
+    Attributes:
+        image: path of the new image; `sha256`: of its content, "" if the writer checks otherwise.
+        running: path of the image that runs, where that is no slot's any more: removed at the next boot.
+    """
+
+    image: str
+    sha256: str
     before: SlotTable
     after: SlotTable
+    running: str = ""
 
 
 def new_image_path(table: SlotTable, sha256: str) -> str:
@@ -162,16 +170,19 @@ def new_image_path(table: SlotTable, sha256: str) -> str:
     return f"/cOS/slot-{table.generation + 1}-{(sha256 or 'unnamed')[:12]}.img"
 
 
-def intend_upgrade(table: SlotTable, running: str, sha256: str, *, tries: int = DEFAULT_TRIES) -> Intent:
-    """Plan an upgrade. From active: the old active becomes passive. From passive: only active changes.
+def intend_upgrade(
+    table: SlotTable, running: str, sha256: str, *, tries: int = DEFAULT_TRIES, in_use: str = ""
+) -> Intent:
+    """Plan an upgrade. An active slot that is blessed becomes passive; from passive only active changes.
 
-    Nothing that is still on trial becomes what is fallen back to: then passive stays as well.
+    One on trial is no image to fall back to: the passive slot stays, if there is one. `in_use`: the path of
+    the image that runs, "" if unknown.
     """
     image = new_image_path(table, sha256)
-    keeps_passive = running == "passive" or (table.trial and table.passive)
-    passive = table.passive if keeps_passive else table.active
+    keep = running == "passive" or table.trial
+    passive = table.passive if keep and table.passive else table.active
     after = SlotTable(image, passive, True, tries, table.generation + 1)
-    return Intent(image, sha256, table, after)
+    return Intent(image, sha256, table, after, "" if in_use in (table.active, table.passive) else in_use)
 
 
 def render_intent(intent: Intent) -> bytes:
@@ -183,7 +194,11 @@ def parse_intent(text: str) -> Intent | None:
     """Read the journal; None if there is none, or a torn one (then the pointer was never touched)."""
     try:
         raw = json.loads(text)
-        return Intent(raw["image"], raw["sha256"], SlotTable(**raw["before"]), SlotTable(**raw["after"]))
+        before, after = SlotTable(**raw["before"]), SlotTable(**raw["after"])
+        intent = Intent(raw["image"], raw["sha256"], before, after, raw.get("running", ""))
+        named = (intent.image, intent.running, before.active, before.passive, after.active, after.passive)
+        # what is named may be removed: it has to be an image
+        return intent if all(path == "" or _PATH.fullmatch(path) for path in named) else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -225,24 +240,27 @@ class RemoveJournal:
 Action: TypeAlias = WriteJournal | WriteImage | FlipPointer | RemoveImage | RemoveJournal
 
 
-def upgrade_actions(intent: Intent) -> tuple[Action, ...]:
-    """Everything an upgrade does, in order; interruptible between and inside any two."""
+def upgrade_actions(intent: Intent, in_use: str = "") -> tuple[Action, ...]:
+    """Everything an upgrade does, in order; interruptible between and inside any two.
+
+    `in_use`: the image that runs. It can't be removed before the next boot, whose `replay` does it.
+    """
     return (
         WriteJournal(intent),
         WriteImage(intent.image, intent.sha256),
         FlipPointer(intent.after),
-        *_sweep(intent.before, intent.after),
-        RemoveJournal(),
+        *_sweep(intent, intent.after, in_use),
     )
 
 
-def replay(journal: str, table: SlotTable, files: Collection[str]) -> tuple[Action, ...]:
+def replay(journal: str, table: SlotTable, files: Collection[str], in_use: str = "") -> tuple[Action, ...]:
     """What to do about an interrupted upgrade: finish it after the flip, undo it before.
 
     Args:
         journal: text of the journal, "" if there is none.
         table: the pointer as it is now.
         files: paths of the images that are there.
+        in_use: the image that runs; it stays, and the journal with it.
     """
     if not journal:
         return ()
@@ -250,15 +268,20 @@ def replay(journal: str, table: SlotTable, files: Collection[str]) -> tuple[Acti
     if intent is None:
         return (RemoveJournal(),)
     if table.generation >= intent.after.generation:  # flipped, perhaps counted or blessed since
-        return (*_sweep(intent.before, table), RemoveJournal())
-    used = {table.active, table.passive}
-    rubbish = [intent.image] if intent.image in files and intent.image not in used else []
-    return (*(RemoveImage(path) for path in rubbish), RemoveJournal())
+        return _sweep(intent, table, in_use)
+    used = {table.active, table.passive, ""}
+    rubbish = [path for path in (intent.image, intent.running) if path in files and path not in used]
+    removals = tuple(RemoveImage(path) for path in rubbish if path != in_use)
+    return removals if in_use in rubbish else (*removals, RemoveJournal())
 
 
-def _sweep(before: SlotTable, after: SlotTable) -> tuple[Action, ...]:
+def _sweep(intent: Intent, after: SlotTable, in_use: str) -> tuple[Action, ...]:
+    """Remove what nothing points to, and then the journal: it names what is left to remove."""
     used = {after.active, after.passive, KAIROS_IMAGES["recovery"], ""}
-    return tuple(RemoveImage(p) for p in dict.fromkeys((before.active, before.passive)) if p not in used)
+    named = dict.fromkeys((intent.before.active, intent.before.passive, intent.running))
+    rubbish = [path for path in named if path not in used]
+    removals = tuple(RemoveImage(path) for path in rubbish if path != in_use)
+    return removals if in_use in rubbish else (*removals, RemoveJournal())
 
 
 def describe(action: Action) -> str:

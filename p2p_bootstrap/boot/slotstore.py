@@ -34,11 +34,13 @@ class SlotStore:
     Args:
         root: where it is mounted.
         remount: how to make it writable; None: it is, or can't be made so.
+        in_use: the path of the image that runs, "" if that is unknown: it is never removed.
     """
 
-    def __init__(self, root: Path, remount: Remount | None = None) -> None:
+    def __init__(self, root: Path, remount: Remount | None = None, in_use: str = "") -> None:
         self.root = root
         self._remount = remount
+        self._in_use = in_use
 
     def table(self) -> SlotTable:
         """The pointer. Raises BootError if it is damaged."""
@@ -67,10 +69,10 @@ class SlotStore:
             self._flip(after)
         return f"active is on trial: {after.tries_left} tries are left after this one"
 
-    def bless(self, running: str, image: str = "") -> str:
-        """The running slot proved healthy; `image`: that it booted. Returns what that means."""
+    def bless(self, running: str) -> str:
+        """The running slot proved healthy. Returns what that means."""
         before = self.table()
-        after, reason = slots.bless(before, running, image)
+        after, reason = slots.bless(before, running, self._in_use)
         if after != before:
             with self.writable():
                 self._flip(after)
@@ -96,14 +98,16 @@ class SlotStore:
                     f"the new image has {size} bytes, {self.root} has room for {free}",
                     hint="nothing was changed; remove what is no slot from the state partition",
                 )
-            intent = slots.intend_upgrade(self.table(), running, digest.hexdigest(), tries=tries)
-            for action in slots.upgrade_actions(intent):
+            intent = slots.intend_upgrade(
+                self.table(), running, digest.hexdigest(), tries=tries, in_use=self._in_use
+            )
+            for action in slots.upgrade_actions(intent, self._in_use):
                 self.perform(action, source)
         return self.table()
 
     def recover(self) -> tuple[str, ...]:
         """Finish or undo an interrupted upgrade. Returns what was done."""
-        actions = slots.replay(self.journal(), self.table(), self.images())
+        actions = slots.replay(self.journal(), self.table(), self.images(), self._in_use)
         if actions:
             with self.writable():
                 for action in actions:

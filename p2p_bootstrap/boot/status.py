@@ -17,7 +17,6 @@ from p2p_bootstrap.boot.slotstore import SlotStore
 from p2p_network.core.errors import BootError
 
 STAGES: Final = ("rootfs", "initramfs", "fs", "boot", "network", "reconcile")
-MAX_RECORD_BYTES: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +70,15 @@ class Status:
 
 def status(root: Path, state: Path) -> Status:
     """What there is to tell about the boot of `root`. Raises BootError, OSError if it may not be read."""
-    made = record.from_json(files.read_text(root / "run/cos" / record.NAME, MAX_RECORD_BYTES))
+    made = record.from_json(files.read_text(root / "run/cos" / record.NAME, record.MAX_BYTES))
     trial = ""
     if (state / "cOS").is_dir():
         try:
             table = SlotStore(state).table()
             if table.trial:
                 trial = f"{table.active} is on trial, {table.tries_left} tries left: nobody blessed it yet"
+                if made and made.within_s is not None:
+                    trial += f"; the machine restarts if nobody does within {made.within_s:g} s of its start"
         except BootError as exc:
             trial = exc.message
     return Status(
@@ -91,7 +92,7 @@ def status(root: Path, state: Path) -> Status:
 
 
 def _stage(root: Path, stage: str) -> StageState | None:
-    text = files.read_text(root / f"run/kairos-p2p/stages/{stage}.json", MAX_RECORD_BYTES)
+    text = files.read_text(root / f"run/kairos-p2p/stages/{stage}.json", record.MAX_BYTES)
     if not text:
         return None
     try:

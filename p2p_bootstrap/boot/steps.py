@@ -400,16 +400,20 @@ class Prove:
 
 @dataclass(frozen=True, slots=True)
 class SwitchRoot:
-    """Become the init of the new root."""
+    """Become the init of the new root. `within_s`: the time in which a slot on trial has to be blessed."""
 
     sysroot: str
     init: str
+    within_s: float | None = None
 
     def describe(self) -> str:
-        return f"make {self.sysroot} the root and start {self.init}"
+        start = f"make {self.sysroot} the root and start {self.init}"
+        if self.within_s is None:
+            return start
+        return f"{start}; restart if nobody blesses the slot within {self.within_s:g} s"
 
     def execute(self, kernel: Kernel) -> Remarks:
-        kernel.switch_root(self.sysroot, self.init)
+        kernel.switch_root(self.sysroot, self.init, self.within_s)
         return ()
 
 

@@ -178,8 +178,8 @@ def slots(state: Path, output: out.Output) -> None:
 def bless(running: str | None, state: Path, root: Path) -> None:
     """Say that the running slot is healthy: it ends its trial.
 
-    The agent does it by itself once the node is healthy (p2p.bless in the cloud-config); a slot that nobody
-    blesses is left when its tries are spent.
+    The agent does it by itself once the node is healthy (p2p.bless in the cloud-config). A slot on trial that
+    nobody blesses in time (p2p.bless.within_s) restarts the machine, and is left when its tries are spent.
     """
     from p2p_bootstrap.boot import blessing
 
@@ -192,6 +192,7 @@ def bless(running: str | None, state: Path, root: Path) -> None:
     for line in store.recover():
         out.note(f"finished an interrupted upgrade: {line}")
     out.emit(store.bless(running or _running(root)))
+    blessing.call_off(root)
 
 
 @group.group()
@@ -359,6 +360,7 @@ def _records(root: Path) -> list[Record]:
 
 
 def _store(state: Path) -> SlotStore:
+    from p2p_bootstrap.boot.blessing import running_image
     from p2p_bootstrap.boot.kernel import LinuxKernel
     from p2p_bootstrap.boot.slotstore import SlotStore
 
@@ -366,7 +368,8 @@ def _store(state: Path) -> SlotStore:
         raise BootError(
             f"no slots are at {state}", hint="this is for nodes with a state partition; see --state"
         )
-    return SlotStore(state, LinuxKernel().remount)
+    # a partition mounted elsewhere is another machine's
+    return SlotStore(state, LinuxKernel().remount, running_image() if state == STATE else "")
 
 
 def _running(root: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from p2p_bootstrap.boot.slots import DEFAULT_WITHIN_S
 from p2p_bootstrap.config.fields import (
     AddressRange,
     Bootstrap,
@@ -198,6 +199,12 @@ class Bless(_Section):
         "somebody else runs kairos-p2p boot bless.",
     )
     hold_s: Seconds = Field(default=10, description="For how many seconds without a break.")
+    within_s: Seconds = Field(
+        default=DEFAULT_WITHIN_S,
+        description="The machine restarts by itself if nobody blessed a slot on trial so many seconds after "
+        "its start, and takes the slot before once the tries are spent. 0: it waits for a person. From a "
+        "config_url this comes too late: write it on the disk or on the command line.",
+    )
 
 
 class Snapshots(_Section):

@@ -139,10 +139,12 @@ class Disk:
     def boot(
         self, probe: str = "", *, cmdline: str = CMDLINE, kill_at: str = "", kill_call: int = 0,
         layout: str | None = None, initrd: Path | None = None, efi: dict[str, Any] | None = None,
+        grace_s: float = 60.0,
     ) -> Boot:  # fmt: skip
         """Boot this disk. `probe`: shell lines that the new root's init runs.
 
         `initrd`: folder that stands for the initramfs; `efi`: the EFI variables, as `facts.Efi` has them.
+        `grace_s`: what an init is given to end, when the guard of a slot on trial wants a restart.
         `kill_at`: kill -9 before a step; `kill_call`: before that many calls that make something last.
         """
         self.plug()
@@ -155,6 +157,7 @@ class Disk:
             "sysroot": str(sysroot), "cmdline": cmdline, "probe": probe, "kill_at": kill_at,
             "only": [Path(d).name for d in self.loops.values()], "layout": layout, "report": str(report),
             "kill_call": kill_call, "initrd": str(initrd or self.folder / "no-initrd"), "efi": efi,
+            "grace_s": grace_s,
         }))  # fmt: skip
         ear, mouth = os.pipe()
         child = subprocess.Popen(
@@ -186,7 +189,7 @@ class Disk:
 
 def child(orders_path: str, mouth: int) -> None:
     """Process 1 of the namespace: boot, and become the image's init."""
-    from p2p_bootstrap.boot import syscalls
+    from p2p_bootstrap.boot import guard, syscalls
     from p2p_bootstrap.boot.facts import BlockDevice, Efi, Places
     from p2p_bootstrap.boot.kernel import LinuxKernel
     from p2p_bootstrap.boot.observe import Observer
@@ -212,6 +215,7 @@ def child(orders_path: str, mouth: int) -> None:
         os.write(mouth, b"x")
         signal.pause()
 
+    guard.GRACE_S = orders["grace_s"]
     calls = itertools.count(1)
 
     def mortal(call: Callable[..., Any]) -> Callable[..., Any]:

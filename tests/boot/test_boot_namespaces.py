@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -113,6 +114,33 @@ def test_a_damaged_active_image_falls_back_to_passive(
     boot = booted(make_disk(broken, images / "v2.squashfs").boot(PROOF), "passive")
     assert value(boot, "version") == "v2"
     assert "superblock is damaged" in boot.record["reason"]
+
+
+def test_a_slot_on_trial_that_nobody_blesses_restarts_the_machine_by_itself(
+    make_disk: MakeDisk, images: Path, tmp_path: Path
+) -> None:
+    """Whatever its init does: one that hangs; one that ends when it is asked to. A blessed one is let be."""
+    trial = tmp_path / "slots.env"
+    trial.write_bytes(slots.render(slots.SlotTable(trial=True, tries_left=3, generation=1)))
+    config = "#cloud-config\np2p: {bless: {within_s: 1}}\n"
+    disk = make_disk(passive=images / "v2.squashfs", config=config)
+    run("debugfs", "-w", "-R", f"write {trial} /cOS/slots.env", disk.parts["state"])
+    forever = "while :; do busybox sleep 1; done\n"
+    hangs, polite = f"trap '' INT\n{forever}", f"trap 'echo asked; exit 0' INT\n{forever}"
+    blessed = "busybox touch /run/cos/blessed; busybox sleep 2\n"
+    left = disk.boot(PATH + hangs, grace_s=0.1)
+    assert left.code == -signal.SIGHUP, left.why  # what a restart is in a namespace
+    assert left.record["within_s"] == 1
+    assert "nobody blessed this slot within 1 s" in left.output
+    asked = booted(disk.boot(PATH + polite))
+    assert "asked" in asked.output
+    let_be = booted(disk.boot(PATH + blessed, grace_s=0.1))
+    assert "nobody blessed" not in let_be.output
+    # the tries are spent
+    after = booted(disk.boot(PROOF), "passive")
+    assert value(after, "version") == "v2"
+    assert after.record["within_s"] is None
+    assert (after.record["image"], let_be.record["image"]) == ("/cOS/passive.img", "/cOS/active.img")
 
 
 def test_an_image_that_can_be_probed_but_not_mounted_falls_back(

@@ -173,7 +173,7 @@ class Machine:
         self._change()
         return ()
 
-    def switch_root(self, sysroot: str, init: str) -> None:
+    def switch_root(self, sysroot: str, init: str, within_s: float | None) -> None:
         self._change()
         self.init = init
 

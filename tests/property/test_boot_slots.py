@@ -84,6 +84,74 @@ def test_interrupted_anywhere_any_number_of_times_it_boots(
     assert again == ()
 
 
+class Node(Disk):
+    """A machine over many boots. `proven`: the images that somebody blessed; `good`: those that come up."""
+
+    def __init__(self) -> None:
+        super().__init__(SlotTable())
+        self.proven, self.bad = set(self.images), set[str]()
+        self.boot()
+
+    def boot(self) -> None:
+        table = self.table
+        self.running = "passive" if table.spent or table.active in self.bad else "active"
+        self.image = table.image(self.running)
+        self.pointer = slots.render(slots.count_try(table)).decode()
+
+    def settle(self) -> None:
+        """What the agent does once the node is healthy."""
+        for action in slots.replay(self.journal, self.table, self.images.keys(), self.image):
+            self.perform(action)
+            self.check()
+        table, _ = slots.bless(self.table, self.running, self.image)
+        if table.trial < self.table.trial:
+            assert table.active == self.image, "only what runs can be blessed"
+        self.proven.add(self.image)
+        self.pointer = slots.render(table).decode()
+
+    def upgrade(self, number: int, cut: int, torn: bool, good: bool) -> None:
+        for action in slots.replay(self.journal, self.table, self.images.keys(), self.image):
+            self.perform(action)
+        intent = slots.intend_upgrade(self.table, self.running, f"{number:064x}", in_use=self.image)
+        self.bad |= set() if good else {intent.image}
+        for index, action in enumerate(slots.upgrade_actions(intent, self.image)):
+            self.perform(action, torn=torn and index == cut)
+            self.check()
+            if index == cut:
+                break
+
+    def check(self) -> None:
+        super().check()
+        assert self.table.passive in self.proven, "an image that nobody blessed is no image to fall back to"
+        assert self.images[self.image] == "whole", "the image that runs is never removed"
+
+
+@given(
+    st.lists(
+        st.just(("boot",))
+        | st.just(("settle",))
+        | st.tuples(st.just("upgrade"), st.integers(0, 9), st.booleans(), st.booleans()),
+        max_size=12,
+    )
+)
+def test_the_slot_to_fall_back_to_is_always_a_blessed_one(life: list[tuple[object, ...]]) -> None:
+    node = Node()
+    for number, (verb, *args) in enumerate(life, start=1):
+        if verb == "upgrade":
+            node.upgrade(number, *args)  # type: ignore[arg-type]
+        elif verb == "settle":
+            node.settle()
+        else:
+            node.boot()
+        node.check()
+    # nothing is forgotten on the disk: two boots later only the slots are left
+    for _ in range(2):
+        node.boot()
+        node.settle()
+    assert set(node.images) == {node.table.active, node.table.passive}
+    assert node.journal == ""
+
+
 @given(tables, st.sampled_from(("active", "passive")), st.integers(1, 3))
 def test_a_slot_on_trial_boots_as_often_as_it_may_and_no_more(
     table: SlotTable, running: str, tries: int

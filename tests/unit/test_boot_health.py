@@ -10,7 +10,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p_bootstrap.boot import blessing, slots
+from p2p_bootstrap.boot import blessing, record, slots
 from p2p_bootstrap.config.model import Bless as Options
 from p2p_bootstrap.node.blessing import Blessing
 from p2p_bootstrap.node.health import Bless, Blessed, BlessFailed, Condition, Health, Seen, lacks
@@ -135,3 +135,19 @@ def test_blessing_ends_the_trial_in_the_pointer_and_in_the_boot_loader(
         assert not slots.parse(pointer.read_text()).trial
         assert [path.name for path in entry.parent.iterdir()] == ["active.efi"]
     assert "blessed already" in said[0]
+    assert (tmp_path / "run/cos/blessed").exists()  # for the guard
+
+
+def test_what_was_written_since_the_boot_is_not_blessed_by_what_runs(tmp_path: Path) -> None:
+    made = record.Record(1.0, "booted", "normal", "active", "it is active", image="/cOS/a.img")
+    (tmp_path / "run/cos").mkdir(parents=True)
+    (tmp_path / "run/cos/active_mode").touch()
+    (tmp_path / "run/cos/boot.json").write_text(record.to_json(made))
+    pointer = tmp_path / "run/initramfs/cos-state/cOS/slots.env"
+    pointer.parent.mkdir(parents=True)
+    upgraded = slots.render(slots.SlotTable("/cOS/b.img", "/cOS/a.img", True, 1, 8))
+    pointer.write_bytes(upgraded)
+    assert blessing.bless(tmp_path) == (
+        "/cOS/a.img is healthy; /cOS/b.img was written since, and has to prove itself",
+    )
+    assert pointer.read_bytes() == upgraded

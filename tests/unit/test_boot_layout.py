@@ -79,6 +79,16 @@ def test_names_are_kairos_names_where_these_are_unambiguous() -> None:
 def test_wishes_of_a_cloud_config() -> None:
     text = b"#cloud-config\ninstall:\n  bind_mounts: [/a, 12:30]\n  ephemeral_mounts:\n  - /b\n"
     assert layout.wishes_of(parse(text, "f").root) == Wishes(("/a", "12:30"), ("/b",))
+    for value, seconds in (
+        ("90", 90),
+        ("0", 0),
+        ("soon", None),
+        ("[1]", None),
+        ("-1", None),
+        ("9" * 30, None),
+    ):
+        text = b"#cloud-config\np2p: {bless: {within_s: %s}}\n" % value.encode()
+        assert layout.wishes_of(parse(text, "f").root).bless_within_s == seconds
 
 
 @pytest.mark.parametrize("text", ["tmpfs", "tmpfs:", "tmpfs:x", "tmpfs:0%"])

@@ -17,6 +17,7 @@ from p2p_bootstrap.boot.facts import (
     TextFile,
     UkiRoot,
     Unlocking,
+    Wishes,
     from_json,
 )
 from p2p_bootstrap.boot.plan import Plan, plan
@@ -137,6 +138,26 @@ def test_the_slot_pointer_names_the_image_and_a_trial_costs_a_try() -> None:
     made = plan(replace(NODE, images=images, pointer=spent))
     assert made.slot == "passive"
     assert "never blessed" in made.reason
+
+
+def test_a_slot_on_trial_has_to_be_blessed_in_time_if_another_one_stands_behind_it() -> None:
+    trial = replace(NODE, pointer=slots.render(slots.SlotTable(trial=True, tries_left=1)).decode())
+    alone = replace(trial, images=IMAGES[:1], devices=PARTITIONS[:3])
+    counted = Efi(True, "active+2-1.conf", "some-uuid", "/loader/entries/active+2-1.conf")
+    for facts, within_s in (
+        (NODE, None), (trial, 1800), (alone, None), (replace(trial, images=IMAGES[:1]), 1800),
+        (replace(trial, cmdline="root=LABEL=COS_PASSIVE"), None),
+        (replace(trial, wishes=Wishes(bless_within_s=60)), 60),
+        (replace(trial, wishes=Wishes(bless_within_s=0)), None),
+        (replace(trial, pointer="rubbish"), None),
+        (replace(UKI, efi=counted), 1800), (replace(UKI, efi=replace(counted, counted="")), None),
+    ):  # fmt: skip
+        made = plan(facts)
+        assert (made.mode, made.within_s) in {("normal", within_s), ("uki", within_s)}
+        switch = made.steps[-1].action
+        assert isinstance(switch, do.SwitchRoot)
+        assert switch.within_s == within_s
+        assert ("restart if nobody" in switch.describe()) == (within_s is not None)
 
 
 def test_a_damaged_pointer_is_told_and_kairos_names_are_taken() -> None:
