@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import firmware_lab as lab
@@ -110,7 +111,17 @@ def test_the_same_input_gives_the_same_bytes_and_any_change_another_value(bench:
 
 
 @pytest.mark.timeout(1200)
-def test_a_signed_image_boots_as_measured_and_the_loader_falls_back_by_itself(bench: Bench) -> None:
+def test_a_signed_image_boots_as_measured_falls_back_by_itself_and_an_unsigned_one_is_refused(
+    bench: Bench,
+) -> None:
+    """Two machines beside each other."""
+    with ThreadPoolExecutor(1) as beside:
+        refused = beside.submit(unsigned, bench)
+        signed(bench)
+        refused.result()
+
+
+def signed(bench: Bench) -> None:
     """Active's root lies beside and was changed: refused; then passive, whose root is inside."""
     active = bench.build("active.efi", "--beside", *bench.signature()).read_bytes()
     changed = bytearray(bench.root.read_bytes())
@@ -134,8 +145,8 @@ def test_a_signed_image_boots_as_measured_and_the_loader_falls_back_by_itself(be
     assert "is not the image" in parts.files("oem", "/.kairos-p2p/boots/1.json")
 
 
-@pytest.mark.timeout(1200)
-def test_a_program_that_nobody_signed_is_refused(bench: Bench) -> None:
+def unsigned(bench: Bench) -> None:
+    """One program without a signature, one with a stranger's."""
     plain = bench.build("plain.efi").read_bytes()
     foreign = lab.make_keys(bench.folder, "foreign")
     strange = signing.sign_image(plain, foreign.key, foreign.certificate)

@@ -77,9 +77,9 @@ rc_cgroup_cleanup=no
 rc_ulimit="-n 1048576 -c unlimited"
 
 depend() {{
-    need localmount
     want cgroups
-    after net firewall
+    # an image that boots itself has no localmount to need: its mounts are there before the init is
+    after localmount net firewall
 }}
 
 start_pre() {{
