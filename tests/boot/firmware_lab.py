@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
+from vm_lab import CPU
 
 QEMU = "qemu-system-x86_64"
 CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
@@ -153,7 +154,7 @@ def start(folder: Path, variables: Path, drives: list[Path], until: tuple[str, .
     with tpm(folder) as socket:
         drive_args = [a for p in drives for a in ("-drive", f"file={p},if=virtio,format=raw")]
         machine = subprocess.Popen(
-            [QEMU, "-machine", "q35", "-accel", "tcg", "-cpu", "max,-cx16,-la57", "-m", "384", "-display", "none",
+            [QEMU, "-machine", "q35", "-accel", "tcg", "-cpu", CPU, "-m", "384", "-display", "none",
              "-serial", "stdio", "-monitor", "none", "-nic", "none",
              "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={CODE}",
              "-drive", f"if=pflash,format=raw,unit=1,file={variables}",
