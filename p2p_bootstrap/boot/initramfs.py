@@ -35,7 +35,9 @@ sys.exit(main([]))
 _ALSO: Final = (
     "encodings.ascii", "encodings.latin_1", "encodings.utf_16_le", "encodings.utf_8",
     "concurrent.futures.thread", "traceback", "p2p_bootstrap.boot.__main__", "p2p_bootstrap.boot.stagerun",
-    "shutil", "subprocess", "yaml",
+    "p2p_bootstrap.cloudconfig.template", "p2p_bootstrap.stages.steps.disk",
+    "p2p_bootstrap.stages.steps.entities", "p2p_bootstrap.stages.steps.images",
+    "p2p_bootstrap.stages.steps.userdata", "difflib", "shutil", "subprocess", "yaml",
 )  # fmt: skip
 _LISTING: Final = """
 import importlib, json, sys

@@ -43,6 +43,7 @@ class Record:
         image: path of the slot's image on its partition, "" where the boot came from elsewhere.
         within_s: the time in which the slot has to be blessed; None: no limit.
         planning_s: time spent observing and planning; `total_s`: until the switch.
+        peak_kib: the most memory that process 1 had until then; 0 if unknown.
     """
 
     wall_s: float
@@ -58,6 +59,7 @@ class Record:
     total_s: float = 0.0
     image: str = ""
     within_s: float | None = None
+    peak_kib: int = 0
 
 
 def to_json(record: Record) -> str:
@@ -79,6 +81,7 @@ def from_json(text: str) -> Record | None:
         return None
     numbers = (record.wall_s, record.planning_s, record.total_s, *(e.start_s for e in record.entries))
     sound = isinstance(record.image, str) and isinstance(record.within_s, int | float | None)
+    sound = sound and isinstance(record.peak_kib, int)
     return record if sound and all(isinstance(number, int | float) for number in numbers) else None
 
 

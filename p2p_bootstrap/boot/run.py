@@ -213,6 +213,7 @@ class Runner:
             reason=current.reason, hint=current.hint, failures=self._failures, remarks=remarks,
             entries=tuple(self._entries), planning_s=self._planning_s,
             total_s=self._clock() - self._started_s, image=current.image, within_s=current.within_s,
+            peak_kib=_peak_kib(),
         )  # fmt: skip
 
     def _keep(self, made: Record, candidates: list[str]) -> None:
@@ -240,6 +241,14 @@ class Runner:
 
         for entry in reversed([entry for entry in self._kernel.mounts() if is_ours(entry)]):
             self._kernel.unmount(entry.target)
+
+
+def _peak_kib() -> int:
+    """The most memory that this process had, in KiB; 0 if the kernel does not say."""
+    for line in files.read_text(Path("/proc/self/status"), 65536).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    return 0
 
 
 def _without_looks(current: Plan, done: set[str]) -> Plan:

@@ -135,8 +135,10 @@ def timeline(root: Path, output: out.Output) -> None:
         return
     out.print_rows(list(last.entries), columns, output, name=lambda e: e.name, empty="no step was done")
     if output == "table":
+        memory = f"; process 1 took {last.peak_kib / 1024:.0f} MiB at most" if last.peak_kib else ""
         out.note(
             f"{last.total_s * 1000:.0f} ms until the switch, {last.planning_s * 1000:.0f} ms of it to plan"
+            f"{memory}"
         )
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from p2p_bootstrap.cloudconfig.functions import Value
-from p2p_bootstrap.cloudconfig.template import render_text
 from p2p_bootstrap.stages.facts import Facts
 from p2p_bootstrap.stages.root import Root
 from p2p_bootstrap.stages.system import System
@@ -39,6 +38,10 @@ class Context:
 
     def render(self, text: str, place: str) -> str:
         """A text with its templates rendered. `place` is the step's FILE:LINE. Raises BootError."""
+        if "{{" not in text:
+            return text
+        from p2p_bootstrap.cloudconfig.template import render_text  # late: few boots have a template
+
         try:
             return render_text(text, self.data)
         except ConfigError as exc:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
-from p2p_bootstrap.cloudconfig import template
 from p2p_bootstrap.cloudconfig.nodes import ListNode, MapNode, Mark, Node, Path, ScalarNode, dotted, kind
 from p2p_bootstrap.stages.model import TEMPLATED, AbsolutePath, Mode, Name, Pattern
 from p2p_network.core.errors import ConfigError, Problem, nearest
@@ -223,8 +222,10 @@ class Reader:
 
     def check_template(self, node: ScalarNode, path: Path) -> bool:
         """Whether the templates in a text are right; notes what is wrong with them."""
-        if not template.has_template(node.text):
+        if "{{" not in node.text:
             return True
+        from p2p_bootstrap.cloudconfig import template  # late: few boots have one
+
         try:
             template.parse(node.text, file=node.mark.file, line=first_line(node), key=dotted(path),
                            column=node.mark.column)  # fmt: skip

@@ -67,6 +67,7 @@ def test_a_node_boots_into_its_image_and_keeps_what_must_last(make_disk: MakeDis
     assert value(second, "modes").split() == ["active_mode", "boot.json"]
     done = [entry for entry in second.record["entries"] if entry["outcome"] == "done"]
     assert len(done) == len(second.record["entries"]) > 20
+    assert 1000 < second.record["peak_kib"] < 200_000
 
 
 def test_paths_with_and_without_a_hyphen_never_share_a_place(make_disk: MakeDisk) -> None:

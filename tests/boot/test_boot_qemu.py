@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ busybox echo "MARK kept $(busybox cat /var/lib/rancher/state 2>/dev/null)"
 busybox echo "MARK root $(busybox grep ' / ' /proc/mounts)"
 busybox echo "MARK modes $(busybox echo $(busybox ls /run/cos))"
 busybox echo "MARK unevictable $(busybox sleep 1; busybox grep Unevictable /proc/meminfo)"
+busybox echo "MARK memory $(busybox grep -E 'MemTotal|MemAvailable' /proc/meminfo | busybox tr -d '\\n')"
+busybox echo "MARK record $(busybox tr -d '\\n' </run/cos/boot.json)"
 busybox echo x >>/var/lib/rancher/state
 busybox sync
 busybox poweroff -f
@@ -71,6 +74,9 @@ def test_a_kernel_boots_keeps_state_falls_back_and_never_gives_a_shell(disk: Dis
     assert mark(first, "version") == "v1"
     assert "squashfs ro" in mark(first, "root")
     assert mark(first, "modes") == "active_mode boot.json"
+    made = json.loads(mark(first, "record"))
+    assert made["peak_kib"] < 64 * 1024
+    assert 0 < made["planning_s"] < made["total_s"]
     # what the initramfs took (30 MB) was given back: those pages can't be swapped out, so they'd be seen here
     assert int(mark(first, "unevictable").split()[1]) < 10_000
     screen = poor.console()

@@ -1,4 +1,7 @@
-"""Which actions does a step consist of, and in which order? Kairos's order, whatever the file's."""
+"""Which actions does a step consist of, and in which order? Kairos's order, whatever the file's.
+
+What few stages of the boot need is imported when a step asks for it: process 1 has no time for more.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,7 @@ from collections.abc import Iterator
 
 from p2p_bootstrap.stages.action import Action
 from p2p_bootstrap.stages.model import Step
-from p2p_bootstrap.stages.steps import (
-    disk,
-    entities,
-    files,
-    images,
-    kernel,
-    naming,
-    people,
-    programs,
-    services,
-    userdata,
-)
+from p2p_bootstrap.stages.steps import files, kernel, naming, people, programs, services
 
 
 def actions(step: Step) -> tuple[Action, ...]:
@@ -32,6 +24,8 @@ def _actions(step: Step) -> Iterator[Action]:
     yield from (files.Fetch(download) for download in step.downloads)
     if step.git:
         yield programs.CloneGit(step.git)
+    if step.ensure_entities or step.delete_entities:
+        from p2p_bootstrap.stages.steps import entities
     yield from (entities.EnsureEntity(entity, place) for entity in step.ensure_entities)
     yield from (files.MakeDirectory(directory) for directory in step.directories)
     yield from (files.WriteFile(file, place) for file in step.files)
@@ -57,11 +51,18 @@ def _actions(step: Step) -> Iterator[Action]:
     if step.systemd_firstboot:
         yield services.FirstBoot(step.systemd_firstboot)
     if step.datasource:
+        from p2p_bootstrap.stages.steps import userdata
+
         yield userdata.FetchUserData(step.datasource)
     if step.layout:
+        from p2p_bootstrap.stages.steps import disk
+
         yield disk.ApplyLayout(step.layout)
     if step.package_pins:
         yield programs.PinPackages(step.package_pins)
     if step.packages:
         yield programs.ManagePackages(step.packages)
-    yield from (images.UnpackImageFiles(image) for image in step.unpack_images)
+    if step.unpack_images:
+        from p2p_bootstrap.stages.steps import images
+
+        yield from (images.UnpackImageFiles(image) for image in step.unpack_images)
