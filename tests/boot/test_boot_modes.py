@@ -188,3 +188,17 @@ def test_the_running_entry_is_blessed_on_the_partition_that_the_boot_mounted(
             (esp / "x").write_text("x")
     finally:
         run("umount", esp)
+
+
+def test_changes_may_lie_on_a_device_instead_of_in_memory(make_disk: MakeDisk) -> None:
+    disk = make_disk()
+    disk.add("scratch", "SCRATCH", "16M")
+    layout = 'OVERLAY="LABEL=SCRATCH"\nRW_PATHS="/etc /srv /var"\nPERSISTENT_STATE_BIND=true\n'
+    booted(disk.boot("echo there >/srv/f\n", layout=layout))
+    ask = "echo srv $(busybox cat /srv/f); echo on $(busybox grep -c ' /run/overlay ext4 rw' /proc/mounts)\n"
+    boot = booted(disk.boot(PROOF + ask, layout=layout))
+    assert (value(boot, "srv"), value(boot, "on")) == ("there", "1")
+    disk.unplug()
+    del disk.parts["scratch"]
+    gone = stopped(disk.boot(PROOF, layout=layout))
+    assert "no partition answers to LABEL=SCRATCH" in gone.record["reason"]
