@@ -35,12 +35,12 @@ stages:
   initramfs:
     - name: this fails
       commands: ["echo what went wrong; exit 7"]
-    - name: the agent's words on the console
+    - name: the agent's words on the console, and time to start on a busy machine
       systemctl:
         overrides:
           - service: kairos-p2p.service
             name: console
-            content: "[Service]\\nStandardError=journal+console\\n"
+            content: "[Service]\\nStandardError=journal+console\\nTimeoutStartSec=infinity\\n"
   boot:
     - name: an address by the card's number
       commands:
@@ -107,7 +107,7 @@ def test_three_machines_from_one_image_become_a_cluster_and_bless_what_they_boot
         net = ["-netdev", "socket,id=n0,mcast=230.88.0.1:4788", "-device", card]
         machines.append(
             Machine(f"node{number}", folder, whole.kernel, whole.initrd, whole.disks(folder, config, state),
-                    net=net, prefix=network, own_clock=True)
+                    net=net, prefix=network)
         )  # fmt: skip
         states.append(state)
         lines.append(f"{ACTIVE} init={INITS[init]}")
