@@ -42,6 +42,7 @@ def efi_variables() -> str:
     """Mount the EFI variables, once their module is there. Returns a remark, "" without EFI too."""
     if not os.path.isdir(_EFI_VARIABLES) or os.path.ismount(_EFI_VARIABLES):
         return ""
+    modules.demand("efivarfs")
     try:
         syscalls.mount("efivarfs", _EFI_VARIABLES, "efivarfs", 0)
     except OSError as exc:

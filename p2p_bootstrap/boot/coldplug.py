@@ -12,7 +12,7 @@ import fnmatch
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -50,12 +50,17 @@ class Catalogue:
         return tuple(found)
 
 
-def catalogue(folder: Path) -> Catalogue:
-    """The drivers of disks that a kernel has. `folder`: ``/lib/modules/VERSION``. Raises BootError."""
+def catalogue(folder: Path, only: Collection[str] = ()) -> Catalogue:
+    """The drivers of disks that a kernel has, or `only` these. Raises BootError.
+
+    `folder`: ``/lib/modules/VERSION``.
+    """
     kernel = modules.Kernel.read(folder)
     below = tuple(f"kernel/{name}/" for name in FOLDERS)
     drivers = {
-        name for name, (path, _) in kernel.table.items() if str(path.relative_to(folder)).startswith(below)
+        name
+        for name, (path, _) in kernel.table.items()
+        if name in only or (not only and str(path.relative_to(folder)).startswith(below))
     }
     try:
         aliases = (folder / "modules.alias").read_text().splitlines()

@@ -64,7 +64,8 @@ def build(
 
     Args:
         module_folder: ``/lib/modules/VERSION``, None for a kernel without.
-        names: modules that are loaded at each boot; `hardware`: with drivers of disks, loaded where they are.
+        names: modules that are loaded at each boot.
+        hardware: with drivers of disks of all kinds, not only of the usual ones.
         programs: packed under their own paths, with the libraries they need.
         files: what else is to be in it.
     """
@@ -87,19 +88,26 @@ def build(
             tree.setdefault(str(thread_end).lstrip("/"), cpio.file(_stripped(thread_end), 0o755))
     tree |= files or {}
     if module_folder is not None:
-        paths = modules.wanted(module_folder, names)
-        for path in paths:
-            tree[f"{modules.FOLDER}/{modules.file_name(path)}"] = cpio.file(modules.unpacked(path))
-        order = "".join(f"{modules.file_name(path)}\n" for path in paths)
-        tree[f"{modules.FOLDER}/{modules.ORDER}"] = cpio.file(order.encode())
-        if hardware:
-            known = coldplug.catalogue(module_folder)
-            tree[f"{modules.FOLDER}/{coldplug.NAME}"] = cpio.file(coldplug.render(known))
-            for path in modules.wanted(module_folder, known.files or ()):
-                name = f"{modules.FOLDER}/{modules.file_name(path)}"
-                if name not in tree:
-                    tree[name] = cpio.file(modules.unpacked(path))
+        _add_modules(tree, module_folder, names, hardware=hardware)
     return cpio.archive(tree)
+
+
+def _add_modules(tree: dict[str, cpio.Entry], folder: Path, names: Sequence[str], *, hardware: bool) -> None:
+    """The modules' files, and what says which is loaded when."""
+    kernel = modules.Kernel.read(folder)
+    always = kernel.wanted(names)
+    known = coldplug.catalogue(folder, () if hardware else modules.CONTROLLERS)
+    on_demand = {kind: kernel.wanted(needs) for kind, needs in modules.FILE_SYSTEMS.items()}
+    order = "".join(f"{modules.file_name(path)}\n" for path in always)
+    tree[f"{modules.FOLDER}/{modules.ORDER}"] = cpio.file(order.encode())
+    tree[f"{modules.FOLDER}/{coldplug.NAME}"] = cpio.file(coldplug.render(known))
+    plain = {kind: [modules.file_name(path) for path in paths] for kind, paths in on_demand.items()}
+    tree[f"{modules.FOLDER}/{modules.DEMAND}"] = cpio.file(json.dumps(plain).encode())
+    later = [path for paths in on_demand.values() for path in paths]
+    for path in (*always, *later, *kernel.wanted(known.files or ())):
+        name = f"{modules.FOLDER}/{modules.file_name(path)}"
+        if name not in tree:
+            tree[name] = cpio.file(modules.unpacked(path))
 
 
 def compress(data: bytes) -> tuple[bytes, str]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from p2p_bootstrap.boot import files, guard, persistence, slotstore, syscalls, unlocking
+from p2p_bootstrap.boot import files, guard, modules, persistence, slotstore, syscalls, unlocking
 from p2p_bootstrap.boot.ports import BindRequest, CanaryRequest, MountEntry
 from p2p_network.core.errors import BootError
 
@@ -46,7 +46,12 @@ class LinuxKernel:
             else:
                 data.append(option)
         try:
-            syscalls.mount(source, target, fstype, flags, ",".join(data))
+            try:
+                syscalls.mount(source, target, fstype, flags, ",".join(data))
+            except OSError as exc:
+                if exc.errno != errno.ENODEV or not modules.demand(fstype):
+                    raise
+                syscalls.mount(source, target, fstype, flags, ",".join(data))
         except OSError as exc:
             raise _cannot_mount(source, target, fstype, exc) from exc
 

@@ -1,7 +1,10 @@
 """Which kernel modules does the boot need, in which order, and how are they loaded without modprobe?
 
 When an initramfs is built, `wanted` resolves names by the kernel's ``modules.dep``; they are packed unpacked,
-so that nothing has to be decompressed at boot. `load` inserts them in that order by finit_module(2).
+so that nothing has to be decompressed at boot. Each one costs time at each boot (the kernel checks its
+signature), so only a few are inserted always (`load`, by finit_module(2)): drivers of disks follow as the
+devices ask for them (`coldplug`), and file systems when one is to be mounted that the kernel does not know
+(`demand`).
 """
 
 from __future__ import annotations
@@ -9,11 +12,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import gzip
+import json
 import lzma
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,12 +26,19 @@ from p2p_network.core.errors import BootError
 
 FOLDER: Final = "usr/lib/kairos-p2p/modules"
 ORDER: Final = "order"
-# what a pivot boot needs: disks, file systems (ext4 asks for a checksum by alias), loop devices, overlays
-DEFAULT: Final = (
-    "crc32c_generic", "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ahci", "nvme", "usb_storage",
-    "xhci_pci", "loop", "overlay", "squashfs", "erofs", "ext4", "vfat", "nls_cp437", "nls_ascii", "isofs",
-    "efivarfs",
+DEMAND: Final = "demand.json"
+# what every boot from an image needs
+DEFAULT: Final = ("loop", "overlay")
+# loaded where a device asks for them
+CONTROLLERS: Final = (
+    "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "sr_mod", "ahci", "nvme", "usb_storage", "xhci_pci",
 )  # fmt: skip
+# loaded when one is to be mounted; ext4 asks for its checksum by an alias
+FILE_SYSTEMS: Final[Mapping[str, tuple[str, ...]]] = {
+    "squashfs": ("squashfs",), "erofs": ("erofs",), "ext4": ("crc32c_generic", "ext4"),
+    "ext3": ("crc32c_generic", "ext4"), "ext2": ("crc32c_generic", "ext4"),
+    "vfat": ("vfat", "nls_cp437", "nls_ascii"), "iso9660": ("isofs",), "efivarfs": ("efivarfs",),
+}  # fmt: skip
 # what cryptsetup and lvm need of the kernel
 VOLUMES: Final = (
     "dm_mod",
@@ -39,6 +50,8 @@ VOLUMES: Final = (
     "sha256_generic",
     "algif_skcipher",
 )
+# a kernel may go without: what needs them then says so
+_MAY_LACK: Final = {*DEFAULT, *VOLUMES, *CONTROLLERS, *(n for names in FILE_SYSTEMS.values() for n in names)}
 _SUFFIXES: Final = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
 _FINIT_MODULE: Final = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "armv7l": 379}
 
@@ -86,7 +99,7 @@ class Kernel:
             plain = name.replace("-", "_")
             if plain in self.table:
                 visit(plain)
-            elif plain not in self.builtin and name not in (*DEFAULT, *VOLUMES):
+            elif plain not in self.builtin and name not in _MAY_LACK:
                 raise BootError(f"the kernel in {self.folder} has no module {name}", hint="check its name")
         return list(order.values())
 
@@ -135,6 +148,17 @@ def insert(path: Path) -> str:
         return ""
     finally:
         os.close(fd)
+
+
+def demand(name: str, folder: Path = Path("/", FOLDER), put: Callable[[Path], str] = insert) -> bool:
+    """Load what a file system needs, if it is packed. Returns whether there was anything to load."""
+    try:
+        files = json.loads((folder / DEMAND).read_bytes()).get(name, ())
+    except (OSError, ValueError):
+        return False
+    for file in files:
+        put(folder / file)
+    return bool(files)
 
 
 def file_name(path: Path) -> str:

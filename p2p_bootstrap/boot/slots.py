@@ -267,7 +267,8 @@ def replay(journal: str, table: SlotTable, files: Collection[str], in_use: str =
     intent = parse_intent(journal)
     if intent is None:
         return (RemoveJournal(),)
-    if table.generation >= intent.after.generation:  # flipped, perhaps counted or blessed since
+    # flipped, perhaps counted or blessed since; the generation alone doesn't tell, for a try counts it up too
+    if intent.image in (table.active, table.passive):
         return _sweep(intent, table, in_use)
     used = {table.active, table.passive, ""}
     rubbish = [path for path in (intent.image, intent.running) if path in files and path not in used]

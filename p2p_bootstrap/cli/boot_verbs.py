@@ -219,7 +219,9 @@ group.add_command(seal)
 )
 @click.option("--module", "names", multiple=True, metavar="NAME", help="One more module; may be repeated.")
 @click.option(
-    "--hardware", is_flag=True, help="With the drivers of disks of all kinds; loaded where they are."
+    "--hardware",
+    is_flag=True,
+    help="With drivers of disks of all kinds, not only virtio, AHCI, NVMe and USB.",
 )
 @click.option(
     "--program",

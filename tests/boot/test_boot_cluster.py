@@ -107,7 +107,7 @@ def test_three_machines_from_one_image_become_a_cluster_and_bless_what_they_boot
         net = ["-netdev", "socket,id=n0,mcast=230.88.0.1:4788", "-device", card]
         machines.append(
             Machine(f"node{number}", folder, whole.kernel, whole.initrd, whole.disks(folder, config, state),
-                    net=net, prefix=network)
+                    net=net, prefix=network, own_clock=True)
         )  # fmt: skip
         states.append(state)
         lines.append(f"{ACTIVE} init={INITS[init]}")

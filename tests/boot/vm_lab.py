@@ -1,7 +1,7 @@
 """Virtual machines for tests: QEMU without KVM, kernel and initramfs directly, the console in a file.
 
-Their clock is the real one: counting instructions (``-icount``) would let nothing time out in them on a busy
-machine, but costs a third more time. `Machine.own_clock` has it for measurements.
+The clock of machines that talk to each other counts instructions (``-icount``): on a busy machine they are
+slow, but nothing times out in them. It costs a third more time, so the others do without.
 
 A kernel with its modules is looked for in ``/boot`` and ``/lib/modules``; `BOOT_TEST_KERNEL` names another
 root that holds both (say, a package unpacked by ``dpkg -x``). Everything started dies with `stop`.

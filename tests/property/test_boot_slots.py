@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from p2p_bootstrap.boot import slots
@@ -126,6 +126,7 @@ class Node(Disk):
         assert self.images[self.image] == "whole", "the image that runs is never removed"
 
 
+@example([("upgrade", 2, False, False), ("upgrade", 1, False, False)])
 @given(
     st.lists(
         st.just(("boot",))

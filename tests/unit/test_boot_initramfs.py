@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from p2p_bootstrap.boot import cpio, initramfs, modules
+from p2p_bootstrap.boot import coldplug, cpio, initramfs, modules
 from p2p_network.core.errors import BootError
 
 
@@ -46,6 +46,40 @@ def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
         modules.wanted(tmp_path, ["nonsense"])
     with pytest.raises(BootError, match="is no folder of kernel modules"):
         modules.wanted(tmp_path / "none", [])
+
+
+def test_a_boot_loads_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    """Each module costs time at each boot: disks' drivers wait for a device, file systems for a mount."""
+    (tmp_path / "kernel").mkdir()
+    kernel = ("loop", "overlay", "nvme", "crc32c_generic", "mbcache", "ext4", "floppy")
+    needs = {"ext4": "kernel/mbcache.ko"}
+    for name in kernel:
+        (tmp_path / f"kernel/{name}.ko").write_bytes(b"x")
+    (tmp_path / "modules.dep").write_text("".join(f"kernel/{n}.ko: {needs.get(n, '')}\n" for n in kernel))
+    (tmp_path / "modules.builtin").write_text("")
+    (tmp_path / "modules.alias").write_text("alias pci:v*bc01* nvme\nalias pci:v*bc02* floppy\n")
+    tree: dict[str, cpio.Entry] = {}
+    initramfs._add_modules(tree, tmp_path, modules.DEFAULT, hardware=False)
+    for name, entry in tree.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(entry.data)
+    packed = tmp_path / modules.FOLDER
+    assert not (packed / "floppy.ko").exists()
+    loaded: list[str] = []
+
+    def put(path: Path) -> str:
+        assert path.exists()
+        loaded.append(path.name)
+        return ""
+
+    assert (packed / modules.ORDER).read_text().split() == ["loop.ko", "overlay.ko"]
+    assert coldplug.parse((packed / coldplug.NAME).read_bytes()).asked(["pci:v1bc01sc"]) == ("nvme",)
+    assert modules.demand("ext4", packed, put)
+    assert loaded == ["crc32c_generic.ko", "mbcache.ko", "ext4.ko"]
+    assert not modules.demand("erofs", packed, put)  # this kernel has it built in, or not at all
+    assert not modules.demand("btrfs", packed, put)
+    assert not modules.demand("ext4", tmp_path / "nowhere", put)
 
 
 def test_what_is_packed_is_small_and_can_boot() -> None:
