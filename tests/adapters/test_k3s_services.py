@@ -46,6 +46,13 @@ script = root / "etc/init.d/kairos-p2p-k3s"
 pid_file = root / "run/kairos-p2p-k3s.pid"
 
 
+def note(about):
+    """At once: others read it meanwhile."""
+    fresh = root / f"service.json.{{os.getpid()}}"
+    fresh.write_text(json.dumps(about))
+    fresh.replace(state_path)
+
+
 def alive(pid):
     try:
         return pathlib.Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -59,7 +66,7 @@ def start():
         return
     daemon = subprocess.Popen([sys.executable, __file__, "supervise"], start_new_session=True,
                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    state_path.write_text(json.dumps({{"daemon": daemon.pid}}))
+    note({{"daemon": daemon.pid}})
 
 
 def stop():
@@ -70,7 +77,7 @@ def stop():
             pass
         while alive(state["daemon"]):
             time.sleep(0.01)
-    state_path.write_text("{{}}")
+    note({{}})
     pid_file.unlink(missing_ok=True)
 
 
@@ -98,11 +105,11 @@ def supervise():
                 out.flush()
             child = subprocess.Popen(["sh", "-c", shell, "sh", *argv], env=env, stdout=out, stderr=out)
         about = {{"daemon": os.getpid(), "MainPID": child.pid, "InvocationID": invocation}}
-        state_path.write_text(json.dumps(about))
+        note(about)
         code = child.wait()
         about |= {{"MainPID": 0, "ExecMainCode": 1 if code >= 0 else 2, "ExecMainStatus": abs(code)}}
-        state_path.write_text(json.dumps(about))
-        time.sleep(2.0)
+        note(about)
+        time.sleep(5.0)  # RestartSec, respawn_delay
 
 
 match (name, *words):
@@ -202,7 +209,7 @@ async def supervised(driver: K3sDriver) -> AsyncIterator[None]:
 
 
 async def seen(driver: K3sDriver, wanted: Callable[[K3sObserved], bool]) -> K3sObserved:
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         while not wanted(driver.observed):
             await trio.sleep(0.01)
     return driver.observed
@@ -222,7 +229,7 @@ async def test_started_adopted_restarted_and_stopped(machine: Machine) -> None:
         first.start(machine.spec())
         running = await seen(first, lambda o: o.state == "running" and o.pid > 0)
         assert running.version == "v1.36.1+fake"
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not machine.lines("starts"):
                 await trio.sleep(0.01)
         (start,) = machine.lines("starts")
@@ -239,12 +246,12 @@ async def test_started_adopted_restarted_and_stopped(machine: Machine) -> None:
         newer = await seen(second, lambda o: o.state == "running" and o.pid not in (0, running.pid))
         second.start(machine.spec("--disable=traefik"))
         other = await seen(second, lambda o: o.state == "running" and o.pid not in (0, newer.pid))
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not machine.lines("starts")[-1].startswith("server --disable=traefik"):
                 await trio.sleep(0.01)
         await second.stop()
         assert second.observed.state == "stopped"
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while _lives(other.pid):
                 await trio.sleep(0.01)
         assert not machine.unit.exists(), "nothing starts it at the next boot"
@@ -262,3 +269,19 @@ async def test_why_it_ended_is_told(machine: Machine) -> None:
         assert told.permanent
         (machine.root / "fail").unlink()
         await seen(driver, lambda o: o.state == "running" and o.pid > 0)
+
+
+async def test_one_that_is_held_is_not_started_again_by_the_manager_either(machine: Machine) -> None:
+    """It was removed from etcd and ends: started again, it would join anew."""
+    driver = machine.driver()
+    async with supervised(driver):
+        driver.start(machine.spec())
+        running = await seen(driver, lambda o: o.state == "running" and o.pid > 0)
+        driver.hold()
+        os.kill(running.pid, signal.SIGKILL)
+        await seen(driver, lambda o: o.state == "failed")
+        with trio.fail_after(60):
+            while machine.unit.exists():
+                await trio.sleep(0.01)
+        driver.start(machine.spec())  # until the owner wants it
+        await seen(driver, lambda o: o.state == "running" and o.pid not in (0, running.pid))

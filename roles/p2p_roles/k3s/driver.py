@@ -230,6 +230,9 @@ class K3sDriver:
                     continue
                 self._see_failure(failed)
                 if self._is_held:
+                    async with self._lock:
+                        if self._generation == generation:  # a service manager would start it in a moment
+                            await self._end()
                     await changed.wait()
                     continue
                 lasted = trio.current_time() - began
