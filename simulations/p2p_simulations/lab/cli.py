@@ -55,16 +55,29 @@ def group() -> None:
 
 @group.command()
 @topology_argument
+@click.option(
+    "--scenario",
+    type=click.Path(path_type=Path),
+    help="Play a scenario of the simulator (simulations/scenarios) with real processes instead.",
+)
 @click.option("--keep", is_flag=True, help="Leave the lab running afterwards, also if it failed.")
 @click.option(
     "--timeout", type=Duration(), default="120s", show_default=True, help="Give up after this long."
 )
-def run(topology: Path | None, keep: bool, timeout: float) -> None:
+def run(topology: Path | None, scenario: Path | None, keep: bool, timeout: float) -> None:
     """Form a cluster, look at it from all sides, clean up.
 
     Succeeds only if every node got ready, the cluster's own API lists them all as Ready, and every pair of
     nodes can ping each other over the VPN.
+
+    With --scenario the file's nodes, faults and expectations are played in real time, and the end is compared
+    with that of the same file in the simulator. Faults that a lab has not are refused before anything starts.
     """
+    if scenario is not None:
+        if topology is not None:
+            raise UsageError("a scenario brings its own topology", hint="leave TOPOLOGY or --scenario out")
+        _play(scenario, keep, timeout)
+        return
     shape = _read_topology(topology)
     with _terminable(), _lab_for_run(shape, keep) as lab:
         survey = _form_cluster(lab, timeout)
@@ -209,15 +222,50 @@ def down(every: bool, name: str | None) -> None:
     out.note(f"removed: {lab.name}")
 
 
+def _play(path: Path, keep: bool, timeout_s: float) -> None:
+    """A scenario in the lab and in the simulator. Raises P2PError if either fails, or they differ."""
+    from p2p_simulations.lab.play import Player
+    from p2p_simulations.lab.scenario import topology_of, unused
+    from p2p_simulations.sim.ending import differences, ending_of
+    from p2p_simulations.sim.files import parse_scenario
+    from p2p_simulations.sim.world import World
+
+    plan = parse_scenario(_read(path, "scenario"), str(path))
+    shape = topology_of(plan, str(path))
+    for said in unused(plan):
+        out.note(f"without effect in a lab: {said}")
+    world = World(plan, 1)
+    try:
+        world.run()
+        simulated = ending_of(world)
+    except AssertionError as exc:
+        raise LabError(f"the simulator fails: {exc}", hint=f"kairos-p2p sim run {path}") from exc
+    finally:
+        world.close()
+    with _terminable(), _lab_for_run(shape, keep) as lab:
+        ending = Player(lab, plan, out.note, timeout_s).play()
+    rows = [{"node": name, "role": n.role, "state": "ready" if n.ready else "not ready",
+             "identity": "kept" if n.same_identity else "new", "address": "kept" if n.same_address else "new"}
+            for name, n in ending.nodes.items()]  # fmt: skip
+    columns = tuple(_status_column(key) for key in ("node", "role", "state", "identity", "address"))
+    out.print_rows(rows, columns, "table", name=lambda row: row["node"], empty="no nodes")
+    if found := differences(plan, ending, simulated, ("the lab", "the simulator")):
+        raise LabError("the lab and the simulator end differently:\n  " + "\n  ".join(found))
+    out.note("the lab and the simulator end alike")
+
+
 def _read_topology(path: Path | None) -> Topology:
     if path is None:
         return default_topology()
+    return parse_topology(_read(path, "topology").decode(errors="replace"), str(path))
+
+
+def _read(path: Path, what: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+            return file.read(MAX_FILE_BYTES + 1)
     except OSError as exc:
-        raise UsageError(f"cannot read the topology {path}: {exc.strerror}") from exc
-    return parse_topology(raw.decode(errors="replace"), str(path))
+        raise UsageError(f"cannot read the {what} {path}: {exc.strerror}") from exc
 
 
 def _size(topology: Topology) -> str:

@@ -177,6 +177,10 @@ class Lab:
         self._remember(replace(self._meant, groups=full))
         return full
 
+    def disturb(self, script: str) -> None:
+        """Lose packets as a script of `weather` says, besides what a partition cuts."""
+        self._network().filter(script)
+
     def heal(self) -> None:
         """End the partition."""
         self._network().partition(())

@@ -124,7 +124,7 @@ class Network:
 
     def translate(self, nat: Mapping[str, str]) -> None:
         """Put regions (name: kind of NAT) behind NAT, and no others."""
-        self._nft(nat_script(self._topology, nat))
+        self.filter(nat_script(self._topology, nat))
 
     def plug(self, place: Place, node_pid: int) -> None:
         """A new cable to a node that was booted again."""
@@ -140,9 +140,10 @@ class Network:
 
     def partition(self, groups: Sequence[Sequence[str]]) -> None:
         """Cut between the groups, replacing any former cut; () heals."""
-        self._nft(partition_script(self._topology, groups))
+        self.filter(partition_script(self._topology, groups))
 
-    def _nft(self, script: str) -> None:
+    def filter(self, script: str) -> None:
+        """Carry out a script for nft(8) in the router."""
         run(["nsenter", "-t", str(self._router_pid), "-n", "nft", "-f", "-"], script=script)
 
     def _await_router(self, place: Place, node_pid: int, timeout_s: float = 10.0) -> None:

@@ -331,6 +331,10 @@ class Checkers:
         if before != ipv4 and machine.name not in self._world.lost_ledger:
             self._fail(f"{machine.name} settled on {before}, and after a restart on {ipv4}")
 
+    def settled_on(self, peer: PeerId) -> str:
+        """The address that a node has for life; "" before it has one."""
+        return self._settled.get(peer, "")
+
     def address_assigned(self, machine: SimMachine, ipv4: str) -> None:
         """An address goes on the device."""
         before = self._settled.get(machine.peer, ipv4)

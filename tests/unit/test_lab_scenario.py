@@ -1,0 +1,88 @@
+"""What does a lab make of a scenario, and which packets does it lose?"""
+
+from __future__ import annotations
+
+import pytest
+
+from p2p_bootstrap.cli.main import main
+from p2p_network.core.errors import ConfigError
+from p2p_simulations.lab.scenario import ABSENT, topology_of
+from p2p_simulations.lab.topology import make_topology
+from p2p_simulations.lab.weather import weather_script
+from p2p_simulations.sim.ending import Ending, NodeEnding, differences
+from p2p_simulations.sim.fault_files import KINDS
+from p2p_simulations.sim.files import parse_scenario
+from p2p_simulations.sim.plan import Plan
+
+HEAD = "regions: {a: [n1, n2], b: [n3]}\n"
+
+
+def plan_of(text: str) -> Plan:
+    return parse_scenario((HEAD + text).encode(), "x.yaml")
+
+
+def test_nodes_and_rules_become_a_topology() -> None:
+    shape = topology_of(
+        plan_of("servers: 1\nminimum_nodes: 2\nplacement: pack\nhome_region: b\ncluster: region\n"
+                "nodes: {n1: {role: server, zone: z, minimum_nodes: 1}}\nvpn: 10.144.0.0/28\n"),
+        "x.yaml",
+    )  # fmt: skip
+    assert shape.names == ("n1", "n2", "n3")
+    assert (shape.regions, shape.servers, shape.minimum_nodes) == (("a", "b"), 1, 2)
+    assert shape.config["p2p"] == {
+        "placement": "pack", "home_region": "b", "cluster": "region",
+        "vpn": {"address_range": "10.144.0.0/28"},
+    }  # fmt: skip
+    assert shape.places[0].config == {"p2p": {"role": "server", "zone": "z", "minimum_nodes": 1}}
+    assert shape.places[1].config == {}
+
+
+def test_everything_that_a_lab_has_not_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        topology_of(
+            plan_of("chaos: 0.1\nk3s: {failure: 0.1}\nnodes: {n1: {clock: 5m, slowness: 3, k3s: broken}}\n"
+                    "network: {region_delay: 1s, duplication: 0.1}\n"
+                    "faults: [{at: 1s, forge: n1}, {at: 2s, power_cut: n1}, {at: 3s, drift: {n2: 0.1}}]\n"),
+            "x.yaml",
+        )  # fmt: skip
+    assert {problem.key for problem in caught.value.problems} == {
+        "nodes.n1.clock", "nodes.n1.slowness", "nodes.n1.k3s", "chaos", "k3s.failure", "network.delay",
+        "network.duplication", "faults[0].forge", "faults[2].drift",
+    }  # fmt: skip
+    assert set(ABSENT) - {"recover"} < set(KINDS)
+
+
+def test_loss_and_cuts_are_rules_by_port_within_a_region_and_by_address_between_two() -> None:
+    shape = make_topology({"a": ("n1", "n2"), "b": ("n3",)})
+    script = weather_script(shape, {("n1", "n2"): 1.0, ("n1", "n3"): 0.05, ("n3", "n1"): 0.0}, ["n3"])
+    assert 'iifname "p1-n1" oifname "p2-n2" drop' in script
+    assert "ip saddr 198.18.1.11 ip daddr 198.18.2.11 numgen random mod 1000 < 50 drop" in script
+    assert "ip saddr 198.18.2.11" not in script, "a share of nothing is no rule"
+    assert "ip daddr 198.18.2.11 ct state new drop" in script
+    calm = weather_script(shape, {})
+    assert "drop" not in calm
+    assert "delete table inet weather" in calm
+
+
+def test_two_endings_are_told_apart_by_what_matters() -> None:
+    plan = plan_of("nodes: {n3: {role: agent}}\n")
+    ready = NodeEnding("server", True, True, True)
+    agent = NodeEnding("agent", True, True, True)
+    one = Ending({"n1": ready, "n2": agent, "n3": agent}, 1)
+    swapped = Ending({"n1": agent, "n2": ready, "n3": agent}, 1)
+    assert differences(plan, one, swapped, ("x", "y")) == (), "which of two equals is the server is chance"
+    forced = Ending({"n1": agent, "n2": agent, "n3": ready}, 1)
+    assert differences(plan, one, forced, ("x", "y")) == ("n3 is agent in x, server in y",)
+    other = Ending({"n1": NodeEnding("server", False, True, False), "n2": agent}, 2)
+    assert differences(plan, one, other, ("x", "y")) == (
+        "there are n1, n2, n3 in x, n1, n2 in y",
+        "1 clusters in x, 2 clusters in y",
+        "2 agent, 1 server in x, 1 agent, 1 server in y",
+        "n1: it is ready in x, and not in y",
+        "n1: its address stayed in x, and not in y",
+    )
+
+
+def test_a_scenario_brings_its_own_topology(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", "run", "shape.yaml", "--scenario", "x.yaml"]) == 2
+    assert "brings its own topology" in capsys.readouterr().err
