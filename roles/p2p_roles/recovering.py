@@ -263,9 +263,14 @@ class RecoveryDuties(JoinDuties):
         if member is None or not member.joined:
             self.quorum = Quorum("none")
         else:
-            silent_s = 0.0 if self._unready_since is None else now - self._unready_since
-            if self._unready_since is not None and silent_s < GRACE_S:
-                self.wake(self._unready_since + GRACE_S)
+            silent_s = 0.0
+            if self._unready_since is not None:
+                until = self._unready_since + GRACE_S
+                silent_s = now - self._unready_since
+                if now < until:
+                    self.wake(until)
+                else:  # rounded, the difference may be less
+                    silent_s = max(silent_s, GRACE_S)
             self.quorum = judge(
                 self.view,
                 member.genesis.cluster_id,

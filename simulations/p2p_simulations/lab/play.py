@@ -165,7 +165,7 @@ class Player:
                 self._freeze(node, for_s)
             case faults.LoseLedger(node, down_s):
                 self._cut_power(node, down_s)
-                for file in self._disk(node, "/var/lib/kairos-p2p").glob("store.sqlite*"):
+                for file in self._disk(node, "/var/lib/kairos-p2p").glob("**/store.sqlite*"):
                     file.unlink()
             case faults.Reimage(node, down_s):
                 self._reimage(node, down_s)
