@@ -529,6 +529,7 @@ class Answers:
             strangers=self._host.rejected,
             refused=self._host.refused,
             violations=self._host.violations,
+            circuits=self._host.circuits_carried,
         )
 
 

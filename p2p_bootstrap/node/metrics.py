@@ -23,6 +23,7 @@ def render(
     strangers: int,
     refused: Mapping[str, int],
     violations: int,
+    circuits: int,
 ) -> str:
     """All metrics as Prometheus text, version 0.0.4."""
     # imported late: 5 MB that a node without Prometheus never needs
@@ -45,6 +46,10 @@ def render(
     gauge("admission_generation", "Generation of the mesh's keys.").set(status["admission"]["generation"])
     gauge("admission_revoked", "Nodes that were revoked.").set(status["admission"]["revoked"])
     gauge("mesh_violations", "Protocol violations by members.").set(violations)
+    gauge("mesh_circuits_carried", "Connections between other members that run through here.").set(circuits)
+    gauge("mesh_relayed_peers", "Peers that are reached through another member.").set(
+        sum(1 for peer in peers if peer["relay"])
+    )
     gauge("vpn_up", "1 if the VPN device is up.").set(status["vpn"]["state"] == "up")
     gauge("cluster_ready", "1 if k3s on this node is ready.").set(status["role"]["ready"])
     gauge("cluster_epoch", "Genesis epoch this node belongs to.").set(status["role"]["epoch"])

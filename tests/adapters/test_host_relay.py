@@ -172,6 +172,33 @@ async def test_when_a_relay_dies_another_one_leads_on_and_one_that_carries_nothi
         assert unwilling.circuits_carried == 0
 
 
+async def test_a_relay_that_swallows_everything_is_passed_over() -> None:
+    swallowing, honest = host(1), host(4)
+    async with running(swallowing, honest) as nursery:
+        relays = [where(swallowing), where(honest)]
+        a, b = hidden(2, bootstrap=relays), hidden(3, bootstrap=relays)
+        await nursery.start(a.run)
+        await nursery.start(b.run)
+        for node in (swallowing, honest):
+            await joined(a, node)
+            await joined(b, node)
+        assert swallowing._circuits is not None
+        assert a._circuits is not None
+
+        async def swallow(*_: Any) -> None:
+            await trio.sleep_forever()
+
+        swallowing._circuits._splice = swallow  # type: ignore[method-assign]
+        for _ in range(2):  # whichever it asks first, then the other
+            try:
+                await a._circuits.reach(b.peer_id, "a test")
+                break
+            except PeerUnreachable:
+                pass
+        await joined(a, b)
+        assert (a.relay_of(b.peer_id) or ("",))[0] == honest.peer_id
+
+
 async def test_a_relay_leads_one_hop_only_and_to_nobody_but_members_it_sees() -> None:
     middle = host(1)
     async with running(middle) as nursery:

@@ -19,7 +19,7 @@ import trio
 import two_planes
 from two_planes import Place, run
 
-from p2p_network.dataplane.choice import KINDS
+from p2p_network.dataplane.choice import DIRECT
 
 PATIENCE_S = 10.0
 ANY = "{port: any, proto: any, host: any}"
@@ -56,7 +56,7 @@ def all_contestants(one: Place, other: Place, *, bare: bool = True) -> Iterator[
     """Everyone who can take part here, the bare wire first."""
     if bare:
         yield Contestant("bare wire", other.outer)
-    for kind in KINDS:
+    for kind in DIRECT:
         yield trio.run(ours, one, other, kind)
     makers: tuple[Callable[[Place, Place], Contestant | None], ...] = (
         debians_wireguard,
@@ -71,7 +71,7 @@ def all_contestants(one: Place, other: Place, *, bare: bool = True) -> Iterator[
 
 async def ours(one: Place, other: Place, kind: str) -> Contestant:
     """Our data plane on both sides, by one kind of carrier."""
-    pair = [place.beside(1 + KINDS.index(kind), (kind,)) for place in (one, other)]
+    pair = [place.beside(1 + DIRECT.index(kind), (kind,)) for place in (one, other)]
     planes = [await place.configured((f"0.0.0.0:{place.port}",)) for place in pair]
     await two_planes.connect(*pair)
     who = Contestant(f"ours, {kind}", pair[1].inner, tuple(plane.pid for plane in planes))

@@ -72,6 +72,11 @@ def test_two_behind_nat_meet_through_a_third_and_directly_once_they_can(lab: Lab
     assert row("n2", "n1")["relay"] == ""
     assert row("n2", "n1")["carrier"] in ("tcp", "udp")
 
+    argv = ["curl", "-sS", "--unix-socket", "/run/kairos-p2p/agent.sock", "http://agent/metrics"]
+    numbers = dict(line.rsplit(" ", 1) for line in mine.node("n1").exec(argv).stdout.splitlines())
+    assert float(numbers["kairos_p2p_mesh_circuits_carried"]) >= 1
+    assert float(numbers["kairos_p2p_mesh_relayed_peers"]) == 0
+
     with going_on(n3, ECHO, there) as echo:
         assert echo.stdout is not None
         assert echo.stdout.readline() == "up\n"

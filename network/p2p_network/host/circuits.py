@@ -32,6 +32,8 @@ SIGHT_LIMIT_S: Final = 2.0
 WORD_LIMIT_S: Final = 5.0
 ASKED_AT_ONCE: Final = 8
 TRIED_AT_ONCE: Final = 3
+UNLUCKY_S: Final = 60.0
+"""So long a relay that was tried for a peer comes after the others: it may drop what it takes."""
 MAX_CALLS: Final = 32
 """Circuits to this node that have not been admitted yet."""
 
@@ -156,6 +158,7 @@ class Circuits:
         self._carriage = relay.Carriage(self_id)
         self._calls = 0
         self._turn = 0
+        self._tried: dict[tuple[PeerId, PeerId], float] = {}
 
     @property
     def carried(self) -> int:
@@ -169,11 +172,15 @@ class Circuits:
 
         `why`: why not directly; shown with the connection.
         """
+        now = trio.current_time()
+        self._tried = {key: at for key, at in self._tried.items() if now - at < UNLUCKY_S}
         relays = await self._find_relays(target)
+        relays = tuple(sorted(relays, key=lambda peer: self._tried.get((target, peer), 0.0)))
         if not relays:
             raise PeerUnreachable(f"no member that we ask has a connection with peer {short(target)}")
         failures: list[str] = []
         for peer in relays[:TRIED_AT_ONCE]:
+            self._tried[target, peer] = trio.current_time()
             try:
                 return await self._around.reach_over(partial(self._ask, peer, target, why), target)
             except PeerUnreachable as exc:
