@@ -1,7 +1,7 @@
 """How does the agent answer with something that goes on while the caller stays?
 
 JSON lines, for as long as the work goes on; the work is cancelled when the caller closes the connection. What
-goes wrong after the first line is the last line: ``{"error", "hint", "exit_code"}``.
+goes wrong after the first line is the last line: ``{"error", "hint", "exit_code"}``; else ``{"done"}`` is.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class LiveResponse(Response):
             nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
             try:
                 await self._work(say)
+                await say({"done": True})
             except P2PError as exc:
                 await say(_said(exc))
             except BaseExceptionGroup as group:

@@ -186,7 +186,10 @@ class AgentClient:
                 if "error" in document:
                     kind = _ERRORS.get(document["exit_code"], P2PError)
                     raise kind(str(document["error"]), hint=str(document["hint"]))
+                if "done" in document:
+                    return
                 yield document
+            raise DaemonNotRunning("the agent ended", hint="see whether it is back with: kairos-p2p status")
         finally:
             connection.close()
 

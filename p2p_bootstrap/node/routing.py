@@ -387,7 +387,10 @@ class Routing:
     async def offer(self, networks: Sequence[str], *, exit: bool, withdraw: bool) -> None:
         """Add offers to this node's own, or take back those that an operator added. Raises UsageError."""
         if not withdraw and self._options.create is False:
-            raise UsageError("this node has no VPN: it can't carry packets", hint="set p2p.vpn.create")
+            raise UsageError(
+                "this node has no VPN: it can't carry packets",
+                hint="it needs one: p2p.vpn.create, and p2p.vpn.mode tun",
+            )
         try:
             wanted = [str(subnets.parse_subnet(text, self._mesh)) for text in networks]
         except ValueError as exc:

@@ -170,3 +170,7 @@ def files(mine: Lab, one: Node, two: Node, three: Node) -> None:
         assert one.exec(["test", "-e", "/root/copy.part"]).returncode != 0
         assert "exists" in verb(one, "file", "get", "image", "--to", "/root/copy").stderr
         assert sender.wait(PATIENCE_S) == 0, "n1 has it: the offer ends by itself"
+    with connected(one, "site") as process:
+        door(process)
+        mine.kill("n1", "agent")
+        assert process.wait(PATIENCE_S) == 3, "a door that nobody holds is no success"
