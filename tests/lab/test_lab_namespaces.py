@@ -199,7 +199,7 @@ def test_an_agent_is_restarted_on_failure_and_not_after_a_stop(with_agent: Lab) 
     assert again["pid"] != first["pid"]
 
     def left_running() -> int:
-        return sum(process.argv[:1] == ("sleep",) for process in node.processes())
+        return sum(process.argv == ("sleep", "1000") for process in node.processes())
 
     lab.wait(lambda: left_running() == 2, 10, "the second agent to start what it starts")
     node.stop_agent(signal.SIGTERM)
