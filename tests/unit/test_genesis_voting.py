@@ -297,3 +297,23 @@ def test_a_proposer_adopts_the_value_of_the_highest_ballot(order: tuple[int, ...
     asked = [effect.message for effect in effects if isinstance(effect, prop.Ask)]
     assert len(asked) == 5
     assert all(isinstance(message, Accept) and message.value == high for message in asked)
+
+
+def test_n_once_raised_is_durable_and_never_goes_down() -> None:
+    mine = acceptor()
+    raised = mine.step(0.0, acc.NodesRaised(5))
+    (kept,) = raised.effects
+    assert isinstance(kept, acc.Persist)
+    assert wire.decode(kept.state, acc.AcceptorState).nodes == 5 == mine.nodes
+    assert raised.reason == "N raised from 1 to 5: so many nodes were seen"
+    for fewer in (5, 4, 1):
+        again = mine.step(1.0, acc.NodesRaised(fewer))
+        assert (again.effects, again.reason, mine.nodes) == ((), "", 5)
+    assert mine.step(2.0, acc.NodesDeclared(9)).effects == (), "what is declared may go down again"
+    assert mine.nodes == 9
+    mine.step(3.0, acc.NodesRaised(7))
+    mine.step(4.0, acc.NodesDeclared(1))
+    assert mine.nodes == 7
+    assert acceptor(mine.state).nodes == 7, "nor does a restart forget it"
+    mine.step(5.0, acc.NodesRaised(MAX_NODES + 1))
+    assert mine.nodes == MAX_NODES

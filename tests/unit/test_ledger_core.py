@@ -376,3 +376,56 @@ def test_several_things_are_said_all_or_none() -> None:
     assert [entry.value for entry in stores[0].entries] == [b"1", b"2"]
     assert [e for e in decision.effects if isinstance(e, Hint)] == [Hint(mine.digest(), ())]
     assert mine.step(0.0, LocalWrites(((key, b"1"),), WALL_S)).effects == ()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_is_restored_is_the_latest_word_of_each_key_and_is_not_stored_again(
+    order: tuple[int, int],
+) -> None:
+    words = (node(BOB, at(1), b"old"), node(BOB, at(5), b"new"))
+    other, unknown = node(ALICE, at(2)), sign_entry(BOB, MESH, "future/thing", at(9), b"?")
+    mine = ledger()
+    restored = mine.step(0.0, Restored((*(words[i] for i in order), unknown, other), WALL_S))
+    assert sorted(e.value or b"" for e in mine.items()) == [b"new", b"v"]
+    assert len(mine) == 2
+    (changed,) = restored.effects
+    assert isinstance(changed, Changed)
+    assert sorted(changed.keys) == sorted((words[0].key, other.key))
+    assert restored.reason == "2 entries restored from disk; 1 of a form unknown to this version left aside"
+    assert mine.clock_last == at(5), "an entry that can't be read says nothing about the time either"
+    mine.step(0.0, LocalWrite(other.key, b"after", WALL_S))
+    written = mine.get(other.key)
+    assert written is not None
+    assert written.stamp > at(5), "what is said after a restart is later than all that was known before"
+
+
+def test_an_empty_disk_changes_nothing() -> None:
+    restored = ledger().step(0.0, Restored((), WALL_S))
+    assert (restored.effects, restored.reason) == ((), "0 entries restored from disk")
+
+
+def test_deletions_that_are_old_enough_leave_replication_when_the_disk_is_read() -> None:
+    mine = ledger()
+    gone = node(BOB, at(-8 * DAY_S), None)
+    mine.step(0.0, Restored((gone,), WALL_S))
+    assert len(mine) == 0
+    assert mine.tombstone(gone.key) == gone, "it is still known to be deleted"
+
+
+def test_two_certificates_that_contradict_each_other_are_told_once_however_they_come() -> None:
+    key = "genesis/kairos/1/1"
+    one = sign_entry(BOB, MESH, key, at(1), b"quorum a|1")
+    two = sign_entry(BOB, MESH, key, at(2), b"quorum b|1")
+    same = sign_entry(CAROL, MESH, key, at(3), b"quorum a|2")
+    for first, second in ((one, two), (two, one)):
+        mine = ledger()
+        receive(mine, first)
+        (alarm,) = [e for e in receive(mine, second) if isinstance(e, Contradiction)]
+        held = mine.get(key)
+        assert held is not None
+        assert (alarm.key, alarm.kept) == (key, held)
+        assert {alarm.kept, alarm.other} == {one, two}
+        assert not [e for e in receive(mine, first, second) if isinstance(e, Contradiction)], "once"
+    mine = ledger()
+    receive(mine, one)
+    assert not [e for e in receive(mine, same) if isinstance(e, Contradiction)], "it says the same"

@@ -29,6 +29,7 @@ from p2p_roles.genesis.messages import (
     lost_in,
     quorum,
 )
+from p2p_roles.k3s.pki import JoinSecret
 from p2p_roles.recovery import is_kin
 from p2p_roles.transitions import State
 from p2p_roles.view import ViewNode
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
     from p2p_simulations.sim.world import World
 
+_SECRET = (b"::server:", b"::node:")  # in every token of k3s
 MAX_MESSAGES_PER_S = 150.0  # per node, over `WINDOW_S`
 WINDOW_S = 20.0
 
@@ -366,6 +368,8 @@ class Checkers:
     def entries(self, machine: SimMachine, entries: Iterable[Entry]) -> None:
         """Entries became valid in a node's ledger."""
         for entry in entries:
+            if any(mark in (entry.value or b"") for mark in (*_SECRET, self._world.token.seed)):
+                self._fail(f"{entry.key} at {machine.name} tells a secret to everybody")
             kind, *rest = entry.key.split("/")
             if kind == "genesis":
                 if entry.value is not None:
@@ -399,6 +403,11 @@ class Checkers:
             limit += rotations * (identities + 1)
             if len(agent.replication.ledger) > limit:
                 self._fail(f"{machine.name} holds more than {limit} entries of {identities} nodes")
+
+    def secret_kept(self, machine: SimMachine, secret: JoinSecret) -> None:
+        """What was handed out is on this disk: the servers' token only where a server may be."""
+        if secret.server_token and not self.may_assign(machine):
+            self._fail(f"{machine.name} holds the servers' token, and nobody made it a server")
 
     def _admission_entry(self, machine: SimMachine, kind: str, rest: list[str]) -> None:
         """Nobody is put out and nothing rotated but by the plan."""

@@ -232,6 +232,7 @@ class SimK3sUnit:
     def keep_join_secret(self, secret: pki.JoinSecret) -> str:
         """Keep what a server handed out."""
         checked = pki.decode_join(pki.encode(secret))
+        self._machine.world.checkers.secret_kept(self._machine, checked)
         self._keep(JOIN_SECRET, checked)
         return checked.ca_hash
 
