@@ -29,6 +29,7 @@ RC: Final = "/usr/lib/kairos-p2p/rc"
 UNITS: Final = "/usr/lib/systemd/system"
 RECONCILE_EVERY_S: Final = 300
 _MIN_FREE_S: Final = 5
+_LOOPBACK: Final = "ip link set lo up 2>/dev/null || ifconfig lo up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,10 @@ def _stage_unit(program: str, stage: str, ordering: str, *, again: bool = False)
 
 def _openrc(program: str) -> tuple[ImageFile, ...]:
     scripts = {
-        "boot": _stage_script(f"{program} stage run fs boot", "\tafter localmount\n\tbefore net\n"),
+        # not every OpenRC has a service for the loopback device, which k3s listens on
+        "boot": _stage_script(
+            f"{_LOOPBACK}\n\t{program} stage run fs boot", "\tafter localmount\n\tbefore net\n"
+        ),
         "network": _stage_script(f"{program} stage run network", f"\tneed {NAME}-boot\n\tafter net\n"),
         "reconcile": (
             "#!/sbin/openrc-run\n"
@@ -165,7 +169,7 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 case "$1" in
 boot)
     [ -s /etc/hostname ] && hostname "$(cat /etc/hostname)"
-    ip link set lo up 2>/dev/null || ifconfig lo up
+    {_LOOPBACK}
     {program} stage run fs boot network
     ;;
 agent)
