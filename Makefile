@@ -1,6 +1,7 @@
 # Two commands do all their own set-up: `make demo` and `make test`.
 .PHONY: setup demo test test-k3s bench lint format lock clean
 .DEFAULT_GOAL := demo
+JOBS ?= $(shell expr $$(nproc) + 1)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 
 setup:            ## install apt packages that are missing and .venv from the lock file
@@ -11,7 +12,7 @@ demo: setup       ## five nodes in three regions become a cluster, on this machi
 
 test:             ## every lane this machine can run; the others are skipped with the reason
 	@bash .ci/setup test
-	@$(SUDO) .venv/bin/python -m pytest
+	@$(SUDO) .venv/bin/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 test-k3s: setup   ## the contract suite of k3s, against the stand-in and a real binary (K3S_BIN) if there is one
 	@$(SUDO) .venv/bin/python -m pytest tests/k3s

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from side_by_side import MARK, Pool
 
 from p2p_network.core.errors import P2PError
 from p2p_simulations.lab.commands import require
@@ -76,38 +75,3 @@ def lab(lab_root: Path, request: pytest.FixtureRequest) -> Iterator[LabFactory]:
                 if tail := node.log_tail(40):
                     print(f"--- agent of {node.name} in {old.name}\n{tail}")
         old.down()
-
-
-# ---------------------------------------------------------------- tests that run side by side
-
-_POOL = pytest.StashKey[Pool]()
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that run side by side come last in this folder."""
-    here = Path(__file__).parent
-    places = [number for number, item in enumerate(items) if item.path.parent == here]
-    ordered = sorted((items[n] for n in places), key=lambda item: item.get_closest_marker(MARK) is not None)
-    for number, item in zip(places, ordered, strict=True):
-        items[number] = item
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """One of them: begin them all, if it is the first, and wait for it."""
-    if pyfuncitem.get_closest_marker(MARK) is None:
-        return None
-    session = pyfuncitem.session
-    if _POOL not in session.stash:
-        marked = [i for i in session.items if isinstance(i, pytest.Function) and i.get_closest_marker(MARK)]
-        begun = marked[marked.index(pyfuncitem) :]
-        factory: pytest.TempPathFactory = pyfuncitem.config._tmp_path_factory  # type: ignore[attr-defined]
-        session.stash[_POOL] = Pool(begun, factory.mktemp)
-    session.stash[_POOL].wait(pyfuncitem)
-    return True
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _POOL in session.stash:
-        session.stash[_POOL].close()

@@ -25,7 +25,7 @@ from p2p_simulations.lab.lab import Lab
 from p2p_simulations.lab.topology import make_topology
 
 LabFactory = Callable[..., Lab]
-pytestmark = [pytest.mark.side_by_side(about_s=75), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(600)
 NAMES = ("n1", "n2", "n3", "n4", "n5")
 ARGS = [
     "--etcd-arg=heartbeat-interval=200",

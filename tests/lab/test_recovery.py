@@ -23,7 +23,7 @@ from p2p_simulations.lab.node import kairos_p2p
 from p2p_simulations.lab.topology import make_topology
 
 LabFactory = Callable[..., Lab]
-pytestmark = [pytest.mark.side_by_side(about_s=60), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(600)
 FAST = {"k3s": {"args": ["--etcd-arg=heartbeat-interval=200", "--etcd-arg=election-timeout=1500"]}}
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 PASSPHRASE = "correct horse battery staple"

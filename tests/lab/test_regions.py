@@ -18,7 +18,7 @@ from p2p_simulations.lab.node import kairos_p2p
 from p2p_simulations.lab.topology import make_topology
 
 LabFactory = Callable[..., Lab]
-pytestmark = [pytest.mark.side_by_side(about_s=35), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_a_cluster_in_each_region_of_one_mesh_and_another_network_beside(lab: LabFactory) -> None:

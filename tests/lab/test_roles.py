@@ -18,7 +18,7 @@ from p2p_simulations.lab.node import kairos_p2p
 from p2p_simulations.lab.topology import Topology, make_topology
 
 LabFactory = Callable[..., Lab]
-pytestmark = [pytest.mark.side_by_side(about_s=80), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(600)
 
 # a Kubernetes that notices a dead node within seconds
 GRACE = "--kube-controller-manager-arg=node-monitor-grace-period=4s"

@@ -19,7 +19,7 @@ from p2p_simulations.lab.node import kairos_p2p
 from p2p_simulations.lab.topology import make_topology
 
 LabFactory = Callable[..., Lab]
-pytestmark = [pytest.mark.side_by_side(about_s=50), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(600)
 OLD, NEW, BAD = "v1.36.1+k3s1", "v1.36.2+k3s1", "v1.36.3+k3s1"
 PLACE = "/var/lib/rancher/bin/k3s"
 FAST = {"k3s": {"args": ["--etcd-arg=heartbeat-interval=200", "--etcd-arg=election-timeout=1500"]}}

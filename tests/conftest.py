@@ -1,0 +1,33 @@
+"""Which tests of `make test` may run in different processes?
+
+It runs more processes than there are cores (pytest-xdist), as a lab waits for silences and time-outs far
+more than it computes. Tests of a folder or file that share something expensive stay together; every lab
+that is made for one test goes to whoever is free.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+_HERE: Final = Path(__file__).parent
+_WHOLE_FOLDER: Final = ("boot", "k3s")
+"""They share images and clusters."""
+_SHARED_LAB: Final = ("test_dataplane_netns", "test_dataplane_udp", "test_lab_kube_nodes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        group = _group(item.path.relative_to(_HERE))
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group(path: Path) -> str:
+    """Tests with the same one run one after another in one process; "" for no matter where."""
+    room = path.parts[0]
+    if room in _WHOLE_FOLDER:
+        return room
+    return "" if room == "lab" and path.stem not in _SHARED_LAB else str(path)
