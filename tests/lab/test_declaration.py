@@ -20,7 +20,7 @@ from p2p_simulations.lab.node import kairos_p2p
 from p2p_simulations.lab.topology import make_topology
 
 LabFactory = Callable[..., Lab]
-pytestmark = [pytest.mark.side_by_side(about_s=45), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(600)
 FAST = ["--etcd-arg=heartbeat-interval=200", "--etcd-arg=election-timeout=1500"]
 PRECIOUS = """
 from pathlib import Path
