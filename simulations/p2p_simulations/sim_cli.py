@@ -236,7 +236,7 @@ def scale(
     """Measure what replication costs as a mesh grows, beside broadcasting whole ledgers.
 
     A cold start of all nodes at once, then idle. The scheduler is the production core; ledgers are sets of
-    bits. A thousand nodes take minutes, ten thousand an hour.
+    bits. Ten virtual minutes of a thousand nodes take a minute or two.
     """
     costs: list[Cost] = []
     for count in _sizes(nodes):
