@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
 import tempfile
@@ -314,6 +315,7 @@ class RunningAgent:
     def end(self) -> None:
         """Stop it and wait until it is gone."""
         if self._thread.is_alive():
+            with contextlib.suppress(trio.RunFinishedError):  # it was told to leave, and has
             self._token.run_sync_soon(self.fake.stopping.set)
         self._thread.join(10)
         assert not self._thread.is_alive(), "the server does not end when it is cancelled"
