@@ -316,7 +316,7 @@ class RunningAgent:
         """Stop it and wait until it is gone."""
         if self._thread.is_alive():
             with contextlib.suppress(trio.RunFinishedError):  # it was told to leave, and has
-            self._token.run_sync_soon(self.fake.stopping.set)
+                self._token.run_sync_soon(self.fake.stopping.set)
         self._thread.join(10)
         assert not self._thread.is_alive(), "the server does not end when it is cancelled"
 
