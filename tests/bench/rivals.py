@@ -2,7 +2,7 @@
 
 Every contestant lives in the same two namespaces beside the others, on a device and addresses of its own. A
 rival that is missing does not take part; a newer wireguard-go than Debian's is used where the environment
-variable WIREGUARD_GO names one, and EdgeVPN where EDGEVPN does.
+variable WIREGUARD_GO names one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ def all_contestants(one: Place, other: Place, *, bare: bool = True) -> Iterator[
         debians_wireguard,
         current_wireguard,
         nebula,
-        edgevpn,
     )
     for make in makers:
         found = make(one, other)
@@ -158,34 +157,9 @@ def nebula(one: Place, other: Place) -> Contestant | None:
     return _reached(one, f"10.97.0.{other.index}", "nebula", pids)
 
 
-def edgevpn(one: Place, other: Place) -> Contestant | None:
-    """EdgeVPN on both sides, which find each other by mDNS; None where there is none."""
-    program = os.environ.get("EDGEVPN", "")
-    if not (program and shutil.which(program)):
-        return None
-    config = one.folder / "edgevpn.yaml"
-    config.write_text(run(program, "-g"))
-    pids = []
-    for place in (one, other):
-        run(
-            "ip", "-n", place.netns, "route", "replace", "default", "dev", "wire"
-        )  # else it finds no interface
-        daemon = place.start(
-            *(program, "--config", str(config), "--address", f"10.96.0.{place.index}/24"),
-            *("--interface", f"kpedge{place.index}", "--log-level", "error"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "HOME": str(one.folder)},
-        )
-        pids.append(daemon.pid)
-    return _reached(one, f"10.96.0.{other.index}", "EdgeVPN", pids, patience_s=60)
-
-
-def _reached(
-    one: Place, target: str, name: str, pids: list[int], *, patience_s: float = PATIENCE_S
-) -> Contestant | None:
+def _reached(one: Place, target: str, name: str, pids: list[int]) -> Contestant | None:
     """The contestant, once it carries packets; None (and a line) if it doesn't."""
-    time_limit = time.monotonic() + patience_s
+    time_limit = time.monotonic() + PATIENCE_S
     while " 0% packet loss" not in one.run("ping", "-c", "1", "-W", "1", target, check=False):
         if time.monotonic() > time_limit:
             print(f"{name} does not carry packets here: left out")
