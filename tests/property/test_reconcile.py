@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2p_network.core.ids import PeerId
+from p2p_roles.genesis.messages import MAX_SERVERS
 from p2p_roles.reconcile import ahead
 from p2p_roles.reconcile.choice import desired
 from p2p_roles.reconcile.model import (
@@ -139,6 +140,15 @@ def test_force_preference_and_memory() -> None:
     assert desired(forced) == {peer(0), peer(2), peer(5)}
     swapped = end(cluster(4, 3, 3).but(declaration=Declaration(3, roles={peer(0): "agent"})))
     assert set(swapped.voters) == {peer(1), peer(2), peer(3)}
+    # one that must be a server takes the place of one that nobody forced, and only then
+    force = Declaration(3, roles={peer(3): "server", peer(1): "server"})
+    steps = ahead.plan(cluster(4, 3, 3).but(declaration=force))
+    assert [a for a, _ in actions(steps)] == ["promote", "demote", "delete-node", "release"]
+    assert steps[0].reason == "n3 becomes a server: forced by an operator"
+    assert steps[1].reason == "n2 becomes an agent: 3 servers are declared, 4 are there, 2 of them forced"
+    assert set(end(cluster(4, 3, 3).but(declaration=force)).voters) == {peer(0), peer(1), peer(3)}
+    ailing = cluster(4, 3, 3, dead=(2,), replaces=False).but(declaration=force)
+    assert next_step(ailing).action == "wait"
     kept = end(cluster(3, 3, 3).but(declaration=Declaration(3, roles={peer(0): "agent"})))
     assert len(kept.voters) == 3, "as long as nobody else may be one"
 
@@ -267,6 +277,9 @@ def test_every_step_is_safe_and_the_end_is_the_declaration(facts: Facts) -> None
         assert len(voters) == declared
     if healed.datastore == "etcd" and declared % 2 and not next_step(healed).pending:
         assert len(voters) % 2, f"rests at {len(voters)} of {declared}"
+    if forced <= MAX_SERVERS and not next_step(healed).pending:
+        must = [n for n in able if healed.wish_of(n) == "server" and not healed.is_gone(n)]
+        assert all(n.peer in voters for n in must), f"{must} must be servers"
     for n in healed.nodes:
         if n.left and not next_step(healed).pending:
             assert healed.kube_of(n.peer) is None

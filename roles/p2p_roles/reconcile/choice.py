@@ -1,9 +1,9 @@
 """Which nodes should be the servers?
 
-Pure, and the same for the same facts: those that are servers stay, as far as the declaration, an operator's
-force and their health allow; places that are free go to living nodes that may have them, where the certified
-`placement` lets them stand. An even number is never aimed at where an odd one is declared: two servers fail
-more often than one.
+Pure, and the same for the same facts: those that are servers stay, as far as the declaration, forced roles
+(who must be a server takes the place of one that nobody forced) and their health allow; places that are free
+go to living nodes that may have them, where the certified `placement` lets them stand. An even number is
+never aimed at where an odd one is declared: two servers fail more often than one.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def _aim(facts: Facts) -> tuple[frozenset[PeerId], str]:
 def _chosen(
     facts: Facts, kept: list[PeerId], unwanted: Sequence[PeerId], free: Sequence[NodeFact], declared: int
 ) -> tuple[list[PeerId], str]:
+    kept = _making_room(facts, kept, unwanted, free, declared)
     if len(kept) > declared:
         return _without(facts, kept, unwanted, declared), ""
     choice = placement.choose(facts.placement, _views(facts, kept), [_view(facts, n) for n in free], declared)
@@ -87,6 +88,19 @@ def _chosen(
         else:
             wanted = _without(facts, kept, unwanted, len(kept) - 1)
     return wanted, why
+
+
+def _making_room(
+    facts: Facts, kept: list[PeerId], unwanted: Sequence[PeerId], free: Sequence[NodeFact], declared: int
+) -> list[PeerId]:
+    """Without those that nobody forced and whose places forced nodes are to have. A place is not taken
+    from anybody while a server is ailing: that one may be about to be replaced, or to come back."""
+    coming = sum(facts.wish_of(node) == "server" for node in free)
+    if not coming or not all(facts.is_healthy(p) for p in kept):
+        return kept
+    staying = sum(_is_forced(facts, p, "server") for p in kept)
+    places = max(declared - coming, staying)
+    return _without(facts, kept, unwanted, places) if places else []
 
 
 def _declared(facts: Facts) -> int:

@@ -255,9 +255,12 @@ def _surplus(facts: Facts, peer: PeerId) -> str:
     if node is not None and facts.wish_of(node) == "agent":
         return "forced by " + ("an operator" if peer in facts.declaration.roles else "p2p.role")
     declared = facts.declaration.servers
+    forced = sum(facts.wish_of(n) == "server" and n.peer in facts.voters for n in facts.nodes)
     if len(facts.voters) <= declared:
         return f"{_servers(declared)} are declared, and an even number survives no more failures"
-    return f"{_servers(declared)} are declared, {len(facts.voters)} are there"
+    return f"{_servers(declared)} are declared, {len(facts.voters)} are there" + (
+        f", {forced} of them forced" if forced else ""
+    )
 
 
 def _servers(count: int) -> str:
