@@ -12,7 +12,7 @@ demo: setup       ## five nodes in three regions become a cluster, on this machi
 
 test:             ## every lane this machine can run; the others are skipped with the reason
 	@bash .ci/setup test
-	@$(SUDO) .venv/bin/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	@$(SUDO) .venv/bin/python .ci/test $(JOBS)
 
 test-k3s: setup   ## the contract suite of k3s, against the stand-in and a real binary (K3S_BIN) if there is one
 	@$(SUDO) .venv/bin/python -m pytest tests/k3s
