@@ -202,6 +202,7 @@ class _Agent:
                 identity=identity,
                 host=host,
                 replication=replication,
+                durable=durable,
                 entropy=os.urandom,
             )
             vpn_changed, roles_changed = Signal(), Signal()

@@ -16,6 +16,7 @@ import msgspec
 
 from p2p_bootstrap.node.admission import SEAT_PURPOSE, Admission, NewKeys
 from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.rotation import RotationVote
 from p2p_bootstrap.node.runtime import Runtime
 from p2p_network import sealed, wire
 from p2p_network.admission import handshake
@@ -41,7 +42,7 @@ from p2p_network.identity import Identity
 from p2p_network.token import MAX_BOOTSTRAP, format_token, mesh_keys, rotated
 
 if TYPE_CHECKING:
-    from p2p_bootstrap.node.ports import Mesh
+    from p2p_bootstrap.node.ports import Durable, Mesh
 
 logger = log.get(__name__)
 
@@ -79,6 +80,7 @@ class Issuing:
         identity: Identity,
         host: Mesh,
         replication: Replication,
+        durable: Durable,
         entropy: Callable[[int], bytes],
     ) -> None:
         self._runtime = runtime
@@ -90,6 +92,14 @@ class Issuing:
         self._one_at_a_time = runtime.lock()
         admission.redeemer = self.redeem
         host.serve(ISSUE_METHOD, self._answer_issue)
+        self._vote = RotationVote(
+            runtime=runtime,
+            admission=admission,
+            self_id=identity.peer_id,
+            host=host,
+            durable=durable,
+            holders=self._holders,
+        )
 
     def _authority(self) -> Authority:
         authority = self._admission.kept.authority
@@ -270,17 +280,22 @@ class Issuing:
     async def rotate(self, *, force: bool = False) -> str:
         """New keys for all members; the new network token's text. Raises NotPermitted, MeshError.
 
-        Two rotations on both sides of a partition would part the mesh for good, so most holders of the root
-        must be in sight; `force`: the others are gone for ever, says the operator.
+        Two generations with one number would part the mesh for good, so most holders of the root vote for
+        these keys first; `force`: the others are gone for ever, says the operator. If a rotation that began
+        elsewhere was first, that one is completed and its token is the answer.
         """
         self._authority()
         if not force:
             self._check_holders()
         async with self._one_at_a_time:
+            number, seed = self._authority().generation + 1, self._entropy(32)
+            if not force:
+                seed = await self._vote.decide(number, seed)
             old, kept = self._authority(), self._admission.kept
             token = kept.token
             assert token is not None, "who has an authority has its token"
-            seed = self._entropy(32)
+            if kept.generation >= number:
+                return format_token(token)
             new_token = rotated(
                 mesh_keys(token, kept.network_id), kept.network_id, seed,
                 bootstrap=kept.bootstrap, dht=kept.dht, mdns=kept.mdns,
@@ -302,7 +317,7 @@ class Issuing:
         return format_token(new_token)
 
     def _check_holders(self) -> None:
-        holders = {c.peer for c in self._members() if c.is_issuer} | {self._self_id}
+        holders = self._holders()
         seen = {peer for peer in holders if peer == self._self_id or peer in self._host.connected()}
         if 2 * len(seen) <= len(holders):
             raise MeshError(
@@ -311,6 +326,10 @@ class Issuing:
                 hint="wait until most of them are connected (kairos-p2p peers); if they are gone for ever: "
                 "revoke them, or --force",
             )
+
+    def _holders(self) -> frozenset[str]:
+        """Who holds the root, as far as this node knows."""
+        return frozenset(c.peer for c in self._members() if c.is_issuer) | {self._self_id}
 
     def _members(self) -> list[Certificate]:
         """Everybody who is a member now, also those that are away."""

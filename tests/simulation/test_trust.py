@@ -25,6 +25,46 @@ def test_two_rotations_and_a_revocation_with_members_away(scenarios: Path, seed:
     assert any("does not rotate: only 1 of 6" in line for line in outcome.trace)
 
 
+AT_ONCE = """
+regions: {{east: 3, west: 2}}
+servers: 1
+minimum_nodes: 5
+faults:
+{faults}
+heal: 100s
+expect: {{within: 5m}}
+"""
+TOGETHER = "  - {at: 60s, rotate: n1}\n  - {at: 60s, rotate: n4}\n  - {at: 60s, rotate: n5}"
+UNNOTICED = """
+  - {at: 59900ms, partition: [[n1, n2, n3], [n4, n5]], for: 20s}
+  - {at: 60s, rotate: n1}
+  - {at: 60s, rotate: n4}
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rotations_at_the_same_time_come_to_the_same_keys(seed: int) -> None:
+    plan = parse_scenario(AT_ONCE.format(faults=TOGETHER).encode(), "together.yaml")
+    outcome = run_world(plan, seed, keep_trace=True)
+    assert outcome.violation == ""
+    told = [line for line in outcome.trace if "is announced by" in line]
+    assert told
+    assert all("generation 2" in line for line in told)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_two_sides_that_don_t_know_yet_that_they_are_parted_one_rotates(seed: int) -> None:
+    plan = parse_scenario(AT_ONCE.format(faults=UNNOTICED).encode(), "unnoticed.yaml")
+    outcome = run_world(plan, seed, keep_trace=True)
+    assert outcome.violation == ""
+    assert sum("is announced by n1" in line for line in outcome.trace) == 1
+    overruled = (
+        "did not agree to new keys",
+        "generation 2 is announced by n4",
+    )  # the latter if n4 tries long
+    assert any("n4" in line and any(how in line for how in overruled) for line in outcome.trace)
+
+
 def test_a_judge_that_lets_the_revoked_in_is_found_out(
     scenarios: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

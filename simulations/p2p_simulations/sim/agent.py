@@ -78,6 +78,7 @@ class SimAgent:
             identity=machine.identity,
             host=self.host,
             replication=self.replication,
+            durable=self.durable,
             entropy=world.engine.random.randbytes,
         )
         vpn_changed = working.signal()

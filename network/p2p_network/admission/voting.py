@@ -1,0 +1,120 @@
+"""Which new keys does the mesh agree on, if two holders of the root rotate at the same time?
+
+Single-decree Paxos per generation, among the nodes that hold the root. The value is the seed of the new
+network token, so whoever finds that another one's rotation got half way can complete it: each holder gets the
+seed from its seat of the rotation anyway. `answer` is the acceptor, `adopted` and `is_decided` are what a
+proposer has to know; asking and keeping (a vote is durable before it is given) is the caller's. Pure.
+
+A holder refuses to vote on a proposal that counts on fewer holders than it knows of. Holders that join by the
+network token alone on both sides of a partition are known on neither, so both sides may come to a majority:
+agreement needs a roster that nobody adds himself to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+
+MAX_ROUND: Final = 1 << 31
+
+_Seed = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+_Number = Annotated[int, msgspec.Meta(ge=2, le=1 << 31)]
+_Holders = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+
+
+class Ballot(msgspec.Struct, frozen=True, array_like=True, order=True, forbid_unknown_fields=True):
+    """An attempt. The higher one counts; no two peers make the same."""
+
+    round: Annotated[int, msgspec.Meta(ge=0, le=MAX_ROUND)]
+    peer: Annotated[str, msgspec.Meta(max_length=128)]
+
+
+class Prepare(msgspec.Struct, frozen=True, array_like=True, tag=1, forbid_unknown_fields=True):
+    """Promise to vote in no lower ballot. `holders`: how many may vote, as far as the proposer knows."""
+
+    number: _Number
+    ballot: Ballot
+    holders: _Holders
+
+
+class Accept(msgspec.Struct, frozen=True, array_like=True, tag=2, forbid_unknown_fields=True):
+    """Vote for this seed. Secret."""
+
+    number: _Number
+    ballot: Ballot
+    holders: _Holders
+    seed: _Seed
+
+    def __repr__(self) -> str:
+        return f"Accept({self.number}, {self.ballot})"
+
+
+class Promise(msgspec.Struct, frozen=True, array_like=True, tag=1, forbid_unknown_fields=True):
+    """Given. `accepted`: what this holder voted for last, and in which ballot. Secret."""
+
+    accepted: tuple[Ballot, _Seed] | None
+
+    def __repr__(self) -> str:
+        return f"Promise({self.accepted and self.accepted[0]})"
+
+
+class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=2, forbid_unknown_fields=True):
+    """Voted."""
+
+
+class Nack(msgspec.Struct, frozen=True, array_like=True, tag=3, forbid_unknown_fields=True):
+    """Not voted. `round`: the highest promised."""
+
+    round: Annotated[int, msgspec.Meta(ge=0, le=MAX_ROUND)]
+    reason: Annotated[str, msgspec.Meta(max_length=200)]
+
+
+Ask: TypeAlias = Prepare | Accept
+Answer: TypeAlias = Promise | Accepted | Nack
+
+
+class Votes(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a holder must never forget while generation `number` is not in force. Secret."""
+
+    number: int = 0
+    promised: Ballot = Ballot(0, "")
+    accepted: tuple[Ballot, _Seed] | None = None
+
+    def __repr__(self) -> str:
+        return f"Votes({self.number}, {self.promised})"
+
+
+def answer(votes: Votes, ask: Ask, *, peer: str, generation: int, holders: int) -> tuple[Votes, Answer]:
+    """What a holder says to `peer`, and what it must have made durable before it does.
+
+    `generation`: in force here; `holders`: how many this node knows.
+    """
+    held = votes if votes.number == ask.number else Votes(ask.number)
+    if ask.number != generation + 1:
+        return votes, Nack(0, f"generation {generation} is in force here")
+    if ask.ballot.peer != peer or ask.ballot.round >= MAX_ROUND:
+        return votes, Nack(held.promised.round, "the ballot is not the asking peer's")
+    if ask.holders < holders:
+        return votes, Nack(held.promised.round, f"{holders} nodes hold the root, not {ask.holders}")
+    if ask.ballot < held.promised:
+        return votes, Nack(held.promised.round, "another rotation is under way")
+    match ask:
+        case Prepare():
+            return Votes(ask.number, ask.ballot, held.accepted), Promise(held.accepted)
+        case Accept():
+            if held.accepted is not None and held.accepted[0] == ask.ballot and held.accepted[1] != ask.seed:
+                return votes, Nack(held.promised.round, "this ballot had another value")
+            return Votes(ask.number, ask.ballot, (ask.ballot, ask.seed)), Accepted()
+
+
+def is_decided(agreeing: int, holders: int) -> bool:
+    """Whether so many of them are a majority."""
+    return 2 * agreeing > holders
+
+
+def adopted(promises: Iterable[Promise], own: bytes) -> bytes:
+    """The seed to ask votes for: the one voted for in the highest ballot, else one's own."""
+    voted = [promise.accepted for promise in promises if promise.accepted is not None]
+    return max(voted, key=lambda vote: vote[0])[1] if voted else own
