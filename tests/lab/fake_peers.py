@@ -6,7 +6,7 @@ import os
 import socket
 
 import two_planes
-from plane_traffic import TCP4, UDP4
+from plane_traffic import PATIENCE_S, TCP4, UDP4
 from two_planes import Field, session_pair
 
 from p2p_network.dataplane import preface, records
@@ -28,7 +28,7 @@ class FakePeer:
 
     def connect(self) -> socket.socket:
         sock = self._three.sockets(TCP4)[0]
-        sock.settimeout(5)
+        sock.settimeout(PATIENCE_S)
         sock.connect((self._one.outer, two_planes.PORT))
         return sock
 
@@ -56,7 +56,6 @@ class FakeCaller:
         self._one, self._two = lab.places[0], lab.places[-1]
         self.keys, self.other_keys = session_pair(self._two, self._one)
         self.sock = self._two.sockets(UDP4)[0]
-        self.sock.settimeout(0.5)
         self._target = (self._one.outer, two_planes.PORT)
 
     async def introduce(self, plane: DataPlane) -> None:
@@ -65,8 +64,9 @@ class FakeCaller:
     def put(self, data: bytes) -> None:
         self.sock.sendto(data, self._target)
 
-    def answer(self) -> bytes:
+    def answer(self, seconds: float = 0.5) -> bytes:
         """What comes back, b"" for nothing."""
+        self.sock.settimeout(seconds)
         try:
             return self.sock.recv(2048)
         except TimeoutError:
@@ -82,7 +82,7 @@ class FakeCaller:
         """A whole handshake; (the call, what seals data)."""
         call, salt = self.call(number)
         self.put(call)
-        answer = self.answer()
+        answer = self.answer(PATIENCE_S)
         assert int.from_bytes(answer[:4], "big") == ANSWER
         assert answer[4 : 4 + TAG_BYTES] == salt[:TAG_BYTES]
         welcome = answer[4 + TAG_BYTES :][: preface.WELCOME_BYTES]

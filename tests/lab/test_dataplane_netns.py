@@ -395,7 +395,7 @@ async def test_the_device_goes_with_the_process(lab: Field, planes: list[DataPla
     assert "kp2p0" not in one.run("ip", "link")
     assert two.daemon is not None
     os.kill(planes[1].pid, signal.SIGTERM)
-    assert await trio.to_thread.run_sync(two.daemon.wait, 10) == 0
+    assert await trio.to_thread.run_sync(two.daemon.wait, PATIENCE_S) == 0
     assert "kp2p0" not in two.run("ip", "link")
     assert not two.control.exists()
 
@@ -435,7 +435,7 @@ async def test_what_the_kernel_refuses_comes_back_with_a_hint(lab: Field, planes
     other = one.folder / "run" / "second.sock"
     argv = [sys.executable, "-m", "p2p_network.dataplane", "--socket", str(other)]
     with two_planes.ended(subprocess.Popen(one.exec(*argv))):
-        with trio.fail_after(10):
+        with trio.fail_after(two_planes.DEADLINE_S):
             while not other.exists():
                 await trio.sleep(0.02)
         second = await DataPlane.start_or_adopt(other, log_path=one.log)

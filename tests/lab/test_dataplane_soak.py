@@ -92,7 +92,7 @@ async def test_no_connection_is_lost_whatever_changes() -> None:
         async def rekey() -> None:
             nonlocal rekeys
             while True:
-                with trio.fail_after(30):
+                with trio.fail_after(60):
                     await connect(one, two)
                 rekeys += 1
                 await trio.sleep(REKEY_S)
@@ -102,12 +102,12 @@ async def test_no_connection_is_lost_whatever_changes() -> None:
             while True:
                 for place, plane in zip(lab.places, planes, strict=True):
                     await trio.to_thread.run_sync(block, one)
-                    await until(planes[0], lambda s: s.peers[0].carrier == "udp", seconds=30)
+                    await until(planes[0], lambda s: s.peers[0].carrier == "udp")
                     seen.append("udp")
                     await trio.to_thread.run_sync(kill_a_controller, place, plane.pid)
                     kills += 1
                     await trio.to_thread.run_sync(unblock, one)
-                    await until(planes[0], lambda s: s.peers[0].carrier == "tcp", seconds=30)
+                    await until(planes[0], lambda s: s.peers[0].carrier == "tcp")
                     seen.append("tcp")
 
         async with trio.open_nursery() as nursery:
@@ -131,6 +131,6 @@ async def test_no_connection_is_lost_whatever_changes() -> None:
             assert rss_mb(plane.pid) < LOADED_MB
             assert place.daemon is not None
             assert place.daemon.poll() is None, "the data plane itself was never restarted"
-        listening.wait(10)
+        listening.wait(60)
         for plane in planes:
             await plane.aclose()

@@ -9,7 +9,7 @@ import pytest
 import trio
 import two_planes
 from fake_peers import FakeCaller, bundle
-from plane_traffic import Transfer, ping
+from plane_traffic import PATIENCE_S, Transfer, ping
 from two_planes import Field, connect, until
 
 from p2p_network.dataplane import preface, records
@@ -78,7 +78,7 @@ async def test_a_path_that_takes_less_is_found_and_told(lab: Field, planes: list
     lab.shape("mtu=1400")
     await connect(one, two)
     large = ("ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", "1380", two.inner)
-    with trio.fail_after(30):  # "Frag needed and DF set (mtu = 1311)"
+    with trio.fail_after(PATIENCE_S):  # "Frag needed and DF set (mtu = 1311)"
         while "mtu" not in await trio.to_thread.run_sync(lambda: one.run(*large, check=False)):
             pass
     assert " 0% packet loss" in ping(one, two.inner, "-s", "1200", "-M", "do")
@@ -111,9 +111,18 @@ async def test_carriers_change_under_traffic_and_no_connection_is_lost(lab: Fiel
     for place in lab.places:
         place.carriers = ("tcp", "udp")
         planes.append(await place.configured())
+    lab.shape("delay_ms=0 loss=0 reorder=0 mtu=0")
     await connect(one, two)
-    transfer = Transfer(one, two, mib=8)
     await until(planes[0], lambda s: s.peers[0].carrier == "tcp")
+    transfer = Transfer(one, two, rate_mib=4)
+
+    async def moves_on() -> None:
+        """Also the answers: the sender sends no more than its window without them."""
+        seen = transfer.received_bytes
+        with trio.fail_after(PATIENCE_S):
+            while transfer.received_bytes < seen + (8 << 20):
+                await trio.sleep(0.02)
+
     for _ in range(2):
         one.run("nft", "add", "table", "inet", "kp")
         one.run("nft", "add", "chain", "inet", "kp", "out", "{ type filter hook output priority 0 ; }")
@@ -121,9 +130,36 @@ async def test_carriers_change_under_traffic_and_no_connection_is_lost(lab: Fiel
         one.run("ss", "-K", "dst", two.outer, "dport", "=", str(two_planes.PORT))
         stats = await until(planes[0], lambda s: s.peers[0].carrier == "udp")
         assert stats.peers[0].reason == "only UDP reaches it"
+        # the other end was told nothing: its own packets must find out
+        await until(planes[1], lambda s: s.peers[0].carrier == "udp")
+        await moves_on()
         one.run("nft", "delete", "table", "inet", "kp")
-        await until(planes[0], lambda s: s.peers[0].carrier == "tcp", seconds=20)
+        await until(planes[0], lambda s: s.peers[0].carrier == "tcp")
+        await moves_on()
+    transfer.finish()
     await transfer.arrived_unchanged()
+    for plane in planes:
+        for peer in (await plane.stats()).peers:
+            await plane.drop_peer(peer.peer)
+        await plane.aclose()
+
+
+async def test_large_records_find_a_way_where_large_packets_vanish(lab: Field) -> None:
+    """A router that drops what is too large, and says nothing: pings pass, the carrier's records do not."""
+    one, two = lab.places
+    planes = []
+    for place in lab.places:
+        place.carriers = ("tcp", "udp")
+        planes.append(await place.configured())
+    lab.shape("mtu=1400")
+    await connect(one, two)
+    await Transfer(one, two, mib=1).arrived_unchanged()
+    await Transfer(two, one, mib=1).arrived_unchanged()
+    # TCP was given up, and comes back with segments that fit
+    await until(planes[0], lambda s: s.peers[0].carrier == "tcp" and s.peers[0].connects > 1)
+    await Transfer(one, two, mib=4).arrived_unchanged()
+    await Transfer(two, one, mib=4).arrived_unchanged()
+    lab.shape("mtu=0")
     for plane in planes:
         for peer in (await plane.stats()).peers:
             await plane.drop_peer(peer.peer)
@@ -161,10 +197,10 @@ async def test_replayed_and_forged_datagrams_carry_nothing(lab: Field, planes: l
         with fake.sock:
             call, sealer = fake.greet(1)
             fake.put(call)
-            assert fake.answer(), "a call that was repeated in time gets the same answer"
+            assert fake.answer(PATIENCE_S), "a call that was repeated in time gets the same answer"
             first = bundle(sealer, ping_entry)
             fake.put(first)
-            assert fake.answer(), "a pong"
+            assert fake.answer(PATIENCE_S), "a pong"
             while fake.answer():
                 pass
             fake.put(first)
@@ -190,5 +226,5 @@ async def test_nobody_is_amplified(lab: Field, planes: list[DataPlane]) -> None:
     call, _ = fake.call(1)
     with fake.sock:
         fake.put(call)
-        answer = await trio.to_thread.run_sync(fake.answer)
+        answer = await trio.to_thread.run_sync(fake.answer, PATIENCE_S)
     assert 0 < len(answer) <= len(call)

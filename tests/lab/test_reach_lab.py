@@ -21,6 +21,10 @@ ONLY_VPN = {"p2p": {"auto": {"enable": False}}}
 BEHIND = "10.77.0.5"
 LAN = "10.77.0.0/24"
 PUBLIC = "198.51.100.7"
+BEHIND6 = "fdbe:77::5"
+LAN6 = "fdbe:77::/64"
+PUBLIC6 = "2001:db8:77::7"
+KERNEL = ("ipv4/ip_forward", "ipv4/conf/all/rp_filter", "ipv6/conf/all/forwarding")
 STRANGER = {"p2p": {"network_id": "other"}}
 
 
@@ -46,9 +50,10 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     )
     one, two = mine.node("n1"), mine.node("n2")
     # the router stands for a machine behind n2, and for one in the internet: n1 gets there by the mesh only
-    for address in (BEHIND, PUBLIC):
-        in_router(mine, "ip", "address", "add", f"{address}/32", "dev", "lo")
+    for address in (f"{BEHIND}/32", f"{PUBLIC}/32", f"{BEHIND6}/128", f"{PUBLIC6}/128"):
+        in_router(mine, "ip", "address", "add", address, "dev", "lo")
     cut = f"ip saddr {one.place.ipv4} ip daddr {{ {BEHIND}, {PUBLIC} }} drop"
+    cut += f"\nip6 saddr {one.place.ipv6} ip6 daddr {{ {BEHIND6}, {PUBLIC6} }} drop"
     chain = "type filter hook input priority 0; policy accept;"
     in_router(mine, "nft", "-f", "-", stdin=f"table inet t {{\nchain input {{\n{chain}\n{cut}\n}}\n}}\n")
 
@@ -59,16 +64,18 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     mine.wait(lambda: address_of("n1") and address_of("n2"), PATIENCE_S, "the VPN")
     vpn1, vpn2 = address_of("n1"), address_of("n2")
     mine.wait(lambda: reaches(one, vpn2), PATIENCE_S, "n1 to reach n2")
-    settings = ["cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf/all/rp_filter"]
+    settings = ["cat", *(f"/proc/sys/net/{name}" for name in KERNEL)]
     before = two.exec(settings).stdout
 
     # subnets: offered, accepted, reached; the machine behind sees n2's own address
     assert not reaches(one, BEHIND)
-    told(two, "routes", "advertise", LAN, "--exit")
+    assert not reaches(one, BEHIND6)
+    told(two, "routes", "advertise", LAN, LAN6, "--exit")
     mine.wait(lambda: LAN in told(one, "routes", "-o", "name"), PATIENCE_S, "the offer")
     assert {row["state"] for row in ask(mine, "n1", "routes")} == {"offered"}
-    told(one, "routes", "accept", "n2", LAN)
-    mine.wait(lambda: reaches(one, BEHIND), PATIENCE_S, "the subnet behind n2")
+    told(one, "routes", "accept", "n2", LAN, LAN6)
+    for behind in (BEHIND, BEHIND6):
+        mine.wait(lambda to=behind: reaches(one, to), PATIENCE_S, "the subnet behind n2")
     assert "10.77.0.0/24 dev kp2p0" in one.exec(["ip", "route"]).stdout
 
     # a source that is n2's to speak for is not n1's: dropped and counted by n2
@@ -82,13 +89,15 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     mine.wait(lambda: spoofed() > forged, PATIENCE_S, "a forged source of a routed subnet to be counted")
 
     # exit: everything public goes through n2; the mesh's own connections do not
-    assert not reaches(one, PUBLIC)
+    for public in (PUBLIC, PUBLIC6):
+        assert not reaches(one, public)
     told(one, "routes", "accept", "n2", "exit")
     mine.wait(
         lambda: any(r["state"] == "available" for r in ask(mine, "n1", "routes")), PATIENCE_S, "an exit"
     )
     told(one, "routes", "exit", "n2")
-    mine.wait(lambda: reaches(one, PUBLIC), PATIENCE_S, "the internet through n2")
+    for public in (PUBLIC, PUBLIC6):
+        mine.wait(lambda to=public: reaches(one, to), PATIENCE_S, f"the internet through n2: {public}")
     mine.wait(lambda: reaches(one, vpn2), PATIENCE_S, "the VPN beside the exit")
     mine.wait(lambda: reaches(one, two.place.ipv4), PATIENCE_S, "what has a route of its own")
     assert "masquerade" in two.exec(["nft", "list", "table", "inet", "kairos_p2p"]).stdout
@@ -98,6 +107,7 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
         lambda: not reaches(one, PUBLIC) or statuses(mine, ("n1",)), PATIENCE_S, "n1's agent to be back"
     )
     assert reaches(one, PUBLIC, "-W5")
+    assert reaches(one, PUBLIC6, "-W5")
     mine.wait(lambda: statuses(mine, ("n1",)), PATIENCE_S, "n1's agent to answer")
     told(one, "routes", "exit", "--none")
     mine.wait(lambda: "4702" not in one.exec(["ip", "rule"]).stdout, PATIENCE_S, "the rules to go")

@@ -46,6 +46,10 @@ ECHO = (
     "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\ns.bind(('0.0.0.0', 9999))\n"
     "while True:\n    data, who = s.recvfrom(65535)\n    s.sendto(data.upper(), who)\n"
 )
+SAY = (
+    "import socket, sys\ns = socket.socket(type=socket.SOCK_DGRAM)\ns.settimeout(5)\n"
+    "s.sendto(b'hello', ('127.0.0.1', int(sys.argv[1])))\nprint(s.recv(100).decode())\n"
+)
 ASSOCIATE = """
 import socket, struct
 control = socket.create_connection(("127.0.0.1", 1080), 10)
@@ -63,6 +67,9 @@ data = udp.recv(100)
 assert data.startswith(head), data
 print(data[len(head):].decode())
 """
+
+
+MIB = 16
 
 
 def told(node: Node, *argv: str) -> str:
@@ -160,6 +167,8 @@ def check(mine: Lab, one: Node, two: Node, three: Node) -> None:
         "UDP ASSOCIATE",
     )
 
+    forwards(mine, one, three)
+
     # a network behind n2: only once it is accepted, and through n2
     told(two, "routes", "advertise", LAN)
     mine.wait(lambda: LAN in told(one, "routes", "-o", "name"), PATIENCE_S, "the offer")
@@ -178,3 +187,41 @@ def check(mine: Lab, one: Node, two: Node, three: Node) -> None:
     assert [row["allowed"] for row in ask(mine, "n1", "access")["inbound"] if row["hostname"] == "n3"] == [
         False
     ]
+
+
+def forwards(mine: Lab, one: Node, three: Node) -> None:
+    """Large transfers side by side through both kinds of forward, and datagrams: none hinders another."""
+    one.exec(["sh", "-c", f"head -c {MIB}M /dev/urandom > /root/www/big"])
+    digest = one.exec(["sha256sum", "/root/www/big"]).stdout.split()[0]
+    by_hand = [*LOWER, *kairos_p2p(), "forward", "--socket", SOCKET]
+    with contextlib.ExitStack() as programs:
+        doors = []
+        for argv in (["127.0.0.1:0", "n1:8001"], ["127.0.0.1:0", "n1:9999", "--udp"]):
+            process = programs.enter_context(
+                subprocess.Popen(
+                    three.enter_argv([*by_hand, *argv]),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    start_new_session=True,
+                )
+            )
+            programs.callback(os.killpg, process.pid, signal.SIGKILL)
+            assert process.stdout is not None
+            doors.append(process.stdout.readline().strip())
+        page, echo = doors
+        loads = [
+            programs.enter_context(
+                subprocess.Popen(
+                    three.enter_argv(["sh", "-c", f"curl -sS --max-time 120 http://{door}/big | sha256sum"]),
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for door in (page, page, "127.0.0.1:8080")
+        ]
+        say = ["python3", "-c", SAY, echo.rpartition(":")[2]]
+        mine.wait(lambda: three.exec(say).stdout.strip() == "HELLO", PATIENCE_S, "an echo beside the traffic")
+        assert "from n1" in three.exec(["curl", "-sS", "--max-time", "60", f"http://{page}/"]).stdout
+        for load in loads:
+            assert load.communicate(timeout=180)[0].split()[0] == digest

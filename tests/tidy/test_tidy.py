@@ -98,6 +98,7 @@ PURE = (
     "network/p2p_network/dataplane/pulse.py",
     "network/p2p_network/dataplane/queues.py",
     "network/p2p_network/dataplane/segments.py",
+    "network/p2p_network/dataplane/inbox.py",
     "network/p2p_network/dataplane/records.py",
     "network/p2p_network/host/dialer.py",
     "network/p2p_network/dataplane/peers.py",

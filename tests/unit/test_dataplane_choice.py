@@ -14,3 +14,11 @@ def test_the_mesh_carries_only_what_nothing_else_does() -> None:
         assert (kind, reason) == (direct.kind, f"only {direct.kind.upper()} reaches it")
     kind, reason = choose([mesh, Path(TCP, "bbr"), Path(UDP)], MESH)
     assert kind == TCP
+
+
+def test_what_says_nothing_carries_nothing_while_another_way_answers() -> None:
+    tcp, udp, mesh = Path(TCP, "bbr", silent=True), Path(UDP), Path(MESH)
+    assert choose([tcp, udp, mesh], TCP) == (UDP, "only UDP reaches it")
+    assert choose([tcp, Path(UDP, silent=True), mesh], TCP)[0] == MESH
+    assert choose([tcp], TCP)[0] == TCP, "better than nothing"
+    assert choose([tcp, Path(UDP, silent=True)], TCP)[0] == TCP

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p_network.dataplane.pulse import ACTIVE_S, BEAT_S, IDLE_S, SILENCE_S, Pulse
+from p2p_network.dataplane.pulse import ACTIVE_S, BEAT_S, IDLE_S, SILENCE_S, SUSPECT_S, Pulse
 
 NEVER = float("-inf")
 
@@ -49,3 +49,13 @@ def test_a_path_that_answers_is_kept_and_a_dead_one_is_not(
         if pulse.due(now, now if active else NEVER) and now < dies_at:
             heard = now
     assert dies_at > len(jitter) - (IDLE_S + SILENCE_S + 3 * BEAT_S + 1), "it was never given up"
+
+
+def test_a_path_is_suspect_from_an_unanswered_question_to_the_next_word() -> None:
+    pulse = Pulse(0.0)
+    assert not pulse.is_suspect(SUSPECT_S * 2, NEVER), "nobody asked"
+    assert pulse.due(0.0, 0.0)
+    assert not pulse.is_suspect(SUSPECT_S, NEVER)
+    assert pulse.due(BEAT_S, BEAT_S)
+    assert pulse.is_suspect(SUSPECT_S + 0.1, NEVER), "from the first question that was not answered"
+    assert not pulse.is_suspect(SUSPECT_S + 0.1, 0.1)

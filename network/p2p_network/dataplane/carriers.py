@@ -23,6 +23,7 @@ from p2p_network.dataplane.connection import Buffers, Phase, TcpConnection
 from p2p_network.dataplane.detour import MeshConnection
 from p2p_network.dataplane.forward import Forwarder
 from p2p_network.dataplane.loop import READ, Loop, Timer
+from p2p_network.dataplane.path import SIZES
 from p2p_network.dataplane.peers import Peer, PeerTable, Session
 from p2p_network.dataplane.preface import SALT_BYTES
 from p2p_network.dataplane.pulse import BEAT_S, SILENCE_S
@@ -32,6 +33,7 @@ from p2p_network.dataplane.udp import UdpConnection
 MAX_UNPROVEN: Final = 64
 _FIRST_REDIAL_S: Final = 0.1
 _LAST_REDIAL_S: Final = 2.0
+_LOOK_AGAIN_S: Final = 0.1
 
 Connection = TcpConnection | UdpConnection
 
@@ -70,6 +72,7 @@ class Carriers:
         self._unproven: dict[Connection, None] = {}  # accepted, in order of arrival
         self._live: dict[Connection, None] = {}  # proven, carrying or waiting to or retiring
         self._plans: dict[tuple[Peer, str], DialPlan] = {}
+        self._look_again_at = 0.0
         self._associations = Associations(
             loop,
             self,
@@ -199,12 +202,20 @@ class Carriers:
         if kind == UDP:
             return self._associations.dial(peer, peer.newest, endpoint)
         try:
-            sock = sockets.connect(endpoint)
+            sock = sockets.connect(endpoint, self._known_path_bytes(peer))
         except OSError:  # no route to it now; the next round may have one
             return None
         connection = TcpConnection(self, sock, endpoint)
         connection.dial(peer, peer.newest)
         return connection
+
+    def _known_path_bytes(self, peer: Peer) -> int:
+        """What datagrams found out about the path, if it takes less than usual; 0 for nothing special.
+
+        A router that says nothing of packets it drops would leave large records stuck.
+        """
+        found = [c.path.bytes for c in self._live_of(peer) if isinstance(c, UdpConnection)]
+        return min((size for size in found if size < SIZES[0]), default=0)
 
     def _dial_later(self, peer: Peer, kind: str) -> None:
         plan = self._plans.get((peer, kind))
@@ -264,6 +275,13 @@ class Carriers:
                     self._promote(connection, "a newer connection carries")
                 other.retire("a newer connection carries")
         self._decide(peer)
+
+    def overheard(self, peer: Peer) -> None:
+        """The peer sends by another way than this side: it may know of a fault that this side doesn't."""
+        now = self.loop.now()
+        if now >= self._look_again_at:
+            self._look_again_at = now + _LOOK_AGAIN_S
+            self._decide(peer)
 
     def writable(self, connection: Connection) -> None:
         """It takes batches again."""
@@ -371,6 +389,8 @@ class Carriers:
         for connection in list(self._live):
             if connection.pulse.is_gone(now, connection.last_received):
                 connection.close(f"silent for {SILENCE_S:.0f} s")
+            elif connection.stuck:
+                connection.close("nothing that it sends is acknowledged")
             elif connection.worn:
                 connection.close("its keys are worn")
             elif connection.phase is Phase.LIVE:

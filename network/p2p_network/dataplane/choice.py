@@ -31,6 +31,8 @@ class Path:
         loss: share of segments or datagrams lost lately; None if unknown.
         rtt_ms: of the last heartbeat; None if unknown.
         inner_mtu: the largest packet it takes, bytes.
+        silent: it was asked and does not answer, or acknowledges nothing: not given up yet, but no way to go
+            while there is another.
     """
 
     kind: str
@@ -38,12 +40,14 @@ class Path:
     loss: float | None = None
     rtt_ms: float | None = None
     inner_mtu: int = 65535
+    silent: bool = False
 
 
 def choose(paths: Sequence[Path], current: str) -> tuple[str, str]:
     """(kind, reason) of the carrier to use; `current` is that in use, or "". There is at least one path."""
     assert paths, "nothing to choose from"
-    by_kind = {path.kind: path for path in paths if path.kind != MESH}
+    awake = [path for path in paths if not path.silent]
+    by_kind = {path.kind: path for path in awake or paths if path.kind != MESH}
     if not by_kind:
         return MESH, "neither TCP nor UDP reaches it: packets go through the mesh"
     if len(by_kind) == 1:

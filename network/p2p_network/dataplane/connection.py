@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from p2p_network.dataplane import preface
 from p2p_network.dataplane.choice import TCP, Path
 from p2p_network.dataplane.forward import Forwarder
+from p2p_network.dataplane.inbox import Inbox, Unfinished
 from p2p_network.dataplane.loop import READ, WRITE, Loop, Timer
 from p2p_network.dataplane.path import LEAST_SAMPLE
 from p2p_network.dataplane.peers import Peer, Session
@@ -37,8 +38,11 @@ from p2p_network.dataplane.sockets import suit_rate, tcp_facts
 
 HANDSHAKE_S: Final = 3.0
 RETIRE_S: Final = 5.0
-"""Both ends ping every second; so long without a byte and the connection is dead."""
-_RECEIVE_BYTES: Final = 2 * MAX_FRAME_BYTES
+"""So long may both ends take to send what was begun, and to say that they are done."""
+_STUCK_TIMEOUTS: Final = 2
+"""After so many retransmissions in a row (0.6 s) what goes in does not come out: see `Path.silent`."""
+_GONE_TIMEOUTS: Final = 5
+"""... and after so many (six seconds) it is given up, even if what is small comes through."""
 
 _NOTHING: Final = memoryview(b"")
 
@@ -60,8 +64,7 @@ class Buffers:
 
     def __init__(self) -> None:
         # Mapped and not made: pages that are never touched take no memory.
-        self.received = mmap.mmap(-1, _RECEIVE_BYTES)
-        self.received_view = memoryview(self.received)
+        self.inbox = Inbox()
         self.frame_view = memoryview(mmap.mmap(-1, MAX_FRAME_BYTES))
         self.scratch_view = memoryview(mmap.mmap(-1, MAX_FRAME_BYTES))
 
@@ -81,6 +84,8 @@ class Owner(Protocol):
 
     def was_heard(self, connection: TcpConnection) -> None: ...
 
+    def overheard(self, peer: Peer) -> None: ...
+
     def writable(self, connection: TcpConnection) -> None: ...
 
     def peer_left(self, connection: TcpConnection) -> None: ...
@@ -96,7 +101,8 @@ class TcpConnection:
     def __init__(self, owner: Owner, sock: socket.socket, endpoint: str) -> None:
         self._owner = owner
         self._sock = sock
-        self._rest = b""  # received, not yet a whole record
+        self._flight = b""  # of the beginning, as far as it came
+        self._unfinished = Unfinished()
         self._unsent = _NOTHING  # sealed, not yet taken by the kernel
         self._sealer: Sealer | None = None
         self._opener: Opener | None = None
@@ -113,6 +119,7 @@ class TcpConnection:
         self.ready = False
         self.rtt_ms: float | None = None
         self._counted = (0, 0)
+        self._timeouts = 0
         self._loss: float | None = None
         self.last_received = owner.loop.now()
         self.pulse = Pulse(self.last_received)
@@ -191,27 +198,24 @@ class TcpConnection:
         if self.phase is Phase.PREFACE or self.phase is Phase.WELCOME:
             self._receive_flight()
             return
-        buffers, rest = self._owner.buffers, self._rest
-        buffers.received_view[: len(rest)] = rest
         try:
-            count = self._sock.recv_into(buffers.received_view[len(rest) :])
+            count = self._sock.recv_into(self._owner.buffers.inbox.take_up(self._unfinished))
         except BlockingIOError:
             return
         if count == 0:
             self._end_of_stream()
             return
         self.last_received = self._owner.loop.now()
-        self._read_records(len(rest) + count)
+        self._read_records(self._unfinished.at, self._unfinished.end + count)
 
-    def _read_records(self, end: int) -> None:
-        buffers, forwarder, opener = self._owner.buffers, self._owner.forwarder, self._opener
+    def _read_records(self, at: int, end: int) -> None:
+        inbox, forwarder, opener = self._owner.buffers.inbox, self._owner.forwarder, self._opener
         assert opener is not None
         assert self.peer is not None
-        plain = memoryview(forwarder.opened)
-        at = 0
-        while (size := sealed_size(buffers.received, at, end)) is not None:
+        plain = forwarder.opened_view
+        while (size := sealed_size(inbox.buffer, at, end)) is not None:
             start, at = at + SIZE_BYTES, at + SIZE_BYTES + size
-            opened = opener.open_into(buffers.received_view[start:at], plain)
+            opened = opener.open_into(inbox.view[start:at], plain)
             self.peer.last_received = self.last_received
             if self.phase is Phase.CONFIRM:
                 self._go_live()
@@ -219,26 +223,28 @@ class TcpConnection:
             if not self.heard:
                 self.heard = True
                 self._owner.was_heard(self)
+            elif self.peer.carrier is not self:
+                self._owner.overheard(self.peer)
             if self.phase is Phase.CLOSED:
                 return
-        self._rest = bytes(buffers.received_view[at:end])
+        inbox.leave(self._unfinished, at, end)
 
     def _receive_flight(self) -> None:
         wanted = preface.PREFACE_BYTES if self.phase is Phase.PREFACE else preface.WELCOME_BYTES
         try:
-            data = self._sock.recv(wanted - len(self._rest))
+            data = self._sock.recv(wanted - len(self._flight))
         except BlockingIOError:
             return
         if not data:
             self.close("closed by the other end")
             return
-        self._rest += data
-        if len(self._rest) == wanted:
-            flight, self._rest = self._rest, b""
+        self._flight += data
+        if len(self._flight) == wanted:
+            flight, self._flight = self._flight, b""
             (self._take_preface if self.phase is Phase.PREFACE else self._take_welcome)(flight)
 
     def _end_of_stream(self) -> None:
-        if self.phase is Phase.CONFIRM or self._rest:
+        if self.phase is Phase.CONFIRM or self._unfinished:
             self.close("closed by the other end")
             return
         self._peer_finished = True
@@ -266,12 +272,20 @@ class TcpConnection:
 
     def path_facts(self) -> Path:
         """What `choice` looks at."""
-        congestion, sent, again = tcp_facts(self._sock)
+        congestion, sent, again, self._timeouts = tcp_facts(self._sock)
         before_sent, before_again = self._counted
         if sent - before_sent >= LEAST_SAMPLE:
             self._counted = (sent, again)
             self._loss = (again - before_again) / (sent - before_sent)
-        return Path(TCP, congestion, self._loss, self.rtt_ms)
+        silent = self._timeouts >= _STUCK_TIMEOUTS or self.pulse.is_suspect(
+            self._owner.loop.now(), self.last_received
+        )
+        return Path(TCP, congestion, self._loss, self.rtt_ms, silent=silent)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether what goes in has not come out for too long."""
+        return self._timeouts >= _GONE_TIMEOUTS
 
     @property
     def worn(self) -> bool:
@@ -354,7 +368,8 @@ class TcpConnection:
             return
         self.phase = Phase.CLOSED
         self.ready = False
-        self._unsent, self._rest = _NOTHING, b""
+        self._unsent = _NOTHING
+        self._owner.buffers.inbox.forget(self._unfinished)
         if self._deadline is not None:
             self._deadline.cancel()
         self._owner.loop.forget(self._sock.fileno())

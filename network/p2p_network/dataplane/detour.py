@@ -40,4 +40,5 @@ class MeshConnection(TcpConnection):
             if sent - before_sent >= LEAST_SAMPLE:
                 self._counted_packets = (sent, dropped)
                 self._loss = min(1.0, (dropped - before_dropped) / (sent - before_sent))
-        return Path(MESH, "", self._loss, self.rtt_ms)
+        silent = self.pulse.is_suspect(self._owner.loop.now(), self.last_received)
+        return Path(MESH, "", self._loss, self.rtt_ms, silent=silent)

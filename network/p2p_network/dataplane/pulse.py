@@ -14,8 +14,10 @@ ACTIVE_S: Final = 10.0
 """So long after the last packet, or its own beginning, a path counts as in use."""
 IDLE_S: Final = 15.0
 """Between two questions to an idle path."""
+SUSPECT_S: Final = 1.5
+"""A path that was asked and says nothing for so long is used only if there is no other."""
 SILENCE_S: Final = 5.0
-"""A path that was asked and says nothing for so long is gone."""
+"""... and for so long, is gone."""
 
 
 class Pulse:
@@ -38,6 +40,11 @@ class Pulse:
         if self._waiting_since is None:
             self._waiting_since = now
         return True
+
+    def is_suspect(self, now: float, last_received: float) -> bool:
+        """Whether it was asked and has said nothing since for longer than a healthy path takes."""
+        asked = self._waiting_since
+        return asked is not None and last_received < asked and now - asked > SUSPECT_S
 
     def is_gone(self, now: float, last_received: float) -> bool:
         """Whether it was asked and has said nothing since for too long."""

@@ -126,6 +126,19 @@ def sealed_size(buffer: Buffer, at: int, end: int) -> int | None:
     return size if end - at - SIZE_BYTES >= size else None
 
 
+def begun_size(buffer: Buffer, at: int, end: int) -> int:
+    """Bytes in all of the record that begins at `at`, with its size field; 0 while that isn't there.
+
+    Raises RecordViolation as `sealed_size` does.
+    """
+    if end - at < SIZE_BYTES:
+        return 0
+    size: int = _SIZE.unpack_from(buffer, at)[0]
+    if not TAG_BYTES <= size <= MAX_PLAIN_BYTES + TAG_BYTES:
+        raise RecordViolation("a record of impossible size")
+    return SIZE_BYTES + size
+
+
 def put_length(buffer: Buffer, at: int, length: int) -> None:
     """Head of a packet entry: `length` bytes of IP packet follow the virtio-net header."""
     _LENGTH.pack_into(buffer, at, length)

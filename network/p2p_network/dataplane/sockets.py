@@ -24,8 +24,11 @@ _UNSENT_BYTES: Final = 1 << 20
 _LEAST_UNSENT_BYTES: Final = 128 << 10
 _UNSENT_S: Final = 0.02
 _BACKLOG: Final = 128
+_HEADERS4: Final = 40
+_HEADERS6: Final = 60
 _TCP_INFO_BYTES: Final = 168
 # offsets in struct tcp_info (include/uapi/linux/tcp.h)
+_BACKOFF: Final = 4
 _TOTAL_RETRANS: Final = 100
 _SEGS_OUT: Final = 136
 _DELIVERY_RATE: Final = 160  # bytes per second
@@ -76,13 +79,19 @@ def listen(endpoint: str) -> socket.socket:
     return sock
 
 
-def connect(endpoint: str) -> socket.socket:
-    """A socket that is connecting. Raises OSError if that fails at once (no route, say)."""
+def connect(endpoint: str, path_bytes: int = 0) -> socket.socket:
+    """A socket that is connecting. Raises OSError if that fails at once (no route, say).
+
+    `path_bytes`: its segments are to fit into packets of so many bytes; 0: as the kernel likes.
+    """
     ip, port = parse_endpoint(endpoint)
     sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         prepare(sock)
+        if path_bytes:
+            headers = _HEADERS6 if ":" in ip else _HEADERS4
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, path_bytes - headers)
         code = sock.connect_ex((ip, port))
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, errno.errorcode.get(code, "connect failed"))
@@ -114,16 +123,17 @@ def suit_rate(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, wanted)
 
 
-def tcp_facts(sock: socket.socket) -> tuple[str, int, int]:
-    """(congestion control, segments sent, segments sent again) of a connection."""
+def tcp_facts(sock: socket.socket) -> tuple[str, int, int, int]:
+    """(congestion control, segments sent, segments sent again, retransmission time-outs in a row)."""
     try:
         name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     except OSError:
-        return "", 0, 0
+        return "", 0, 0, 0
     again = _U32.unpack_from(info, _TOTAL_RETRANS)[0] if len(info) >= _TOTAL_RETRANS + 4 else 0
     sent = _U32.unpack_from(info, _SEGS_OUT)[0] if len(info) >= _SEGS_OUT + 4 else 0
-    return name.rstrip(b"\0").decode(errors="replace"), sent, again
+    backoff = info[_BACKOFF] if len(info) > _BACKOFF else 0
+    return name.rstrip(b"\0").decode(errors="replace"), sent, again, backoff
 
 
 def name_of(address: tuple[object, ...]) -> str:

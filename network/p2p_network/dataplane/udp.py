@@ -78,6 +78,8 @@ class Owner(Protocol):
 
     def was_heard(self, connection: UdpConnection) -> None: ...
 
+    def overheard(self, peer: Peer) -> None: ...
+
     def writable(self, connection: UdpConnection) -> None: ...
 
     def peer_left(self, connection: UdpConnection) -> None: ...
@@ -271,9 +273,13 @@ class UdpConnection:
         if self.phase is Phase.CONFIRM:
             self._go_live()
         self._owner.forwarder.deliver(self.peer, size, self._on_beat)
-        if not self.heard and self.phase is Phase.LIVE:
+        if self.phase is not Phase.LIVE:
+            return
+        if not self.heard:
             self.heard = True
             self._owner.was_heard(self)
+        elif self.peer.carrier is not self:
+            self._owner.overheard(self.peer)
 
     def _on_beat(self, kind: int, value: int) -> None:
         if kind == PING and self.phase is Phase.LIVE:
@@ -315,12 +321,18 @@ class UdpConnection:
     def path_facts(self) -> Path:
         """What `choice` looks at."""
         quality = self.quality
-        return Path(UDP, "", quality.loss, quality.rtt_ms, self.path.inner_mtu)
+        silent = self.pulse.is_suspect(self._owner.loop.now(), self.last_received)
+        return Path(UDP, "", quality.loss, quality.rtt_ms, self.path.inner_mtu, silent)
 
     @property
     def rtt_ms(self) -> float | None:
         """Of the last heartbeat."""
         return self.quality.rtt_ms
+
+    @property
+    def stuck(self) -> bool:
+        """Nothing waits here for what was lost."""
+        return False
 
     @property
     def worn(self) -> bool:
