@@ -13,13 +13,14 @@ rename, fsync of the directory). Whatever is wrong with the directory is said at
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import secrets
 import stat
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError, NotPermitted, P2PError
@@ -30,6 +31,25 @@ _logger = log.get(__name__)
 _HEADER: Final = "kairos-p2p identity 1"
 _MAX_IDENTITY_BYTES: Final = 1024
 _TEMPORARY: Final = ".tmp-"
+
+
+class System(Protocol):
+    """The calls of the operating system that keep a file: those of `os`, or the simulator's, which can lose
+    power between any two."""
+
+    def open(self, path: Path, flags: int, mode: int = ..., /) -> int: ...
+
+    def read(self, fd: int, count: int, /) -> bytes: ...
+
+    def write(self, fd: int, data: bytes, /) -> int: ...
+
+    def fsync(self, fd: int, /) -> None: ...
+
+    def close(self, fd: int, /) -> None: ...
+
+    def replace(self, source: Path, target: Path, /) -> None: ...
+
+    def unlink(self, path: Path, /) -> None: ...
 
 
 class StateDirectory:
@@ -128,25 +148,37 @@ def create_atomically(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
-def replace_atomically(path: Path, data: bytes) -> None:
+def replace_atomically(path: Path, data: bytes, system: System = os) -> None:
     """Write a file, new or in place of the old one, durable on return. Mode 0600. Raises OSError."""
     temporary = _temporary(path)
     try:
-        _write_new(temporary, data)
-        os.replace(temporary, path)
+        _write_new(temporary, data, system)
+        system.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary, system)
         raise
-    sync_directory(path.parent)
+    sync_directory(path.parent, system)
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: Path, system: System = os) -> None:
     """Make durable which files a directory holds."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = system.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        system.fsync(fd)
     finally:
-        os.close(fd)
+        system.close(fd)
+
+
+def read_file(path: Path, limit_bytes: int, system: System = os) -> bytes:
+    """The first bytes of a file. Raises OSError."""
+    fd = system.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = bytearray()
+        while len(found) < limit_bytes and (more := system.read(fd, limit_bytes - len(found))):
+            found += more
+        return bytes(found)
+    finally:
+        system.close(fd)
 
 
 def explain(exc: OSError, path: Path) -> P2PError:
@@ -244,13 +276,21 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
 
 
-def _write_new(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _write_new(path: Path, data: bytes, system: System = os) -> None:
+    fd = system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
+        try:
+            left = data
+            while left:
+                left = left[system.write(fd, left) :]
+            system.fsync(fd)
+        finally:
+            system.close(fd)
     except BaseException:
-        path.unlink(missing_ok=True)
+        _remove(path, system)
         raise
+
+
+def _remove(path: Path, system: System) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        system.unlink(path)

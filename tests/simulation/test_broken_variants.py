@@ -19,6 +19,7 @@ from p2p_simulations.sim.chance import SMALL_NETWORK
 from p2p_simulations.sim.machine import SimMachine
 from p2p_simulations.sim.plan import Byzantine, Expectations, K3sPlan, NodePlan, Partition, Plan
 from p2p_simulations.sim.world import World, run_world
+from p2p_simulations.world.sectors import Script, Sync, SyncDirectory
 from p2p_simulations.world.tasks import Tasks
 
 MAX_WORLDS = 60
@@ -40,8 +41,11 @@ def test_the_rules_as_they_are_pass_the_same_worlds(election_plan: Callable[[int
 
 
 class _NoSync(World):
-    async def persist(self, machine: SimMachine, tasks: Tasks, ticket: int) -> None:
-        pass  # written, never synced
+    async def persist(self, machine: SimMachine, tasks: Tasks, script: Script) -> None:
+        """Written, never synced."""
+        for call in script:
+            if not isinstance(call, Sync | SyncDirectory):
+                machine.files.carry_out(call)
 
 
 def test_votes_that_are_not_synced_are_caught(election_plan: Callable[[int], Plan]) -> None:

@@ -17,12 +17,16 @@ from p2p_simulations.sim.plan import Plan
 from p2p_simulations.sim.shrink import kind_of, shrink
 from p2p_simulations.sim.world import Outcome, World, run_world
 from p2p_simulations.sim.writing import render
+from p2p_simulations.world.sectors import Script, Sync, SyncDirectory
 from p2p_simulations.world.tasks import Tasks
 
 
 class _NoSync(World):
-    async def persist(self, machine: SimMachine, tasks: Tasks, ticket: int) -> None:
-        pass  # written, never synced
+    async def persist(self, machine: SimMachine, tasks: Tasks, script: Script) -> None:
+        """Written, never synced."""
+        for call in script:
+            if not isinstance(call, Sync | SyncDirectory):
+                machine.files.carry_out(call)
 
 
 def play(plan: Plan, seed: int, limit_s: float) -> Outcome:

@@ -16,8 +16,10 @@ minimum_nodes: 3
 placement: pack
 home_region: west
 infer_regions: true
+relay: false
+dynamic_roles: true
 nodes: {n1: {role: agent, zone: a, clock: -5m, slowness: 10, k3s: broken, boots: 3s, minimum_nodes: 2},
-        n2: {nat: closed, k3s: stale}}
+        n2: {nat: closed, k3s: stale}, n3: {nat: symmetric, joins: later, boots: 5s}}
 network: {delay: 2ms, tail: 5ms, loss: 0.1,
           links: [{between: [east, west], delay: 200ms, tail: 40ms, loss: 0.2}]}
 vpn: 10.144.0.0/28
@@ -39,6 +41,7 @@ faults:
   - {at: 13s, full_disk: n2, for: 8s}
   - {at: 14s, corrupt: n2, for: 2s}
   - {at: 15s, lose_ledger: n2, for: 2s}
+  - {at: 15s, corrupt_ledger: n2, for: 2s}
   - {at: 16s, reimage: n2, for: 2s}
   - {at: 17s, break_k3s: n2}
   - {at: 18s, leave: n2}
@@ -51,6 +54,7 @@ faults:
   - {at: 25s, backdate: n1}
   - {at: 26s, rotate: n1}
   - {at: 27s, revoke: n4}
+  - {at: 28s, recover: n1}
   - {at: 29s, upgrade_k3s: {at: n1, version: v1.36.1+k3s1, bad: [n3]}}
   - {when: INIT, after: 500ms, kill_agent: it}
   - {when: ELECT, partition: it}
@@ -73,9 +77,9 @@ def test_every_kind_of_fault_is_read_and_written() -> None:
     assert faults[2] == Partition((("n1", "n2"), ("n3",)), 60.0)
     assert faults[4] == Cut((("n1", "n3"), ("n1", "n4"), ("n2", "n3")), 20.0)
     assert faults[10] == Slow("n1", "disk", 100.0, 8.0)
-    assert faults[17] == Depart("n2", True)
-    assert faults[19] == Upgrade(("n1", "n2", "n3", "n4"), True, 20.0)
-    assert faults[24] == Byzantine("n1", "backdate")
+    assert faults[18] == Depart("n2", True)
+    assert faults[20] == Upgrade(("n1", "n2", "n3", "n4"), True, 20.0)
+    assert faults[25] == Byzantine("n1", "backdate")
 
 
 def test_plans_of_chance_survive_being_written() -> None:

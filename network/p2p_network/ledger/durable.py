@@ -9,13 +9,14 @@ thrown away and come back from peers, and this may not: damage here is an error,
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from p2p_network import wire
 from p2p_network.core.errors import MeshError
-from p2p_network.state import explain, replace_atomically, sync_directory
+from p2p_network.state import System, explain, read_file, replace_atomically, sync_directory
 
 MAX_DURABLE_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = MAX_DURABLE_BYTES + 4096
@@ -23,26 +24,17 @@ _MAGIC: Final = b"kp2p-durable-1\n"
 _CHECKSUM_BYTES: Final = 16
 
 
-class DurableFiles:
-    """A map from key to bytes in a directory of its own. Blocking; call it from a thread."""
+class SealedFiles:
+    """A map from key to bytes: one file with a checksum for each, in a directory that is there. Blocking."""
 
-    def __init__(self, directory: Path) -> None:
-        """Create the directory if need be. Raises MeshError or NotPermitted with what to do."""
-        self._directory = directory
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sync_directory(directory.parent)
-            for leftover in directory.glob(".tmp-*"):
-                leftover.unlink()
-        except OSError as exc:
-            raise explain(exc, directory) from exc
+    def __init__(self, directory: Path, system: System = os) -> None:
+        self._directory, self._system = directory, system
 
     def get(self, key: str) -> bytes | None:
         """What was last set; None if never. Raises MeshError if the file is damaged or can't be read."""
         path = self._path(key)
         try:
-            with open(path, "rb") as file:
-                raw = file.read(_MAX_FILE_BYTES)
+            raw = read_file(path, _MAX_FILE_BYTES, self._system)
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -55,23 +47,9 @@ class DurableFiles:
         path = self._path(key)
         body = wire.encode((key, value))
         try:
-            replace_atomically(path, _MAGIC + _checksum(body) + body)
+            replace_atomically(path, _MAGIC + _checksum(body) + body, self._system)
         except OSError as exc:
             raise explain(exc, path) from exc
-
-    def keys(self) -> frozenset[str]:
-        """All keys ever set. Raises MeshError if a file is damaged."""
-        found = set()
-        for path in self._directory.iterdir():
-            if path.name.startswith("."):
-                continue
-            try:
-                with open(path, "rb") as file:
-                    raw = file.read(_MAX_FILE_BYTES)
-            except OSError as exc:
-                raise explain(exc, path) from exc
-            found.add(self._decode(path, raw)[0])
-        return frozenset(found)
 
     def _path(self, key: str) -> Path:
         name = quote(key, safe="")
@@ -100,6 +78,34 @@ class DurableFiles:
             hint="this file holds a promise to the other nodes: restore it from a backup, or take the node "
             f"out of the cluster and let it join as a new one with an empty {self._directory.parent}",
         )
+
+
+class DurableFiles(SealedFiles):
+    """`SealedFiles` in a directory of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        """Create the directory if need be. Raises MeshError or NotPermitted with what to do."""
+        super().__init__(directory)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_directory(directory.parent)
+            for leftover in directory.glob(".tmp-*"):
+                leftover.unlink()
+        except OSError as exc:
+            raise explain(exc, directory) from exc
+
+    def keys(self) -> frozenset[str]:
+        """All keys ever set. Raises MeshError if a file is damaged."""
+        found = set()
+        for path in self._directory.iterdir():
+            if path.name.startswith("."):
+                continue
+            try:
+                raw = read_file(path, _MAX_FILE_BYTES)
+            except OSError as exc:
+                raise explain(exc, path) from exc
+            found.add(self._decode(path, raw)[0])
+        return frozenset(found)
 
 
 def _checksum(body: bytes) -> bytes:

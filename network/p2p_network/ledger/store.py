@@ -82,7 +82,7 @@ class LedgerStore:
                     rows = self._open()
                 except sqlite3.DatabaseError as again:
                     raise self._explain(again) from again
-            entries, damaged = _check(rows)
+            entries, damaged = sound(rows)
             try:
                 with self._opened() as database:
                     database.executemany("DELETE FROM entry WHERE id = ?", [(row,) for row in damaged])
@@ -104,7 +104,7 @@ class LedgerStore:
         rows = []
         for entry in entries:
             raw = wire.encode(entry)
-            rows.append((self._mesh_id, entry.key, raw, _checksum(raw)))
+            rows.append((self._mesh_id, entry.key, raw, checksum_of(raw)))
         with self._lock:
             database = self._opened()
             try:
@@ -213,12 +213,12 @@ def _is_full(path: Path) -> bool:
     return os.statvfs(path.parent).f_bavail == 0
 
 
-def _check(rows: Iterable[tuple[int, object, object]]) -> tuple[tuple[Entry, ...], list[int]]:
-    """The sound entries, and the ids of the other rows."""
+def sound(rows: Iterable[tuple[int, object, object]]) -> tuple[tuple[Entry, ...], list[int]]:
+    """The entries of sound rows, and the ids of the others. A row: id, bytes of the entry, their checksum."""
     entries, damaged = [], []
     for row, raw, checksum in rows:
         try:
-            if not isinstance(raw, bytes) or checksum != _checksum(raw):
+            if not isinstance(raw, bytes) or checksum != checksum_of(raw):
                 raise ValueError("checksum")
             entries.append(wire.decode(raw, Entry))
         except ValueError:
@@ -226,5 +226,6 @@ def _check(rows: Iterable[tuple[int, object, object]]) -> tuple[tuple[Entry, ...
     return tuple(entries), damaged
 
 
-def _checksum(raw: bytes) -> bytes:
+def checksum_of(raw: bytes) -> bytes:
+    """What a row carries beside its entry's bytes."""
     return hashlib.blake2b(raw, digest_size=_CHECKSUM_BYTES).digest()

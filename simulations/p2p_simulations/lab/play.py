@@ -183,6 +183,7 @@ class Player:
                 | faults.Slow()
                 | faults.FullDisk()
                 | faults.CorruptDurable()
+                | faults.CorruptLedger()
                 | faults.BreakK3s()
                 | faults.Byzantine()
                 | faults.Upgrade()
@@ -282,7 +283,7 @@ class Player:
     def _apply(self) -> None:
         lost = dict.fromkeys(permutations(self._names, 2), self._loss) if self._loss else {}
         lost |= dict.fromkeys((pair for cut in self._cuts.values() for pair in cut), 1.0)
-        closed = [node.name for node in self._plan.nodes if node.closed_nat]
+        closed = [node.name for node in self._plan.nodes if node.nat == "closed"]
         self._lab.disturb(weather_script(self._lab.topology, lost, closed))
 
     # ------------------------------------------------------------ healing

@@ -149,6 +149,7 @@ class SimAgent:
 
     def end(self) -> None:
         """It is dead."""
+        self.host.end()
         self.work.end()
         self.tasks.end()
 
@@ -165,7 +166,7 @@ class SimAgent:
 
     def _failed(self, exc: BaseException) -> bool:
         """An error of the disk ends the agent, as it ends the real one; any other is a finding."""
-        if not isinstance(exc, MeshError) or not (self.machine.disk_full or self.machine.disk.is_damaged):
+        if not isinstance(exc, MeshError) or not (self.machine.disk_full or self.machine.files.is_damaged):
             return False
         if self.machine.agent is self:
             self.machine.agent_failed(exc.message)

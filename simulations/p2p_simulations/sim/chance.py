@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network
 from typing import Final, Literal
 
@@ -23,6 +23,7 @@ from p2p_simulations.sim.plan import (
     Byzantine,
     ChangeWeather,
     CorruptDurable,
+    CorruptLedger,
     Cut,
     Depart,
     DriftClock,
@@ -44,7 +45,7 @@ from p2p_simulations.sim.plan import (
     Trigger,
     Upgrade,
 )
-from p2p_simulations.world.net import PairWeather, Weather
+from p2p_simulations.world.net import DIALLED, Nat, PairWeather, Weather
 
 SMALL_NETWORK: Final = IPv4Network("10.144.0.0/28")
 _STATES: Final = ("ELECT", "INIT", "WAIT", "JOIN", "MEMBER", "FENCED")
@@ -53,7 +54,7 @@ _STATES: Final = ("ELECT", "INIT", "WAIT", "JOIN", "MEMBER", "FENCED")
 def random_plan(seed: int) -> Plan:
     """The plan of a seed: the same on every machine."""
     dice = _Dice(seed)
-    return dice.more(dice.plan())
+    return dice.later(dice.more(dice.plan()))
 
 
 class _Dice:
@@ -289,6 +290,67 @@ class _Dice:
             )
             plan = dataclasses.replace(plan, weather=dataclasses.replace(plan.weather, links=links))
         if self._has(0.15):  # one region behind a NAT: everybody has still a connection with everybody
-            nodes = tuple(dataclasses.replace(n, closed_nat=n.region == "r1") for n in plan.nodes)
-            plan = dataclasses.replace(plan, nodes=nodes)
+            plan = dataclasses.replace(plan, nodes=_behind(plan.nodes, {"r1": "closed"}))
         return dataclasses.replace(plan, faults=tuple(sorted(faults, key=lambda planned: planned[0])))
+
+    # ------------------------------------------------------------ of a third die
+
+    def _corrupt_ledger(self) -> Fault:
+        return CorruptLedger(self._one(), self.chance.uniform(0.5, 10))
+
+    def later(self, plan: Plan) -> Plan:
+        """Routers that let nobody in, members that lead around them, damaged rows and votes, machines that
+        are replaced, and that come and go for ever."""
+        self.chance = chance = random.Random(f"later {self.seed}")
+        plan = dataclasses.replace(plan, relays=self._has(0.6))
+        if self._has(0.3):
+            plan = self._behind_nats(plan)
+        faults = list(plan.faults)
+        if self._has(0.25):
+            faults += [(chance.uniform(0, plan.heal_at_s), self._corrupt_ledger()) for _ in range(2)]
+        spare = covered(plan.minimum_nodes) - len(plan.nodes)
+        spare -= sum(isinstance(fault, Reimage | CorruptDurable) for _, fault in faults)
+        if spare > 0 and not plan.per_region and self._has(0.25):
+            faults.append(
+                (chance.uniform(0, plan.heal_at_s), CorruptDurable(self._one(), chance.uniform(1, 20)))
+            )
+        plan = dataclasses.replace(plan, replaces=self._has(0.3))
+        if self._has(0.3):
+            plan, goes = self._machines_come_and_go(plan)
+            faults += goes
+        return dataclasses.replace(plan, faults=tuple(sorted(faults, key=lambda planned: planned[0])))
+
+    def _behind_nats(self, plan: Plan) -> Plan:
+        """Each region behind a router of some kind; with relays at least one is in the open, without at most
+        one is not: so everybody has a way to everybody."""
+        regions = sorted({node.region for node in plan.nodes})
+        kinds: tuple[Nat, ...] = ("open", "full-cone", "port-restricted", "symmetric", "closed")
+        nats = {region: self.chance.choice(kinds) for region in regions}
+        hidden = [region for region in regions if nats[region] not in DIALLED]
+        for region in hidden[(len(regions) - 1 if plan.relays else 1) :]:
+            nats[region] = self.chance.choice(DIALLED)
+        return dataclasses.replace(plan, nodes=_behind(plan.nodes, nats))
+
+    def _machines_come_and_go(self, plan: Plan) -> tuple[Plan, list[tuple[float, Fault]]]:
+        """Nodes that join a cluster that stands, some in place of others that go for ever."""
+        chance = self.chance
+        regions = sorted({node.region for node in plan.nodes})
+        nat = {node.region: node.nat for node in plan.nodes}
+        nodes = list(plan.nodes)
+        faults: list[tuple[float, Fault]] = []
+        for number in range(chance.choice((1, 1, 2, 3))):
+            region = chance.choice(regions)
+            name = f"n{len(plan.nodes) + number + 1}"
+            comes_s = chance.choice((chance.uniform(0, 20), chance.uniform(0, plan.heal_at_s)))
+            nodes.append(NodePlan(name, region, boots_at_s=comes_s, joins_later=True, nat=nat[region]))
+            if chance.random() < 0.5:
+                at_s = chance.uniform(plan.heal_at_s / 3, plan.heal_at_s)
+                goes = chance.choice((*self.names, name))
+                faults.append((at_s, Depart(goes, chance.random() < 0.5)))
+        heal_at_s = plan.heal_at_s + chance.choice((0.0, 120.0, 300.0))
+        return dataclasses.replace(plan, nodes=tuple(nodes), heal_at_s=heal_at_s), faults
+
+
+def _behind(nodes: Iterable[NodePlan], nats: Mapping[str, Nat]) -> tuple[NodePlan, ...]:
+    """The nodes, each behind what its region stands behind."""
+    return tuple(dataclasses.replace(node, nat=nats.get(node.region, "open")) for node in nodes)

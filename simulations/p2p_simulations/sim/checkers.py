@@ -35,6 +35,7 @@ from p2p_roles.transitions import State
 from p2p_roles.view import ViewNode
 from p2p_simulations.sim.k3s import DATA, DROP_IN, Data, DropIn, Etcd
 from p2p_simulations.sim.programs import installed
+from p2p_simulations.sim.weight import bytes_held
 
 if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
 
 _SECRET = (b"::server:", b"::node:")  # in every token of k3s
 MAX_MESSAGES_PER_S = 150.0  # per node, over `WINDOW_S`
+MAX_BYTES_PER_S = 60_000.0  # likewise
 WINDOW_S = 20.0
+MAX_HELD_BYTES = (96 << 10, 16 << 10)
+"""What an agent's columns may hold in memory: so much, and so much more for each identity of the mesh."""
 
 
 class Violation(AssertionError):
@@ -65,9 +69,11 @@ class Checkers:
         self._member_ca: dict[str, str] = {}  # scope -> the CA that its members trust
         self._assigned_servers: set[str] = set()
         self._restarting: set[SimMachine] = set()  # by an upgrade of their k3s
-        self._messages: dict[str, int] = {}
+        self.is_any_ready = False
+        self._messages: dict[str, tuple[int, int]] = {}
         self._window_began = 0.0
-        self.most_messages_per_s = 0.0
+        self.most_messages_per_s = self.most_bytes_per_s = 0.0
+        self.most_held_bytes = 0
 
     def _fail(self, what: str) -> None:
         raise Violation(what)
@@ -117,6 +123,7 @@ class Checkers:
 
     def _ready_certified(self, seen: Certificate) -> None:
         """At most one cluster per scope is READY, and it serves the CA that was certified for it."""
+        self.is_any_ready = True
         scope, epoch = seen.instance.scope, seen.instance.epoch
         for instance, other in self.certified.items():
             if instance.scope == scope and instance.epoch != epoch and certificates.is_ready(other):
@@ -275,10 +282,7 @@ class Checkers:
         """A Node is deleted, and its etcd member goes with it: never may that cost the quorum."""
         rest = [self._world.machine_of(p) for p in etcd.members if p != peer]
         alive = sum(
-            m is not None
-            and m.k3s.joined
-            and (m is machine or self._world.network.linked(machine.name, m.name))
-            for m in rest
+            m is not None and m.k3s.joined and (m is machine or self._world.joined(machine, m)) for m in rest
         )
         if 2 * alive <= len(rest):
             self._fail(
@@ -459,16 +463,32 @@ class Checkers:
         if data is not None and data.ca_hash != ca_hash:
             self._fail(f"{machine.name} is a member of CA {ca_hash}, its k3s has CA {data.ca_hash}")
 
-    def message(self, name: str) -> None:
-        """A node sends a message: the rate is bounded."""
+    def message(self, name: str, size_bytes: int) -> None:
+        """A node sends a message: the rate is bounded, by number and by bytes."""
         now = self._world.engine.now
         if now - self._window_began >= WINDOW_S:
             self._window_began = now
             self._messages.clear()
-        count = self._messages[name] = self._messages.get(name, 0) + 1
+        count, size = self._messages.get(name, (0, 0))
+        count, size = self._messages[name] = count + 1, size + size_bytes
         self.most_messages_per_s = max(self.most_messages_per_s, count / WINDOW_S)
         if count > MAX_MESSAGES_PER_S * WINDOW_S:
             self._fail(f"{name} sent {count} messages in {WINDOW_S:.0f} s")
+        self.most_bytes_per_s = max(self.most_bytes_per_s, size / WINDOW_S)
+        if size > MAX_BYTES_PER_S * WINDOW_S:
+            self._fail(f"{name} sent {size} bytes in {WINDOW_S:.0f} s")
+
+    def memory(self) -> None:
+        """What a node remembers is bounded by the size of the mesh, whatever the others said to it."""
+        first, each = MAX_HELD_BYTES
+        limit = first + each * self._world.identities
+        for machine in self._world.machines.values():
+            if machine.agent is None:
+                continue
+            held = bytes_held(machine.agent)
+            self.most_held_bytes = max(self.most_held_bytes, held)
+            if held > limit:
+                self._fail(f"{machine.name} holds {held} bytes in memory, more than {limit}")
 
     def k3s_restarts(self, machine: SimMachine) -> None:
         """An upgrade takes k3s down: never so many servers at once that the majority goes."""

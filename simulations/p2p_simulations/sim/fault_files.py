@@ -18,6 +18,7 @@ from p2p_simulations.sim.plan import (
     Byzantine,
     ChangeWeather,
     CorruptDurable,
+    CorruptLedger,
     Cut,
     Depart,
     DriftClock,
@@ -51,8 +52,9 @@ _MAX_FACTOR: Final = 10_000.0
 
 KINDS: Final = (
     "power_cut", "kill_agent", "partition", "one_way", "cut", "flap", "network", "clock", "drift", "freeze",
-    "slow_disk", "slow_cpu", "full_disk", "corrupt", "lose_ledger", "reimage", "break_k3s", "leave", "vanish",
-    "upgrade", "bad_upgrade", "upgrade_k3s", "rotate", "revoke", "forge", "replay", "equivocate", "backdate",
+    "slow_disk", "slow_cpu", "full_disk", "corrupt", "corrupt_ledger", "lose_ledger", "reimage", "break_k3s",
+    "leave", "vanish", "upgrade", "bad_upgrade", "upgrade_k3s", "recover", "rotate", "revoke", "forge",
+    "replay", "equivocate", "backdate",
 )  # fmt: skip
 
 
@@ -172,6 +174,7 @@ class FaultReader(Reader):
         makers: dict[str, Callable[[], Fault]] = {
             "freeze": lambda: Freeze(who, for_s if for_s is not None else 10.0),
             "lose_ledger": lambda: LoseLedger(who, for_s if for_s is not None else 1.0),
+            "corrupt_ledger": lambda: CorruptLedger(who, for_s if for_s is not None else 1.0),
             "corrupt": lambda: CorruptDurable(who, for_s if for_s is not None else 1.0),
             "reimage": lambda: Reimage(who, for_s if for_s is not None else 30.0),
             "rotate": lambda: Rotate(who),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, assert_never
 
+from p2p_network.ledger.entry import Entry
 from p2p_simulations.sim import byzantine, operator, programs, slots
 from p2p_simulations.sim.plan import (
     BreakK3s,
     Byzantine,
     ChangeWeather,
     CorruptDurable,
+    CorruptLedger,
     Cut,
     Depart,
     DriftClock,
@@ -32,7 +34,7 @@ from p2p_simulations.sim.plan import (
     Upgrade,
     UpgradeK3s,
 )
-from p2p_simulations.sim.store import DURABLE, STORED
+from p2p_simulations.sim.store import DURABLE, STORED, damaged_row
 from p2p_simulations.sim.trust import change_trust
 from p2p_simulations.sim.writing import describe
 from p2p_simulations.world.net import CALM, groups_cut
@@ -71,7 +73,7 @@ def happen(world: World, fault: Fault) -> None:
             operator.recover(world, node)
         case JumpClock() | DriftClock() | Freeze() | Slow() | FullDisk() | BreakK3s():
             _hamper(world, world.machines[fault.node], fault)
-        case LoseLedger() | CorruptDurable() | Reimage() | Depart() | Byzantine():
+        case LoseLedger() | CorruptDurable() | CorruptLedger() | Reimage() | Depart() | Byzantine():
             _strike(world, world.machines[fault.node], fault)
         case Rotate() | Revoke():
             change_trust(world, world.machines[fault.node], fault)
@@ -108,7 +110,9 @@ def _hamper(
 
 
 def _strike(
-    world: World, machine: SimMachine, fault: LoseLedger | CorruptDurable | Reimage | Depart | Byzantine
+    world: World,
+    machine: SimMachine,
+    fault: LoseLedger | CorruptDurable | CorruptLedger | Reimage | Depart | Byzantine,
 ) -> None:
     """What a machine doesn't get over by waiting."""
     if machine.gone:
@@ -120,8 +124,10 @@ def _strike(
             world.lost_ledger.add(node)
         case CorruptDurable(_, down_s):
             power_cut(world, machine, down_s)
-            for name in machine.disk.names(DURABLE):
-                machine.disk.corrupt(name)
+            _corrupt_durable(world, machine)
+        case CorruptLedger(node, down_s):
+            power_cut(world, machine, down_s)
+            _corrupt_ledger(world, machine)
         case Reimage(_, down_s):
             reimage(world, machine, down_s)
         case Depart(node, said):
@@ -179,9 +185,9 @@ def heal(world: World) -> None:
         for what in ("disk", "cpu"):
             machine.slow_down(what, 1.0)
         machine.thaw()
-        if machine.disk.is_damaged:  # the agent refuses to start, and says to image the machine anew
+        if machine.refuses:
             reimage(world, machine, 1.0)
-        else:
+        elif machine not in world.waiting:
             machine.boot()
 
 
@@ -226,6 +232,29 @@ def reimage(world: World, machine: SimMachine, down_s: float) -> None:
     world.named(machine)
     world.identities += 1
     world.engine.after(down_s, machine.boot)
+
+
+def _corrupt_durable(world: World, machine: SimMachine) -> None:
+    """A sector of one file: most often of the votes."""
+    files = [name for name in machine.files.names(f"{DURABLE}/") if "/.tmp-" not in name]
+    votes = [name for name in files if name.startswith(f"{DURABLE}/bootstrap")]
+    chance = world.engine.random
+    if files:
+        name = chance.choice(votes if votes and chance.random() < 0.6 else files)
+        world.note(machine.name, f"a sector under {name} goes bad: {machine.files.corrupt(name)}")
+
+
+def _corrupt_ledger(world: World, machine: SimMachine) -> None:
+    """Some rows; with its own claim a node loses how old it was."""
+    chance, disk = world.engine.random, machine.disk
+    rows = disk.names(STORED)
+    for name in chance.sample(rows, min(len(rows), chance.choice((1, 2, 5)))):
+        row = disk.read(name)
+        if isinstance(row, Entry):
+            bad = damaged_row(row, chance.randrange(1 << 16), chance.randint(1, 255))
+            disk.sync(disk.write({name: bad}))
+            if row.author == machine.peer:
+                world.lost_ledger.add(machine.name)
 
 
 def _free_disk(machine: SimMachine) -> None:

@@ -19,19 +19,20 @@ from p2p_network.records import Wish
 from p2p_roles.placement import Placement
 from p2p_simulations.sim.fault_files import FaultReader
 from p2p_simulations.sim.plan import Expectations, K3sPlan, NodePlan, Plan
-from p2p_simulations.world.net import CALM
+from p2p_simulations.world.net import CALM, Nat
 
 MAX_FILE_BYTES: Final = 64 * 1024
 MAX_NODES: Final = 64
 
 _TOP: Final = (
     "description", "regions", "servers", "minimum_nodes", "cluster", "placement",
-    "home_region", "infer_regions", "nodes", "network", "vpn", "k3s",
+    "home_region", "infer_regions", "relay", "dynamic_roles", "nodes", "network", "vpn", "k3s",
     "chaos", "max_chaos", "faults", "heal", "expect",
 )  # fmt: skip
 _NODE_KEYS: Final = (
-    "role", "zone", "minimum_nodes", "clock", "slowness", "k3s", "boots", "nat",
+    "role", "zone", "minimum_nodes", "clock", "slowness", "k3s", "boots", "joins", "nat",
 )  # fmt: skip
+_NATS: Final[tuple[Nat, ...]] = ("open", "full-cone", "port-restricted", "symmetric", "closed")
 _EXPECT_KEYS: Final = ("cluster", "within", "clusters_before_heal", "alarm")
 
 
@@ -71,6 +72,8 @@ class _ScenarioReader(FaultReader):
                 self.take(top, "home_region", self.choice(tuple(dict.fromkeys(regions.values()))), ""),
             ),
             infers_regions=self.take(top, "infer_regions", self.flag, False),
+            relays=self.take(top, "relay", self.flag, True),
+            replaces=self.take(top, "dynamic_roles", self.flag, False),
             weather=self.take(top, "network", self.weather, CALM),
             k3s=self.take(top, "k3s", self._k3s, K3sPlan()),
             faults=faults,
@@ -127,11 +130,16 @@ class _ScenarioReader(FaultReader):
             minimum_nodes=self.take(facts, "minimum_nodes", self.whole(1, 1024), None, key),
             clock_offset_s=self.take(facts, "clock", self.signed_seconds, 0.0, key),
             slowness=self.take(facts, "slowness", self.number(1, 1000), 1.0, key),
-            closed_nat=self.take(facts, "nat", self.choice(("open", "closed")), "open", key) == "closed",
+            joins_later=self.take(facts, "joins", self.choice(("first", "later")), "first", key) == "later",
+            nat=self._nat(facts, key),
             k3s_broken=k3s == "broken",
             stale_k3s=k3s == "stale",
             boots_at_s=self.take(facts, "boots", self.seconds, 0.0, key),
         )
+
+    def _nat(self, facts: Mapping[str, Node], key: str) -> Nat:
+        said = self.take(facts, "nat", self.choice(_NATS), "open", key)
+        return next((kind for kind in _NATS if kind == said), "open")
 
     def _k3s(self, node: Node, key: str) -> K3sPlan:
         facts = self.map(node, key, ("start", "failure"))

@@ -279,8 +279,8 @@ class K3sProcess:
         self._observe("running", error="etcd has no leader")
 
     def _hears_of(self, etcd: Etcd) -> bool:
-        linked, others = self._world.network.linked, (self._world.machine_of(p) for p in etcd.members)
-        return any(o is not None and o.k3s.joined and linked(self._machine.name, o.name) for o in others)
+        others = (self._world.machine_of(p) for p in etcd.members)
+        return any(o is not None and o.k3s.joined and self._world.joined(self._machine, o) for o in others)
 
     # ------------------------------------------------------------ over the network
 
@@ -304,7 +304,7 @@ class K3sProcess:
         machine = self._world.machine_of(self._machine.routes.get(ipv4, ""))
         if machine is None or machine is self._machine or machine.tun_ipv4 != ipv4:
             return None
-        linked = self._world.network.linked(self._machine.name, machine.name)
+        linked = self._world.joined(self._machine, machine)
         is_server = linked and machine.k3s.observed.state == "ready"
         data = machine.disk.read(DATA)
         return machine if is_server and data is not None and data.role == "server" else None
@@ -317,7 +317,7 @@ class K3sProcess:
             machine.k3s.joined
             and machine.peer in self._world.etcds[data.store].members
             and machine.k3s.observed.state == "ready"
-            and self._world.network.linked(self._machine.name, machine.name)
+            and self._world.joined(self._machine, machine)
         )
 
     def _has_quorum(self, etcd: Etcd, *, joining: bool = False) -> bool:
@@ -328,9 +328,7 @@ class K3sProcess:
             if other is None or other.tun_ipv4 != ipv4 or other.is_frozen:
                 continue
             itself = other is self._machine
-            alive += itself or (
-                other.k3s.joined and self._world.network.linked(self._machine.name, other.name)
-            )
+            alive += itself or (other.k3s.joined and self._world.joined(self._machine, other))
         return alive > len(etcd.members) // 2 and (joining or self._machine.peer in etcd.members)
 
     def _observe(

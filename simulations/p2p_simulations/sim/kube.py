@@ -114,7 +114,7 @@ class SimKube:
         peer, address = etcd.kube.nodes[name]
         machine = self._world.machine_of(peer)
         ready = machine is not None and machine.k3s.joined and not machine.is_frozen
-        ready = ready and self._world.network.linked(self._machine.name, machine.name if machine else "")
+        ready = ready and machine is not None and self._world.joined(self._machine, machine)
         return {
             "metadata": {"name": name, "labels": {}},
             "status": {

@@ -7,6 +7,7 @@ The agent may die alone (`crash_agent`: a bug, an OOM kill, kill -9) or with eve
 from __future__ import annotations
 
 import hashlib
+import random
 from typing import TYPE_CHECKING, Literal
 
 from p2p_network.admission.kept import Kept, from_network_token
@@ -16,6 +17,7 @@ from p2p_simulations.sim.agent import SimAgent
 from p2p_simulations.sim.k3s import DATA, Data, Etcd, K3sProcess
 from p2p_simulations.sim.slots import SlotDisk, booted
 from p2p_simulations.world.disk import Disk
+from p2p_simulations.world.sectors import Script, SectorDisk, Sync, SyncDirectory
 from p2p_simulations.world.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class SimMachine:
         k3s_broken: its k3s can't run at present.
         clock_offset_s: how wrong its wall clock is.
         disk_full: nothing can be written.
+        files: the part of the disk that is looked at sector by sector.
+        refuses: its agent will not start on what is on the disk; a person must image it anew.
         gone: it left, or was switched off, for ever.
         slots: its boot images.
     """
@@ -44,6 +48,9 @@ class SimMachine:
         self.world, self.plan, self.name = world, plan, plan.name
         self.scope = f"kairos/{plan.region}" if world.plan.per_region else "kairos"
         self.disk = Disk(world.engine.random)
+        sectors = random.Random(f"sectors {world.engine.seed}/{plan.name}")
+        self.files = SectorDisk(sectors, lambda: not self.disk_full)
+        self.refuses = False
         self.generation = 0
         self.tun_ipv4 = ""
         self.routes: dict[str, PeerId] = {}
@@ -131,11 +138,21 @@ class SimMachine:
         await tasks.sleep(self.world.engine.random.expovariate(1 / (0.003 * slowness)))
         self.disk.sync(ticket)
 
+    async def keep(self, tasks: Tasks, script: Script) -> None:
+        """Carry out what a program asked of its files; each sync takes a moment in which the power may go."""
+        slowness = self.plan.slowness * self._slow["disk"]
+        whole_s = self.world.engine.random.expovariate(1 / (0.003 * slowness))
+        syncs = sum(isinstance(call, Sync | SyncDirectory) for call in script)
+        for call in script:
+            if isinstance(call, Sync | SyncDirectory):
+                await tasks.sleep(whole_s / syncs)
+            self.files.carry_out(call)
+
     # ------------------------------------------------------------ on and off
 
     def boot(self) -> None:
         """Power on, and the agent starts, if the image that boots is a good one."""
-        if self.gone:
+        if self.gone or self in self.world.waiting:
             return
         if not self.is_on:
             self.is_on = True
@@ -164,6 +181,7 @@ class SimMachine:
         self.crash_agent()
         self.k3s.power_off()
         self.disk.crash()
+        self.files.crash()
         self.tun_ipv4, self.routes = "", {}
         self.is_on = False
         self.touched()
@@ -172,7 +190,8 @@ class SimMachine:
         """Off, with an empty disk and so a new identity; the name stays."""
         self.power_off()
         self.disk.lose()
-        self.disk.repair()
+        self.files.lose()
+        self.refuses = False
         self.slots = SlotDisk()
         self.generation += 1
         self.identity = self._make_identity()
@@ -181,6 +200,8 @@ class SimMachine:
         """The agent ended with an error; the service manager starts it again after a while."""
         self.world.note(self.name, f"AGENT ENDED: {why}")
         self.crash_agent()
+        if self.files.is_damaged and not self.disk_full:
+            self.world.refuses(self)
         self.world.engine.after(RESTART_S, self.start_agent)
 
     def touched(self) -> None:

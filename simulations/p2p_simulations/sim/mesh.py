@@ -3,6 +3,10 @@
 Requests with an answer or a timeout, notes without; peers that come up are found by themselves (who is
 here is not what this world tests), and are lost after `SILENCE_S` without a heartbeat, or at once when the
 other end says that it does not know the connection. A connection needs both directions.
+
+Two that can't dial each other for a while (NAT, a cut between them alone) meet through a third that both have
+a connection with: production's `host.relay` says who may carry and who is asked first, `host.dialer` when. A
+circuit ends with either leg, and the channel moves to a connection of its own as soon as there can be one.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from p2p_network import wire
 from p2p_network.admission import handshake
 from p2p_network.core.errors import PeerUnreachable, RemoteViolation
 from p2p_network.core.ids import PeerId
+from p2p_network.host import relay
+from p2p_network.host.dialer import RELAY_AFTER_S
 from p2p_network.host.presence import PeerDown, PeerUp
 from p2p_simulations.world.tasks import Channel, Future, Tasks
 
@@ -35,6 +41,7 @@ Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
 class _Link:
     life: int  # of the other end's agent
     heard_at: float
+    via: SimAgent | None = None  # whose agent carries it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,8 @@ class SimHost:
         self._network, self._engine = machine.world.network, machine.world.engine
         self.events: Channel[PeerUp | PeerDown] = Channel(tasks)
         self._links: dict[PeerId, _Link] = {}
+        self._unreached: dict[PeerId, float] = {}  # since when
+        self.carriage = relay.Carriage(machine.peer)
         self._handlers: dict[str, Handler] = {}
         self._pending: dict[int, tuple[PeerId, Future[bytes | _Failure]]] = {}
         self._number = 0
@@ -61,6 +70,16 @@ class SimHost:
     def serve(self, method: str, handler: Handler) -> None:
         """Answer requests of this name."""
         self._handlers[method] = handler
+
+    def end(self) -> None:
+        """The agent is dead: so are its connections."""
+        for peer, link in self._links.items():
+            self._hang_up(peer, link)
+        self._links.clear()
+
+    def under_way(self) -> tuple[object, ...]:
+        """What is remembered of requests and peers."""
+        return self._pending, self._unreached, list(self._links)
 
     def connected(self) -> frozenset[PeerId]:
         """Peers with a live channel."""
@@ -94,25 +113,29 @@ class SimHost:
             others = self._others()
             for other in others:
                 self._look_at(other)
-            for peer in sorted(self._links.keys() - {other.peer for other in others}):  # imaged anew since
+            there = {other.peer for other in others}
+            for peer in sorted(self._links.keys() - there):  # imaged anew since
                 self._lose(peer, "connection reset")
+            for peer in sorted(self._unreached.keys() - there):
+                del self._unreached[peer]
             await self._tasks.sleep(BEAT_S * chance.uniform(0.9, 1.1))
 
     def _look_at(self, other: SimMachine) -> None:
-        now, chance = self._engine.now, self._engine.random
-        agent, peer = other.agent, other.peer
-        heard = (
-            agent is not None
-            and agent.host is not None
-            and not other.is_frozen
-            and self._network.linked(self.machine.name, other.name)
-            and chance.random() >= self._network.loss(self.machine.name, other.name)
-        )
-        link = self._links.get(peer)
+        now, peer = self._engine.now, other.peer
+        link, agent = self._links.get(peer), other.agent
+        heard = self._hears(self.machine, other) and agent is not None
+        if link is not None and link.via is not None:
+            if heard:  # a connection of their own is better
+                self._hang_up(peer, link)
+                link.via = None
+            else:
+                heard = self._leads(link.via, other) and self._hears(self.machine, link.via.machine)
         if link is None:
-            if heard and agent is not None and chance.random() < _DIAL and self._meets(agent):
-                self._links[peer] = _Link(agent.life, now)
-                self.events.send(PeerUp(peer, "", False))
+            if heard and agent is not None:
+                self._unreached.pop(peer, None)
+                self._open(agent, None)
+            elif agent is not None:
+                self._detour(agent, other)
         elif heard and agent is not None and agent.life == link.life:
             link.heard_at = now
         elif heard:
@@ -120,12 +143,105 @@ class SimHost:
         elif now - link.heard_at >= SILENCE_S:
             self._lose(peer, f"silent for {SILENCE_S:.0f} s")
 
+    def _hears(self, one: SimMachine, other: SimMachine) -> bool:
+        """Whether a heartbeat gets through directly, this time."""
+        agent, chance = other.agent, self._engine.random
+        return (
+            agent is not None
+            and agent.host is not None
+            and not other.is_frozen
+            and self._network.linked(one.name, other.name)
+            and chance.random() >= self._network.loss(one.name, other.name)
+        )
+
+    def _open(self, agent: SimAgent, via: SimAgent | None) -> None:
+        if self._engine.random.random() < _DIAL and self._meets(agent):
+            self._links[agent.peer] = _Link(agent.life, self._engine.now, via)
+            if via is not None:
+                via.host.carriage.enter(self.machine.peer, agent.peer)
+                self.machine.world.note(
+                    self.machine.name, f"reaches {agent.machine.name} through {via.machine.name}"
+                )
+            self.events.send(PeerUp(agent.peer, "", False))
+
+    # ------------------------------------------------------------ circuits
+
+    def _detour(self, agent: SimAgent, other: SimMachine) -> None:
+        """It can't be dialled: after a while, through another member."""
+        since = self._unreached.setdefault(other.peer, self._engine.now)
+        if not self.machine.world.plan.relays or self._engine.now - since < RELAY_AFTER_S:
+            return
+        around = {m.peer: m.agent for m in self._others() if m.agent is not None and m is not other}
+        candidates = [
+            relay.Candidate(peer, None, relay.Sight(self._leads(carrier, other)))
+            for peer, carrier in around.items()
+            if self.is_direct(peer) and not carrier.machine.is_frozen
+        ]
+        for peer in relay.ranked(candidates):
+            carrier = around[peer]
+            sees = carrier.host.is_direct(other.peer)
+            target, asks = other.peer, self.machine.peer
+            if not carrier.host.carriage.refusal(asks, target, asked_directly=True, sees_target=sees):
+                self._open(agent, carrier)
+                return
+
+    def is_direct(self, peer: PeerId) -> bool:
+        """Whether there is a channel on a connection of our own."""
+        link = self._links.get(peer)
+        return link is not None and link.via is None
+
+    def _leads(self, carrier: SimAgent, other: SimMachine) -> bool:
+        """Whether this agent, wherever it runs, carries to `other` now."""
+        machine = carrier.machine
+        return (
+            machine.agent is carrier
+            and not machine.is_frozen
+            and not other.is_frozen
+            and self._network.linked(self.machine.name, machine.name)
+            and self._network.linked(machine.name, other.name)
+        )
+
+    def leads_to(self, other: SimMachine) -> bool:
+        """Whether there is a circuit to it that carries: packets of the VPN go that way too."""
+        link = self._links.get(other.peer)
+        return (
+            link is not None
+            and link.via is not None
+            and other.agent is not None
+            and other.agent.life == link.life
+            and self._leads(link.via, other)
+        )
+
+    def _hang_up(self, peer: PeerId, link: _Link) -> None:
+        if link.via is not None:
+            link.via.host.carriage.leave(self.machine.peer, peer)
+
     def _lose(self, peer: PeerId, reason: str) -> None:
-        del self._links[peer]
+        self._hang_up(peer, self._links.pop(peer))
         for whom, future in [*self._pending.values()]:
             if whom == peer:
                 future.set(_Failure(reason))
         self.events.send(PeerDown(peer, reason))
+
+    def _carry(
+        self,
+        source: SimMachine,
+        target: SimMachine,
+        via: SimAgent | None,
+        size: int,
+        arrive: Callable[[], None],
+    ) -> None:
+        """Send over the network, one leg or two."""
+        if via is None:
+            self._network.send(source.name, target.name, size, arrive)
+            return
+        carrier = via.machine
+
+        def onward() -> None:
+            if carrier.agent is via and not carrier.is_frozen:
+                self._network.send(carrier.name, target.name, size, arrive)
+
+        self._network.send(source.name, carrier.name, size, onward)
 
     # ------------------------------------------------------------ requests
 
@@ -161,8 +277,8 @@ class SimHost:
         if link is None or target is None:
             return False
         assert len(payload) <= wire.MAX_FRAME_BYTES, f"a {method} frame of {len(payload)} bytes"
-        life, recorder = link.life, self.machine.world.recorder
-        self.machine.world.count_message(self.machine.name)
+        life, via, recorder = link.life, link.via, self.machine.world.recorder
+        self.machine.world.count_message(self.machine.name, len(payload) + _FRAME_BYTES)
         if recorder is not None:
             recorder.sent(self._engine.now, len(payload) + _FRAME_BYTES)
             recorder.asked(self._engine.now, self.machine.name, target.name, method, payload)
@@ -170,14 +286,15 @@ class SimHost:
         def arrive() -> None:
             agent = target.agent
             if agent is not None and agent.life == life and agent.host is not None and target.peer == peer:
-                agent.host.take(self.machine, method, payload, answered)
+                agent.host.take(self.machine, via, method, payload, answered)
 
-        self._network.send(self.machine.name, target.name, len(payload) + _FRAME_BYTES, arrive)
+        self._carry(self.machine, target, via, len(payload) + _FRAME_BYTES, arrive)
         return True
 
     def take(
         self,
         source: SimMachine,
+        via: SimAgent | None,
         method: str,
         payload: bytes,
         answered: Callable[[bytes | _Failure], None] | None,
@@ -186,13 +303,14 @@ class SimHost:
         peer = source.peer
         lag_s = self.machine.lag_s()
         self._tasks.call(
-            lambda: self._tasks.start(self._serve(source, peer, method, payload, answered)), lag_s
+            lambda: self._tasks.start(self._serve(source, peer, via, method, payload, answered)), lag_s
         )
 
     async def _serve(
         self,
         source: SimMachine,
         peer: PeerId,
+        via: SimAgent | None,
         method: str,
         payload: bytes,
         answered: Callable[[bytes | _Failure], None] | None,
@@ -207,8 +325,8 @@ class SimHost:
             final, back = answer, answered
             size = _FRAME_BYTES + (len(final) if isinstance(final, bytes) else 0)
             assert size <= wire.MAX_FRAME_BYTES, f"a {method} answer of {size} bytes"
-            self.machine.world.count_message(self.machine.name)
-            self._network.send(self.machine.name, source.name, size, lambda: back(final))
+            self.machine.world.count_message(self.machine.name, size)
+            self._carry(self.machine, source, via, size, lambda: back(final))
             if (recorder := self.machine.world.recorder) is not None:
                 recorder.sent(self._engine.now, size)
                 recorder.answered(self._engine.now, self.machine.name, source.name, method, final)

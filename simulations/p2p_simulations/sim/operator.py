@@ -50,7 +50,7 @@ async def _order(world: World, name: str, order: object) -> None:
 def _is_in_reach(world: World, asker: SimMachine, other: SimMachine) -> bool:
     if other.agent is None or other.scope != asker.scope:
         return False
-    return other is asker or world.network.linked(asker.name, other.name)
+    return other is asker or world.joined(asker, other)
 
 
 def _facts(machine: SimMachine) -> ClusterFacts:

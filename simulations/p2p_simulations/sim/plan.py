@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from p2p_network.addressing import DEFAULT_NETWORK
 from p2p_network.records import Wish
 from p2p_roles.placement import SPREAD, Placement
-from p2p_simulations.world.net import CALM, Weather
+from p2p_simulations.world.net import CALM, Nat, Weather
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class NodePlan:
         k3s_broken: its k3s can't run until everything heals.
         stale_k3s: a datastore of another cluster lies on its disk.
         boots_at_s: when it is switched on.
-        closed_nat: it dials out, but nobody outside its region can dial it. Two such nodes of different
-            regions have no connection at all: the agent punches no holes, so cone and symmetric NATs are one.
+        joins_later: it is switched on only `boots_at_s` after its cluster has become READY.
+        nat: what it stands behind. Two that can't dial each other meet through a third, if `Plan.relays`.
     """
 
     name: str
@@ -41,7 +41,8 @@ class NodePlan:
     k3s_broken: bool = False
     stale_k3s: bool = False
     boots_at_s: float = 0.0
-    closed_nat: bool = False
+    joins_later: bool = False
+    nat: Nat = "open"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +186,18 @@ class FullDisk:
 
 @dataclass(frozen=True, slots=True)
 class CorruptDurable:
-    """A sector under the node's votes can't be read any more, at a power cut. The agent refuses to start
-    until a person images the machine anew, which is part of healing."""
+    """A sector under what the node must never forget goes bad, at a power cut: it can't be read, or reads
+    as something else. The agent refuses to start on it, until a person images the machine anew, which is part
+    of healing."""
+
+    node: str
+    down_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptLedger:
+    """Sectors under some rows of the node's ledger read as something else, at a power cut. The rows must be
+    noticed and left out; they come back from peers."""
 
     node: str
     down_s: float
@@ -265,6 +276,7 @@ Fault: TypeAlias = (
     | Slow
     | FullDisk
     | CorruptDurable
+    | CorruptLedger
     | DriftClock
     | Depart
     | Upgrade
@@ -313,6 +325,7 @@ class Plan:
         placement: where servers may stand.
         infers_regions: no node is told its region; all find it out (``p2p.region: auto``).
         unsaid_regions: no node is told its region, and none takes one until a person confirms it.
+        relays: members lead circuits between others that can't dial each other (`p2p.relay`).
         network: of the VPN; a small one makes conflicts likely.
         weather: at the beginning.
         faults: (virtual second, fault).
@@ -330,6 +343,7 @@ class Plan:
     placement: Placement = SPREAD
     infers_regions: bool = False
     unsaid_regions: bool = False
+    relays: bool = True
     network: IPv4Network = DEFAULT_NETWORK
     weather: Weather = CALM
     k3s: K3sPlan = K3sPlan()

@@ -49,10 +49,10 @@ class SimPrograms:
             return
         for peer in holders:
             other = world.machine_of(peer)
-            if other is None or not world.network.linked(self._machine.name, other.name):
+            if other is None or not world.joined(self._machine, other):
                 continue
             await self._agent.tasks.sleep(world.engine.random.uniform(*_FETCH_S))
-            if other.is_on and world.network.linked(self._machine.name, other.name):
+            if other.is_on and world.joined(self._machine, other):
                 await self._write({_STAGED: order.version})
                 return
         raise MeshError("k3s can't be fetched: no node in reach has it")

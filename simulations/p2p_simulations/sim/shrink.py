@@ -25,7 +25,7 @@ Play = Callable[[Plan, int, float], Outcome]
 _OTHER_SEEDS = 2
 _NODE_FIELDS = (
     "zone", "wish", "minimum_nodes", "clock_offset_s", "slowness", "k3s_broken", "stale_k3s", "boots_at_s",
-    "closed_nat",
+    "joins_later", "nat",
 )  # fmt: skip
 _KEPT = re.compile(r"\b(?:n\d+(?:'\d+)?|[0-9a-f]{16,}|stale-\w+|uid-\w+|[A-Za-z0-9]*\d[A-Za-z0-9.:]*)\b")
 
@@ -239,6 +239,8 @@ _SIMPLIFICATIONS: tuple[Callable[[Plan], Plan], ...] = (
     lambda plan: replace(plan, k3s=replace(plan.k3s, failure=0.0)),
     lambda plan: replace(plan, network=Plan("", (), 1, 1).network),
     lambda plan: replace(plan, per_region=False),
+    lambda plan: replace(plan, replaces=False),
+    lambda plan: replace(plan, relays=True),
     lambda plan: replace(plan, servers=1),
     lambda plan: replace(plan, max_chaos=1),
 )

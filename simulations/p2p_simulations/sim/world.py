@@ -24,6 +24,7 @@ from p2p_simulations.sim.plan import Plan, UpgradeK3s
 from p2p_simulations.sim.record import Record, Recorder
 from p2p_simulations.world.engine import Engine
 from p2p_simulations.world.net import Network
+from p2p_simulations.world.sectors import Script
 from p2p_simulations.world.tasks import Future, Tasks
 
 TOKEN = NetworkToken(bytes(range(32)))
@@ -92,12 +93,13 @@ class World:
         self._names: dict[str, str] = {}
         self.machines: dict[str, SimMachine] = {}
         for node in plan.nodes:
-            self.network.place(node.name, node.region, closed_nat=node.closed_nat)
+            self.network.place(node.name, node.region, node.nat)
             machine = self.machines[node.name] = SimMachine(self, node)
             self.named(machine)
         self.checkers = Checkers(self)
         self._triggers = list(plan.triggers)
         self.identities = len(plan.nodes)
+        self.waiting = [self.machines[node.name] for node in plan.nodes if node.joins_later]
 
     # ------------------------------------------------------------ for the nodes
 
@@ -133,9 +135,24 @@ class World:
         """A node's bootstrap machine."""
         return Bootstrap(**arguments)
 
-    async def persist(self, machine: SimMachine, tasks: Tasks, ticket: int) -> None:
-        """Make the bootstrap machine's state durable."""
-        await machine.fsync(tasks, ticket)
+    async def persist(self, machine: SimMachine, tasks: Tasks, script: Script) -> None:
+        """Make the bootstrap machine's state durable: the rest of its calls, from the first sync on."""
+        await machine.keep(tasks, script)
+
+    def refuses(self, machine: SimMachine) -> None:
+        """An agent does not start on a damaged file. A person images the machine anew: once all heals."""
+        machine.refuses = True
+        if self.healing:
+            self.engine.after(0.0, lambda: faults.reimage(self, machine, 1.0))
+
+    def joined(self, one: SimMachine, other: SimMachine) -> bool:
+        """Whether packets of the VPN get from one to the other: directly, or through the mesh by a relay."""
+        if self.network.linked(one.name, other.name):
+            return True
+        ends = ((one, other), (other, one))
+        return one.agent is not None and any(
+            a.agent is not None and a.agent.host.leads_to(b) for a, b in ends
+        )
 
     async def chaos(self, machine: SimMachine, where: str) -> None:
         """A dangerous point: perhaps the node crashes right here."""
@@ -158,9 +175,9 @@ class World:
         if problem:
             raise Violation(f"{machine.name} {problem}")
 
-    def count_message(self, name: str) -> None:
+    def count_message(self, name: str, size_bytes: int) -> None:
         """A node sends something."""
-        self.checkers.message(name)
+        self.checkers.message(name, size_bytes)
 
     # ------------------------------------------------------------ running
 
@@ -169,18 +186,21 @@ class World:
         plan, engine = self.plan, self.engine
         for node in plan.nodes:
             machine = self.machines[node.name]
-            engine.at(node.boots_at_s, lambda machine=machine: self._boot(machine))  # type: ignore[misc]
+            if machine not in self.waiting:
+                engine.at(node.boots_at_s, lambda machine=machine: self._boot(machine))  # type: ignore[misc]
         for at_s, fault in plan.faults:
             engine.at(at_s, lambda fault=fault: faults.happen(self, fault))  # type: ignore[misc]
         self._go(plan.heal_at_s)
         limit = plan.expect.clusters_before_healing
         if limit is not None and (count := self._ready_clusters()) > limit:
             raise Violation(f"{count} clusters were READY before everything healed, not {limit} at most")
+        self.checkers.memory()
         faults.heal(self)
         healed_at = engine.now
         took_s = self._converge(healed_at) if plan.expect.converges else 0.0
         if not self._go(engine.now + _CONVERGES_S, until=lambda: not self.checkers.converged()):
             raise Violation(f"{self.checkers.converged()} {_CONVERGES_S:.0f} s after everything settled")
+        self.checkers.memory()
         self.checkers.addresses_unique()
         self.checkers.one_k3s()
         self.checkers.revoked_are_gone()
@@ -220,6 +240,8 @@ class World:
             self.touched.clear()
         if self._triggers and not self.healing:
             self._pull()
+        if self.waiting and self.checkers.is_any_ready:
+            self._let_in()
 
     def _pull(self) -> None:
         for trigger in [*self._triggers]:
@@ -232,6 +254,12 @@ class World:
                         lambda fault=fault: None if self.healing else faults.happen(self, fault),  # type: ignore[misc]
                     )
                     break
+
+    def _let_in(self) -> None:
+        """Machines that were to come to a cluster that stands."""
+        for machine in [m for m in self.waiting if self.checkers.ready(m.scope)]:
+            self.waiting.remove(machine)
+            self.engine.after(machine.plan.boots_at_s, lambda machine=machine: self._boot(machine))  # type: ignore[misc]
 
     def mark(self, what: str, text: str) -> None:
         """Something that the picture of this world must show."""
@@ -287,10 +315,12 @@ class World:
 
         Re-addressing servers is a person's work, and so is a majority of them that is lost.
         """
+        if self.departed and (apart := self._is_torn_apart()):
+            return apart
         for scope in sorted({machine.scope for machine in self.machines.values()}):
             ready = self.checkers.ready(scope)
             if ready is None:
-                here = [m for m in self.machines.values() if m.scope == scope]
+                here = [m for m in self.machines.values() if m.scope == scope and m not in self.waiting]
                 left = [m for m in here if m.name not in self.departed]
                 if len(left) < len(here) and len(left) < max(
                     m.plan.minimum_nodes or self.plan.minimum_nodes for m in here
@@ -311,6 +341,19 @@ class World:
                 )
             if any(self._address_changed(peer, ipv4) for peer, ipv4 in self._k3s_addresses()):
                 return "a server's address changed after its k3s had started: an older claim turned up"
+        return ""
+
+    def _is_torn_apart(self) -> str:
+        """Two that are left can't meet for ever: nobody is left who could lead them to each other."""
+        left = [m.name for m in self.machines.values() if m.name not in self.departed]
+        meet = self.network.may_meet
+        for number, one in enumerate(left):
+            for other in left[number + 1 :]:
+                if not meet(one, other) and not (
+                    self.plan.relays
+                    and any(meet(one, by) and meet(by, other) for by in left if by not in (one, other))
+                ):
+                    return f"nobody is left who could join nodes behind different NATs: {one} and {other}"
         return ""
 
     def _is_gone(self, peer: str) -> bool:

@@ -17,6 +17,7 @@ from p2p_simulations.sim.plan import (
     Byzantine,
     ChangeWeather,
     CorruptDurable,
+    CorruptLedger,
     Cut,
     Depart,
     DriftClock,
@@ -117,6 +118,8 @@ def _top(plan: Plan) -> Facts:
         "placement": plan.placement.kind if plan.placement.kind != "spread" else None,
         "home_region": plan.placement.home_region or None,
         "infer_regions": plan.infers_regions or None,
+        "relay": None if plan.relays else False,
+        "dynamic_roles": plan.replaces or None,
         "nodes": nodes,
         "network": _weather(plan.weather),
         "vpn": None if plan.network == DEFAULT_NETWORK else str(plan.network),
@@ -139,7 +142,8 @@ def _node(node: NodePlan) -> Facts:
         "slowness": node.slowness if node.slowness != 1.0 else None,
         "k3s": "broken" if node.k3s_broken else "stale" if node.stale_k3s else None,
         "boots": duration(node.boots_at_s) if node.boots_at_s else None,
-        "nat": "closed" if node.closed_nat else None,
+        "joins": "later" if node.joins_later else None,
+        "nat": node.nat if node.nat != "open" else None,
     }
     return {key: value for key, value in said.items() if value is not None}
 
@@ -224,6 +228,7 @@ def _fault_of_one(
     fault: Freeze
     | LoseLedger
     | CorruptDurable
+    | CorruptLedger
     | Reimage
     | BreakK3s
     | FullDisk
@@ -238,6 +243,8 @@ def _fault_of_one(
             return _lasting("lose_ledger", node, down_s)
         case CorruptDurable(node, down_s):
             return _lasting("corrupt", node, down_s)
+        case CorruptLedger(node, down_s):
+            return _lasting("corrupt_ledger", node, down_s)
         case Reimage(node, down_s):
             return _lasting("reimage", node, down_s)
         case BreakK3s(node, for_s):

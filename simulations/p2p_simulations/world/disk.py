@@ -2,7 +2,7 @@
 
 Only what was synced is sure. A write (of one name or of several as one transaction) is volatile until it
 is synced; at a crash each unsynced write, alone, has reached the disk or has not, as chance decides: fsync
-is honoured and nothing else is, not even order.
+is honoured and nothing else is, not even order. (Files that may be torn: `sectors`.)
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 Values = Mapping[str, Any]
-
-
-class Unreadable(Exception):
-    """What lies on the disk under this name can't be read any more."""
 
 
 class Disk:
@@ -28,7 +24,6 @@ class Disk:
         self._unsynced: dict[int, dict[str, Any]] = {}
         self._version: dict[str, int] = {}  # name -> ticket of the durable value
         self._tickets = 0
-        self._damaged: set[str] = set()
 
     def write(self, values: Values) -> int:
         """Write without syncing, all or nothing; None removes a name. Returns a ticket for `sync`."""
@@ -42,23 +37,8 @@ class Disk:
         self._settle(ticket, self._unsynced.pop(ticket, {}))
 
     def read(self, name: str) -> Any:
-        """The current value, as a running program sees it; None if there is none. Raises Unreadable."""
-        if name in self._damaged:
-            raise Unreadable(name)
+        """The current value, as a running program sees it; None if there is none."""
         return self._current.get(name)
-
-    def corrupt(self, name: str) -> None:
-        """A sector under this value goes bad: it can't be read any more, and does not come back."""
-        self._damaged.add(name)
-
-    def repair(self) -> None:
-        """All sectors can be read (and hold what was written last)."""
-        self._damaged.clear()
-
-    @property
-    def is_damaged(self) -> bool:
-        """Whether something can't be read."""
-        return bool(self._damaged)
 
     def names(self, prefix: str = "") -> list[str]:
         """Names that hold a value, sorted."""

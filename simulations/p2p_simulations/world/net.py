@@ -10,9 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from p2p_simulations.world.engine import Engine
 
+Nat: TypeAlias = Literal["open", "full-cone", "port-restricted", "symmetric", "closed"]
+"""Whether others can begin a connection: to a node in the open, or whose router hands on whatever comes
+(`full-cone`), all can; to the others only those of its own region. The agent punches no holes, so for a mesh
+of TCP connections the latter three are one; in a lab they are three."""
+DIALLED: tuple[Nat, ...] = ("open", "full-cone")
 _HEAVY = 0.02  # of the messages are delayed by the heavy tail
 _HEAVY_SHAPE = 1.3  # Pareto: no variance to speak of
 _HEAVY_MAX_S = 20.0
@@ -78,10 +84,10 @@ class Network:
             pair: link for link in weather.links for pair in ((link.one, link.other), (link.other, link.one))
         }
 
-    def place(self, name: str, region: str, *, closed_nat: bool = False) -> None:
-        """Put a node into a region; `closed_nat`: it can dial out of it, and nobody can dial in."""
+    def place(self, name: str, region: str, nat: Nat = "open") -> None:
+        """Put a node into a region, behind a router of this kind."""
         self._region[name] = region
-        if closed_nat:
+        if nat not in DIALLED:
             self._behind_nat.add(name)
 
     def loss(self, source: str, target: str) -> float:
@@ -115,6 +121,10 @@ class Network:
         """Whether a connection can be: messages go both ways, and one of the two can dial the other."""
         if self._lost and not (self.reaches(one, other) and self.reaches(other, one)):
             return False
+        return self.may_meet(one, other)
+
+    def may_meet(self, one: str, other: str) -> bool:
+        """Whether one of the two can dial the other while nothing is cut."""
         behind = self._behind_nat
         return not (behind and one in behind and other in behind and self._region[one] != self._region[other])
 
