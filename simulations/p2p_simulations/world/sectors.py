@@ -181,8 +181,8 @@ class SectorDisk:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether some file is not what was written."""
-        return any(inode.is_damaged for inode in self._current.values())
+        """Whether some file is not what was written; temporary ones (``.tmp-...``) don't count."""
+        return any(inode.is_damaged for path, inode in self._current.items() if "/." not in path)
 
     def lose(self) -> None:
         """A new, empty disk."""
