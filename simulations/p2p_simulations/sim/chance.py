@@ -48,6 +48,7 @@ from p2p_simulations.sim.plan import (
 from p2p_simulations.world.net import DIALLED, Nat, PairWeather, Weather
 
 SMALL_NETWORK: Final = IPv4Network("10.144.0.0/28")
+_FOUNDS_NONE: Final = 64  # nodes before a genesis, for a machine that comes later
 _STATES: Final = ("ELECT", "INIT", "WAIT", "JOIN", "MEMBER", "FENCED")
 
 
@@ -332,7 +333,11 @@ class _Dice:
         return dataclasses.replace(plan, nodes=_behind(plan.nodes, nats))
 
     def _machines_come_and_go(self, plan: Plan) -> tuple[Plan, list[tuple[float, Fault]]]:
-        """Nodes that join a cluster that stands, some in place of others that go for ever."""
+        """Nodes that join a cluster that stands, some in place of others that go for ever.
+
+        They declare that they found none (N must cover all that might): else those that know of the cluster
+        could all be away when they come, and they would be enough for another one.
+        """
         chance = self.chance
         regions = sorted({node.region for node in plan.nodes})
         nat = {node.region: node.nat for node in plan.nodes}
@@ -342,7 +347,16 @@ class _Dice:
             region = chance.choice(regions)
             name = f"n{len(plan.nodes) + number + 1}"
             comes_s = chance.choice((chance.uniform(0, 20), chance.uniform(0, plan.heal_at_s)))
-            nodes.append(NodePlan(name, region, boots_at_s=comes_s, joins_later=True, nat=nat[region]))
+            nodes.append(
+                NodePlan(
+                    name,
+                    region,
+                    minimum_nodes=_FOUNDS_NONE,
+                    boots_at_s=comes_s,
+                    joins_later=True,
+                    nat=nat[region],
+                )
+            )
             if chance.random() < 0.5:
                 at_s = chance.uniform(plan.heal_at_s / 3, plan.heal_at_s)
                 goes = chance.choice((*self.names, name))
