@@ -116,8 +116,14 @@ class Admission:
         return self.trust.verdict(peer, self.now_ms())
 
     def admits(self, author: str) -> bool:
-        """For the ledger's policy. What we say ourselves is for the others to judge."""
-        return author == self._self_id or self.verdict(author).is_admitted
+        """For the ledger's policy. What we say ourselves is for the others to judge.
+
+        A certificate that was only shown to us in a handshake does not do: whoever gets the entry from us must
+        be able to judge it too, also when its author is gone before they meet.
+        """
+        return author == self._self_id or (
+            self.trust.is_recorded(author) and self.verdict(author).is_admitted
+        )
 
     def spoke(self, author: str, wall_ms: int) -> bool:
         """For the ledger's policy: whether the author was a member when it wrote something."""

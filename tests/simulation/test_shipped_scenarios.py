@@ -25,7 +25,7 @@ STORIES = {
         "k3s v1.36.2+k3s1 does not start on this machine",
         "those that had changed are back",
     ),
-    "lost-disks": ("n4       AGENT ENDED: durable/admission/",),
+    "lost-disks": ("n4       a sector under durable/", "n4       AGENT ENDED: durable/", "damaged"),
     "lost-region": ("partition: [[berlin, munich]]",),
     "power-cut": ("k3s initialises a cluster",),
     "region-cut-off": ("alive -> suspect", "partition: [[n4, n5], [n1, n2, n3]]"),

@@ -173,6 +173,13 @@ class Trust:
                 found.append(certificate)
         return max(found, key=lambda c: (c.generation, c.is_issuer, c.issued_ms, c.signature), default=None)
 
+    def is_recorded(self, peer: str) -> bool:
+        """Whether the ledger itself has a certificate of a peer, for everybody to judge by."""
+        return any(
+            self._words.get(key) is not None
+            for key in (f"member/{peer}", *(f"seat/{n}/{peer}" for n in self._recent()))
+        )
+
     def present(self, raw: bytes, peer: str) -> Cause:
         """A peer shows its certificate: note it. What is wrong with it, NONE if nothing."""
         if not raw:

@@ -9,6 +9,8 @@ carry it: it only publishes what the quorum has signed.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from p2p_network import wire
 from p2p_network.identity import verify as verify_signature
 from p2p_roles.genesis import messages
@@ -87,7 +89,12 @@ def verify_entry(key: str, raw: bytes, mesh_id: str) -> bool:
 
 def value_of(certificate: Certificate) -> Value:
     """The decided value of a verified certificate."""
-    return decode_value(certificate.value, certificate.instance.decree)
+    return _decided(certificate.value, certificate.instance.decree)
+
+
+@lru_cache(maxsize=64)  # asked for at every step, of the few certificates that there are
+def _decided(raw: bytes, decree: int) -> Value:
+    return decode_value(raw, decree)
 
 
 def is_abort(certificate: Certificate) -> bool:
