@@ -1,7 +1,7 @@
 """Does a test fail with this mutant? A pytest plugin that asks so for every mutant that mutmut has made.
 
-mutmut's own loop starts pytest anew for each of two thousand mutants. Here the tests are collected once and run
-once to see which functions they reach; then each mutant gets a fork of this process, in which the tests that
+mutmut's own loop starts pytest anew for each of two thousand mutants. Here the tests are collected once and
+run once to see which functions they reach; then each mutant gets a fork of this process, in which the tests that
 reach its function run, the quickest first, until one fails. Writes RESULTS: a line per mutant.
 
     MUTANTS=results.txt python -m pytest -p mutants TESTS     (in mutmut's folder `mutants`)
@@ -30,7 +30,7 @@ EXAMPLES = 25
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A mutant needs to be noticed, not explained: few examples, the same ones each time, not made smaller."""
+    """A mutant must be noticed, not explained: few examples, the same ones each time, not made smaller."""
     for item in items:
         test = getattr(item, "obj", None)
         before = getattr(test, "_hypothesis_internal_use_settings", None)
@@ -58,9 +58,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
         for function in state()._stats:
             reached[function].append((time.monotonic() - began, item))
         state()._stats.clear()
-    names = [
-        name for meta in sorted(Path("src").rglob("*.meta")) for name in json.loads(meta.read_text())["exit_code_by_key"]
-    ]  # fmt: skip
+    files = sorted(Path("src").rglob("*.meta"))
+    names = [name for file in files for name in json.loads(file.read_text())["exit_code_by_key"]]
     only = os.environ.get("MUTANTS_ONLY", "")
     names = [name for name in names if only in name]
     with open(os.environ["MUTANTS"], "w") as results:

@@ -118,8 +118,8 @@ class Admission:
     def admits(self, author: str) -> bool:
         """For the ledger's policy. What we say ourselves is for the others to judge.
 
-        A certificate that was only shown to us in a handshake does not do: whoever gets the entry from us must
-        be able to judge it too, also when its author is gone before they meet.
+        A certificate that was only shown to us in a handshake does not do: whoever gets the entry from us
+        must be able to judge it too, also when its author is gone before they meet.
         """
         return author == self._self_id or (
             self.trust.is_recorded(author) and self.verdict(author).is_admitted
