@@ -1,8 +1,8 @@
 """Does a test fail with this mutant? A pytest plugin that asks so for every mutant that mutmut has made.
 
 mutmut's own loop starts pytest anew for each of two thousand mutants. Here the tests are collected once and
-run once to see which functions they reach; then each mutant gets a fork of this process, in which the tests that
-reach its function run, the quickest first, until one fails. Writes RESULTS: a line per mutant.
+run once to see which functions they reach; then each mutant gets a fork of this process, in which the tests
+that reach its function run, the quickest first, until one fails. Writes RESULTS: a line per mutant.
 
     MUTANTS=results.txt python -m pytest -p mutants TESTS     (in mutmut's folder `mutants`)
 """
