@@ -141,10 +141,14 @@ class Place:
         """Its data plane with the TUN device up and addressed."""
         plane = await self.plane()
         await plane.configure(self.config(listen or (f"0.0.0.0:{self.port}", f"[::]:{self.port}")))
+        self.bring_up()
+        return plane
+
+    def bring_up(self) -> None:
+        """Give the device its addresses."""
         for address in (f"{self.inner}/16", f"{self.inner6}/64"):
             run("ip", "-n", self.netns, "addr", "replace", address, "dev", self.device, *nodad(address))
         run("ip", "-n", self.netns, "link", "set", self.device, "up")
-        return plane
 
     def config(self, listen: tuple[str, ...] = (f"0.0.0.0:{PORT}",)) -> Configure:
         return Configure(

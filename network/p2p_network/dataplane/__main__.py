@@ -1,6 +1,7 @@
 """How does the data-plane process start and end?
 
-`python -m p2p_network.dataplane --socket PATH [--log PATH]`. One per socket path (a lock file beside it).
+`python -m p2p_network.dataplane --socket PATH [--log PATH] [--from PATH]`. One per socket path (a lock file
+beside it). With `--from` it takes over from the data plane that answers there (`succession`).
 Ends on SIGTERM, SIGINT or a `Stop` request; its TUN device goes with it. SIGHUP is ignored: it outlives its
 starter.
 """
@@ -15,15 +16,20 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 
 from p2p_network.core import log
+from p2p_network.core.errors import MeshError
 from p2p_network.dataplane.control import ControlServer
 from p2p_network.dataplane.loop import READ, Loop
-from p2p_network.dataplane.messages import ALREADY_RUNNING
+from p2p_network.dataplane.messages import ALREADY_RUNNING, Estate
 from p2p_network.dataplane.plane import Plane
+from p2p_network.dataplane.succession import take_over
 
-_USAGE = "usage: python -m p2p_network.dataplane --socket PATH [--log PATH]"
+_USAGE = "usage: python -m p2p_network.dataplane --socket PATH [--log PATH] [--from PATH]"
+_LOCK_PATIENCE_S = 10.0
+_LOCK_POLL_S = 0.002
 
 logger = log.get("p2p_network.dataplane")
 
@@ -44,16 +50,25 @@ def main(arguments: Sequence[str]) -> int:
     if options is None:
         sys.stderr.write(f"{_USAGE}\n")
         return 2
-    socket_path, log_path = options
+    socket_path, log_path, source = options
     handler = logging.FileHandler(log_path) if log_path else logging.StreamHandler()
     handler.setFormatter(LineFormat())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    lock = _lock(f"{socket_path}.lock")
+    loop = Loop()
+    plane = Plane(loop)
+    estate, device = Estate(None, ()), None
+    if source:
+        try:
+            estate, device = take_over(source)
+        except (OSError, ValueError) as exc:
+            log.event(logger, "network.plane_refused", path=source, reason=f"it hands nothing over: {exc}")
+            return 1
+    lock = _lock(f"{socket_path}.lock", _LOCK_PATIENCE_S if source else 0.0)
     if lock is None:
         log.event(logger, "network.plane_refused", path=socket_path, reason="another one runs on this socket")
         return ALREADY_RUNNING
     try:
-        _run(socket_path)
+        _run(socket_path, loop, plane, estate, device)
     except OSError as exc:
         log.event(logger, "network.plane_failed", logging.ERROR, path=socket_path, error=str(exc))
         return 1
@@ -65,22 +80,24 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _options(arguments: Sequence[str]) -> tuple[str, str] | None:
-    """(socket, log) of the command line. By hand: argparse would cost 1.4 MB for good."""
+def _options(arguments: Sequence[str]) -> tuple[str, str, str] | None:
+    """(socket, log, from) of the command line. By hand: argparse would cost 1.4 MB for good."""
     given = dict(zip(arguments[::2], arguments[1::2], strict=False))
-    if len(arguments) % 2 or not given.get("--socket") or given.keys() - {"--socket", "--log"}:
+    if len(arguments) % 2 or not given.get("--socket") or given.keys() - {"--socket", "--log", "--from"}:
         return None
-    return given["--socket"], given.get("--log", "")
+    return given["--socket"], given.get("--log", ""), given.get("--from", "")
 
 
-def _run(path: str) -> None:
+def _run(path: str, loop: Loop, plane: Plane, estate: Estate, device: int | None) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65536)), hard))
-    loop = Loop()
     _stop_on_signals(loop)
-    plane = Plane(loop)
-    control = ControlServer(loop, path, plane.answer, plane.carry)
+    try:
+        plane.inherit(estate, device)
+    except MeshError as exc:  # the agent sees it, and configures it anew
+        log.event(logger, "network.plane_failed", logging.ERROR, path=path, error=exc.message)
+    control = ControlServer(loop, path, plane.answer, plane.carry, lambda: plane.device)
     log.event(logger, "network.plane_started", path=path, pid=os.getpid())
     try:
         loop.run()
@@ -91,15 +108,20 @@ def _run(path: str) -> None:
     log.event(logger, "network.plane_stopped", path=path, pid=os.getpid())
 
 
-def _lock(path: str) -> int | None:
-    """A descriptor that holds the lock until the process ends, or None if another process has it."""
+def _lock(path: str, patience_s: float) -> int | None:
+    """A descriptor that holds the lock until the process ends, or None if another process keeps it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < end:
+                time.sleep(_LOCK_POLL_S)
+                continue
+            os.close(fd)
+            return None
+        return fd
 
 
 def _stop_on_signals(loop: Loop) -> None:

@@ -402,7 +402,9 @@ class Carriers:
             self._decide(peer)
 
     def close(self) -> None:
-        """End everything."""
+        """End everything, and say so: the others then dial at once."""
+        for connection in list(self._live):
+            connection.retire("the data plane ends")
         for peer in {peer for peer, _ in self._plans}:
             self.drop(peer)
         self.listen(())

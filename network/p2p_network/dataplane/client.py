@@ -24,6 +24,7 @@ import trio
 from p2p_network import wire
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError
+from p2p_network.dataplane.edition import edition
 from p2p_network.dataplane.messages import (
     ALREADY_RUNNING,
     FRAME_HEAD_BYTES,
@@ -76,14 +77,16 @@ class DataPlane:
     async def start_or_adopt(cls, socket_path: Path, *, log_path: Path) -> DataPlane:
         """The data plane of this socket path: the one that runs, or a new one.
 
-        One that speaks another version of the protocol is ended and replaced. Raises MeshError if none
-        comes up.
+        One that runs other code than what is installed hands over to a new one, in a moment; one that speaks
+        another version of the protocol is ended and replaced. Raises MeshError if none comes up.
         """
         plane = cls(socket_path)
         welcome = await plane._hello()
         if welcome is not None and welcome.protocol != PROTOCOL:
             await plane._replace(await plane._pid_by_socket())
             welcome = None
+        if welcome is not None and welcome.edition != edition():
+            welcome = await plane._succeed(log_path)
         plane.adopted = welcome is not None
         if welcome is None:
             welcome = await plane._start(log_path)
@@ -249,6 +252,22 @@ class DataPlane:
         os.kill(pid, signal.SIGTERM)
         await self._wait_until_gone(pid)
 
+    async def _succeed(self, log_path: Path) -> Welcome | None:
+        """Let a new process take over; the old one goes on if that fails, and None says that none does."""
+        log.event(logger, "network.plane_succeeded", path=str(self._path), reason="it runs other code")
+        source = ("--from", str(self._path))
+        process = await trio.to_thread.run_sync(_spawn, self._path, log_path, source)
+        end = trio.current_time() + _START_S
+        welcome = None
+        while trio.current_time() < end:
+            welcome = await self._hello()
+            if welcome is not None and welcome.pid == process.pid:
+                break
+            if process.poll() is not None:
+                break
+            await trio.sleep(_POLL_S)
+        return welcome
+
     async def _start(self, log_path: Path) -> Welcome:
         process = await trio.to_thread.run_sync(_spawn, self._path, log_path)
         end = trio.current_time() + _START_S
@@ -276,7 +295,7 @@ class DataPlane:
         raise MeshError(f"the data plane (pid {pid}) does not end", hint=f"end it yourself: kill -9 {pid}")
 
 
-def _spawn(socket_path: Path, log_path: Path) -> subprocess.Popen[bytes]:
+def _spawn(socket_path: Path, log_path: Path, more: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
     """Start it detached: its own session, no descriptor of ours. Blocking; runs in a thread."""
     try:
         socket_path.parent.mkdir(parents=True, exist_ok=True)
@@ -285,7 +304,7 @@ def _spawn(socket_path: Path, log_path: Path) -> subprocess.Popen[bytes]:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "p2p_network.dataplane"),
-                    *("--socket", str(socket_path), "--log", str(log_path)),
+                    *("--socket", str(socket_path), "--log", str(log_path), *more),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

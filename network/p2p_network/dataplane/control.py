@@ -17,7 +17,16 @@ from typing import Final
 from p2p_network import wire
 from p2p_network.core import log
 from p2p_network.dataplane.loop import READ, WRITE, Loop
-from p2p_network.dataplane.messages import FRAME_HEAD_BYTES, MAX_FRAME_BYTES, Carry, Done, Reply, Request
+from p2p_network.dataplane.messages import (
+    FRAME_HEAD_BYTES,
+    MAX_FRAME_BYTES,
+    Carry,
+    Done,
+    Estate,
+    Reply,
+    Request,
+)
+from p2p_network.dataplane.succession import hand_over
 
 MAX_CALLERS: Final = 8
 _BACKLOG: Final = 64
@@ -32,6 +41,7 @@ class ControlServer:
 
     Args:
         answer: turns a request into a reply.
+        device: the descriptor that goes with an `Estate`, or None.
         carry: takes the socket of a `Carry` that was answered with `Done`.
     """
 
@@ -41,9 +51,11 @@ class ControlServer:
         path: str,
         answer: Callable[[Request], Reply],
         carry: Callable[[Carry, socket.socket], None],
+        device: Callable[[], int | None],
     ) -> None:
         self._loop = loop
         self._carry = carry
+        self._device = device
         self._path = path
         self._answer = answer
         self._callers: dict[Caller, None] = {}
@@ -76,7 +88,8 @@ class ControlServer:
         if len(self._callers) >= MAX_CALLERS:
             next(iter(self._callers)).close()
         sock.setblocking(False)
-        self._callers[Caller(self._loop, sock, self._answer, self._forget, self._carry)] = None
+        caller = Caller(self._loop, sock, self._answer, self._forget, self._carry, self._device)
+        self._callers[caller] = None
 
     def _forget(self, caller: Caller) -> None:
         self._callers.pop(caller, None)
@@ -101,9 +114,10 @@ class Caller:
         answer: Callable[[Request], Reply],
         forget: Callable[[Caller], None],
         carry: Callable[[Carry, socket.socket], None],
+        device: Callable[[], int | None],
     ) -> None:
         self._loop, self._sock, self._answer, self._forget = loop, sock, answer, forget
-        self._carry = carry
+        self._carry, self._device = carry, device
         self._received = bytearray()
         self._unsent = b""
         loop.watch(sock.fileno(), READ, self._on_events)
@@ -138,8 +152,12 @@ class Caller:
             del self._received[:end]
             request: Request = wire.decode(frame, Request)  # type: ignore[arg-type]
             answer = self._answer(request)
-            reply = wire.encode(answer)
-            self._send(len(reply).to_bytes(FRAME_HEAD_BYTES, "big") + reply)
+            body = wire.encode(answer)
+            reply = len(body).to_bytes(FRAME_HEAD_BYTES, "big") + body
+            if isinstance(answer, Estate):
+                hand_over(self._sock, reply, self._device())
+                return
+            self._send(reply)
             if isinstance(request, Carry) and isinstance(answer, Done):
                 self._hand_over(request)
                 return

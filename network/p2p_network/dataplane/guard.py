@@ -9,6 +9,7 @@ of such a flow (path MTU depends on it). Fragments without ports pass if any flo
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from struct import Struct
 from typing import Final
 
@@ -42,6 +43,15 @@ class Guard:
 
     def __init__(self) -> None:
         self._flows: OrderedDict[Flow, float] = OrderedDict()
+
+    def flows(self) -> list[tuple[int, bytes, bytes, int, int, float]]:
+        """What is remembered, the oldest first."""
+        return [(*flow, since) for flow, since in self._flows.items()]
+
+    def remember(self, flows: Iterable[tuple[int, bytes, bytes, int, int, float]]) -> None:
+        """Know these flows, as `flows` gave them."""
+        for protocol, own, other, own_port, other_port, since in flows:
+            self._keep((protocol, own, other, own_port, other_port), since)
 
     def __len__(self) -> int:
         return len(self._flows)

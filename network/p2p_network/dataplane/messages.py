@@ -13,7 +13,7 @@ import msgspec
 
 from p2p_network.session import PeerSession
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 FRAME_HEAD_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = 1 << 20
 ALREADY_RUNNING: Final = 7
@@ -102,14 +102,21 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """End the process; the TUN device goes with it. Answered before it ends."""
 
 
-Request = Hello | Configure | PutPeer | SetReach | DropPeer | Carry | GetStats | Stop
+class HandOver(msgspec.Struct, frozen=True, tag="hand_over"):
+    """Give everything to the process that asks, and end. Answered with `Estate`; the TUN device's descriptor,
+    if there is one, comes beside it (SCM_RIGHTS).
+    """
+
+
+Request = Hello | Configure | PutPeer | SetReach | DropPeer | Carry | GetStats | Stop | HandOver
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
-    """Who this data plane is."""
+    """Who this data plane is. `edition`: of the code that it runs (`edition`), "" if unknown."""
 
     protocol: int
     pid: int
+    edition: str = ""
 
 
 class Configured(msgspec.Struct, frozen=True, tag="configured"):
@@ -204,4 +211,25 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     peers: tuple[PeerStats, ...]
 
 
-Reply = Welcome | Configured | Done | Failed | Stats
+class Heritage(msgspec.Struct, frozen=True):
+    """One peer, as it was put last, and what must not happen twice or be forgotten.
+
+    Attributes:
+        dialled, taken: by kind of carrier, the numbers of the session's connections so far.
+        flows: what a guard remembers (`guard.Flow` and when it was used last).
+    """
+
+    peer: PutPeer
+    dialled: dict[str, int]
+    taken: dict[str, int]
+    flows: tuple[tuple[int, bytes, bytes, int, int, float], ...] = ()
+
+
+class Estate(msgspec.Struct, frozen=True, tag="estate"):
+    """All that a data plane leaves to its successor."""
+
+    config: Configure | None
+    peers: tuple[Heritage, ...]
+
+
+Reply = Welcome | Configured | Done | Failed | Stats | Estate

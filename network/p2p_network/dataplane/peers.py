@@ -32,6 +32,16 @@ class Session:
         number = self._dialled[kind] = self._dialled.get(kind, 0) + 1
         return number
 
+    def numbers(self) -> tuple[dict[str, int], dict[str, int]]:
+        """What was dialled and what was taken so far, by kind."""
+        return dict(self._dialled), dict(self._taken)
+
+    def go_on(self, dialled: dict[str, int], taken: dict[str, int]) -> None:
+        """Go on where another process stopped."""
+        for known, heard in ((self._dialled, dialled), (self._taken, taken)):
+            for kind, number in heard.items():
+                known[kind] = max(number, known.get(kind, 0))
+
     def take_number(self, kind: str, number: int) -> bool:
         """Whether a dialer's connection number is new; each is good once, and none below an accepted one."""
         if number <= self._taken.get(kind, 0):

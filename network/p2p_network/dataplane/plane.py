@@ -18,8 +18,9 @@ from p2p_network.dataplane import sockets
 from p2p_network.dataplane.carriers import Carriers
 from p2p_network.dataplane.choice import KINDS, MESH
 from p2p_network.dataplane.cpu import ciphers_by_speed
+from p2p_network.dataplane.edition import edition
 from p2p_network.dataplane.forward import Forwarder
-from p2p_network.dataplane.guard import Guard
+from p2p_network.dataplane.guard import MAX_FLOWS, Guard
 from p2p_network.dataplane.loop import READ, Loop
 from p2p_network.dataplane.messages import (
     PROTOCOL,
@@ -28,9 +29,12 @@ from p2p_network.dataplane.messages import (
     Configured,
     Done,
     DropPeer,
+    Estate,
     Failed,
     GetStats,
+    HandOver,
     Hello,
+    Heritage,
     PutPeer,
     Reply,
     Request,
@@ -59,6 +63,7 @@ class Plane:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._started_at = loop.now()
+        self._edition = edition()
         self._table = PeerTable()
         self._forwarder = Forwarder(self._table, self._device_lost)
         self._carriers = Carriers(loop, self._table, self._forwarder)
@@ -72,7 +77,7 @@ class Plane:
         try:
             match request:
                 case Hello():
-                    return Welcome(protocol=PROTOCOL, pid=os.getpid())
+                    return Welcome(protocol=PROTOCOL, pid=os.getpid(), edition=self._edition)
                 case Configure():
                     return self._configure(request)
                 case PutPeer():
@@ -85,6 +90,9 @@ class Plane:
                     return self._may_carry(request)
                 case GetStats():
                     return self._stats()
+                case HandOver():
+                    self._loop.stop()
+                    return self._estate()
                 case Stop():
                     self._loop.stop()
                     return Done()
@@ -98,14 +106,48 @@ class Plane:
         self._carriers.close()
         self._close_device()
 
+    # --- succession ------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> int | None:
+        """The TUN device's descriptor."""
+        return self._tun.fd if self._tun is not None else None
+
+    def _estate(self) -> Estate:
+        peers = []
+        left = MAX_FLOWS  # of all peers: it has to fit into one frame
+        for peer in self._table.by_name.values():
+            carrying = peer.carrier.session if peer.carrier is not None else None
+            session = carrying or peer.newest
+            flows = peer.guard.flows()[-left:] if peer.guard is not None and left else []
+            left -= len(flows)
+            told = PutPeer(
+                peer=peer.name,
+                session=session.keys,
+                endpoints=peer.endpoints,
+                allowed_ips=tuple(str(network) for network in self._table.routes.owned_by(peer)),
+                dial=peer.dial,
+                guarded=peer.guard is not None,
+            )
+            peers.append(Heritage(told, *session.numbers(), tuple(flows)))
+        return Estate(self._config, tuple(peers))
+
+    def inherit(self, estate: Estate, device: int | None) -> None:
+        """Go on where another data plane stopped. Raises MeshError: what can't be had again."""
+        if estate.config is None:
+            return
+        self._configure(estate.config, device)
+        for each in estate.peers:
+            self._put_peer(each.peer, each)
+
     # --- configuration ---------------------------------------------------------------------------
 
-    def _configure(self, wanted: Configure) -> Reply:
+    def _configure(self, wanted: Configure, given: int | None = None) -> Reply:
         if wanted == self._config:
             return self._capability()
         _check_config(wanted)
         new_tun = self._tun is None or self._tun.name != wanted.device
-        fresh = Tun(wanted.device) if new_tun else self._tun
+        fresh = Tun(wanted.device, given) if new_tun else self._tun
         assert fresh is not None
         try:
             self._carriers.listen(wanted.listen, wanted.carriers)
@@ -156,7 +198,7 @@ class Plane:
 
     # --- peers -----------------------------------------------------------------------------------
 
-    def _put_peer(self, wanted: PutPeer) -> Reply:
+    def _put_peer(self, wanted: PutPeer, left: Heritage | None = None) -> Reply:
         allowed = _check_peer(wanted)
         if self._config is not None and wanted.peer == self._config.self_id:
             raise MeshError("a node is no peer of itself", hint="leave this node out of the peers")
@@ -170,6 +212,8 @@ class Plane:
             peer = self._table.by_name[wanted.peer] = Peer(wanted.peer, self._table.budget)
         if holder is None:
             session = Session(wanted.session)
+            if left is not None:
+                session.go_on(left.dialled, left.taken)
             peer.sessions.append(session)
             self._forget_overtaken(peer)
         # A carrier dialled through the mesh's own device would carry itself.
@@ -177,6 +221,8 @@ class Plane:
         peer.dial = wanted.dial
         self._table.routes.assign(peer, allowed)
         _set_guard(peer, guarded=wanted.guarded)
+        if peer.guard is not None and left is not None:
+            peer.guard.remember(left.flows)
         self._suit_all_peers()
         self._carriers.put(peer)
         return Done()

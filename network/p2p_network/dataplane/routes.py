@@ -82,6 +82,10 @@ class RouteTable(Generic[T]):
                     del self._prefixes[key]
         self._remembered.clear()
 
+    def owned_by(self, owner: T) -> tuple[Network, ...]:
+        """What was assigned to it last."""
+        return self._owned.get(owner, ())
+
     def bar(self, networks: Iterable[Network]) -> None:
         """Addresses in these networks have no owner, whatever is assigned; replaces the former ones."""
         self._barred = tuple(networks)

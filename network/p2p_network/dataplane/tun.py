@@ -51,13 +51,17 @@ class Tun:
         offloads: TUN_F bits in force for what the kernel hands out.
     """
 
-    def __init__(self, name: str) -> None:
-        """Create the device. Raises MeshError (no root, no /dev/net/tun, name taken)."""
+    def __init__(self, name: str, fd: int | None = None) -> None:
+        """Create the device. Raises MeshError (no root, no /dev/net/tun, name taken).
+
+        `fd`: take this one over that another process created.
+        """
         self.name = name
-        self.fd = _open_device()
+        self.fd = _open_device() if fd is None else fd
         try:
-            request = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)
-            fcntl.ioctl(self.fd, _TUNSETIFF, request)
+            if fd is None:
+                request = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)
+                fcntl.ioctl(self.fd, _TUNSETIFF, request)
             fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, struct.pack("i", VNET_BYTES))
             fcntl.ioctl(self.fd, _TUNSETVNETLE, struct.pack("i", 1))
             self.capability = self.offloads = self._first_accepted()
