@@ -22,9 +22,9 @@ from p2p_network.core.ids import PeerId
 logger = log.get(__name__)
 
 ALONE_S = 5.0
-FIRST_ALONE_S = (
-    1.0  # where one node is enough for a mesh (`p2p.minimum_nodes: 1`): the claim has yet to stand
-)
+FIRST_ALONE_S = 0.2
+"""Where one node is enough for a mesh (`p2p.minimum_nodes: 1`): until it stands, an older claim
+that is met wins."""
 CLAIM_STANDS_MS = 2000  # a claim this old, and unchallenged, may be built upon
 
 
