@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2p_network.dataplane.choice import MESH, TCP, UDP, Path, choose
+from p2p_network.dataplane.choice import MESH, TCP, UDP, Path, choose, needs_bbr
 
 
 def test_the_mesh_carries_only_what_nothing_else_does() -> None:
@@ -22,3 +22,10 @@ def test_what_says_nothing_carries_nothing_while_another_way_answers() -> None:
     assert choose([tcp, Path(UDP, silent=True), mesh], TCP)[0] == MESH
     assert choose([tcp], TCP)[0] == TCP, "better than nothing"
     assert choose([tcp, Path(UDP, silent=True)], TCP)[0] == TCP
+
+
+def test_only_a_near_way_without_loss_does_without_bbr() -> None:
+    assert not needs_bbr(0.2, sent=0, again=0)
+    assert not needs_bbr(0.2, sent=1_000_000, again=100), "now and then a queue runs over"
+    assert needs_bbr(0.2, sent=10_000, again=9)
+    assert needs_bbr(20.0, sent=0, again=0)

@@ -19,6 +19,9 @@ KINDS: Final = (TCP, UDP, MESH)
 _LOSSY: Final = 0.0005
 """Share of lost segments from which a loss-driven congestion control starves: Mathis et al. 1997."""
 _MIN_INNER_MTU: Final = 1280
+_NEAR_MS: Final = 3.0
+_FEW: Final = 8
+BEARS_LOSS: Final = "bbr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Path:
 
     Attributes:
         kind: one of `KINDS`.
-        congestion: TCP's congestion control, e.g. "bbr"; "" for others.
+        congestion: TCP's congestion control when something is lost, e.g. "bbr"; "" for others.
         loss: share of segments or datagrams lost lately; None if unknown.
         rtt_ms: of the last heartbeat; None if unknown.
         inner_mtu: the largest packet it takes, bytes.
@@ -43,6 +46,16 @@ class Path:
     silent: bool = False
 
 
+def needs_bbr(rtt_ms: float, sent: int, again: int) -> bool:
+    """Whether TCP's congestion control should bear loss, at some cost: on a long way or a lossy one.
+
+    Args:
+        rtt_ms: the shortest round trip; 0 if unknown.
+        sent, again: segments so far, and how many of them were sent again.
+    """
+    return rtt_ms > _NEAR_MS or again > max(_FEW, sent * _LOSSY / 4)
+
+
 def choose(paths: Sequence[Path], current: str) -> tuple[str, str]:
     """(kind, reason) of the carrier to use; `current` is that in use, or "". There is at least one path."""
     assert paths, "nothing to choose from"
@@ -56,7 +69,7 @@ def choose(paths: Sequence[Path], current: str) -> tuple[str, str]:
     tcp, udp = by_kind[TCP], by_kind[UDP]
     if udp.inner_mtu < _MIN_INNER_MTU:
         return TCP, f"datagrams of {udp.inner_mtu} bytes are too small for the VPN"
-    if tcp.congestion == "bbr":
+    if tcp.congestion == BEARS_LOSS:
         return TCP, "records over TCP carry most; its congestion control (bbr) bears loss"
     threshold = _LOSSY / 4 if current == UDP else _LOSSY  # don't swing to and fro
     loss = max(tcp.loss or 0.0, udp.loss or 0.0)

@@ -16,7 +16,7 @@ import socket
 from typing import Final, Protocol
 
 from p2p_network.dataplane import preface
-from p2p_network.dataplane.choice import TCP, Path
+from p2p_network.dataplane.choice import BEARS_LOSS, TCP, Path, needs_bbr
 from p2p_network.dataplane.forward import Forwarder
 from p2p_network.dataplane.inbox import Inbox, Unfinished
 from p2p_network.dataplane.loop import READ, WRITE, Loop, Timer
@@ -34,7 +34,7 @@ from p2p_network.dataplane.records import (
     control_entry,
     sealed_size,
 )
-from p2p_network.dataplane.sockets import suit_rate, tcp_facts
+from p2p_network.dataplane.sockets import bear_loss, can_bear_loss, suit_rate, tcp_facts
 
 HANDSHAKE_S: Final = 3.0
 RETIRE_S: Final = 5.0
@@ -43,6 +43,7 @@ _STUCK_TIMEOUTS: Final = 2
 """After so many retransmissions in a row (0.6 s) what goes in does not come out: see `Path.silent`."""
 _GONE_TIMEOUTS: Final = 5
 """... and after so many (six seconds) it is given up, even if what is small comes through."""
+_NEAR_ONLY: Final = "cubic"
 
 _NOTHING: Final = memoryview(b"")
 
@@ -120,6 +121,7 @@ class TcpConnection:
         self.rtt_ms: float | None = None
         self._counted = (0, 0)
         self._timeouts = 0
+        self._bears_loss = False
         self._loss: float | None = None
         self.last_received = owner.loop.now()
         self.pulse = Pulse(self.last_received)
@@ -175,6 +177,7 @@ class TcpConnection:
         self.phase = Phase.LIVE
         self.ready = True
         self.last_received = self._owner.loop.now()
+        self._suit_path()
         self._owner.went_live(self)
 
     # --- events ----------------------------------------------------------------------------------
@@ -264,15 +267,25 @@ class TcpConnection:
 
     # --- sending ---------------------------------------------------------------------------------
 
+    def _suit_path(self) -> None:
+        """A near path that loses nothing needs no pacing; every other one does, from then on."""
+        suit_rate(self._sock)
+        if not self._bears_loss:
+            facts = tcp_facts(self._sock)
+            if needs_bbr(facts.min_rtt_ms, facts.sent, facts.again):
+                self._bears_loss = True
+                bear_loss(self._sock)
+
     def ping(self) -> None:
         """Ask for a sign of life, unless bytes are waiting anyway."""
-        suit_rate(self._sock)
+        self._suit_path()
         if self.ready:
             self.send(control_entry(PING, clock_ns(self._owner.loop)))
 
     def path_facts(self) -> Path:
         """What `choice` looks at."""
-        congestion, sent, again, self._timeouts = tcp_facts(self._sock)
+        facts = tcp_facts(self._sock)
+        self._timeouts, sent, again = facts.timeouts, facts.sent, facts.again
         before_sent, before_again = self._counted
         if sent - before_sent >= LEAST_SAMPLE:
             self._counted = (sent, again)
@@ -280,7 +293,9 @@ class TcpConnection:
         silent = self._timeouts >= _STUCK_TIMEOUTS or self.pulse.is_suspect(
             self._owner.loop.now(), self.last_received
         )
-        return Path(TCP, congestion, self._loss, self.rtt_ms, silent=silent)
+        return Path(
+            TCP, BEARS_LOSS if can_bear_loss() else _NEAR_ONLY, self._loss, self.rtt_ms, silent=silent
+        )
 
     @property
     def stuck(self) -> bool:

@@ -33,10 +33,12 @@ from p2p_network.dataplane.tun import Tun
 
 _READ_BYTES: Final = VNET_BYTES + MAX_PACKET_BYTES
 _HEAD_BYTES: Final = ENTRY_BYTES + VNET_BYTES
-_BATCH_BYTES: Final = 1 << 17
-"""A batch is sent once it is about so long."""
-_LAST_START: Final = _BATCH_BYTES - _READ_BYTES
-_TURN_BYTES: Final = 4 * _BATCH_BYTES
+_LAST_START: Final = 1 << 15
+"""A batch that is longer is sent: one whole super-packet, or as many small ones. Longer ones leave the cache
+between reading, sealing and sending: 5 % more of the processor's time.
+"""
+_BATCH_BYTES: Final = _LAST_START + _READ_BYTES + ENTRY_BYTES
+_TURN_BYTES: Final = 1 << 19
 """So much is read from the device before sockets get their turn."""
 
 _DEVICE_GONE: Final = (errno.EBADFD, errno.ENODEV, errno.EBADF)
