@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 
 from p2p_network.core.errors import UsageError
 from p2p_network.token import NetworkToken, format_token
-from p2p_simulations.lab import outfit, processes, state
+from p2p_simulations.lab import machines, outfit, processes, state
 from p2p_simulations.lab.commands import LabError, require
 from p2p_simulations.lab.network import Network
 from p2p_simulations.lab.node import Node, agent_argv, wait_until
@@ -44,8 +44,7 @@ class Lab:
         self._bound = bound
         self._bonds: list[int] = []
         self.nodes = {
-            place.name: Node(folder, place, outfit.environment(folder, meant.env))
-            for place in self.topology.places
+            place.name: Node(folder, place, self._environment(place.name)) for place in self.topology.places
         }
 
     @classmethod
@@ -220,6 +219,10 @@ class Lab:
             f"the router of lab {self.name} is gone", hint=f"kairos-p2p lab down --name {self.name}"
         )
 
+    def _environment(self, name: str) -> dict[str, str]:
+        env = outfit.environment(self.folder, self._meant.env)
+        return machines.with_clock(env, self.topology.clocks.get(name, 0.0))
+
     def _start_holder(self, place: Place | None) -> subprocess.Popen[bytes]:
         """Spawn a holder for a node, or for the router; it says "ready" on its standard output."""
         name = place.name if place else processes.ROUTER
@@ -227,8 +230,11 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         mark = processes.mark_of(self.folder, name)
         spec: dict[str, Any] = {"mark": mark, "hostname": name.strip("@"), "router": place is None}
-        env = outfit.environment(self.folder, self._meant.env)
-        spec |= {"agent": agent_argv(), "env": env}
+        env = self._environment(name)
+        spec |= {
+            "agent": machines.with_disk(agent_argv(), self.topology.slow_disks.get(name, 0.0)),
+            "env": env,
+        }
         if place is not None:
             spec |= outfit.file_system(folder, self.topology, place, self._meant.token)
             spec["visible"] = outfit.visible(self.folder, env)

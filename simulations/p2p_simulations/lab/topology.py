@@ -10,6 +10,8 @@ A topology is a small YAML file; unknown keys, duplicates and aliases are refuse
     minimum_nodes: 5         # wait for so many before the genesis; default: all
     discovery: {bootstrap: true, dht: true, mdns: true}
     nat: {west: symmetric}   # regions behind NAT: full-cone (one node), port-restricted or symmetric
+    clocks: {n3: +1h}        # by how much the clock of a machine is wrong
+    slow_disks: {n2: 200ms}  # so much longer takes every fsync there
     config: {k3s: {args: [--debug]}}          # merged into the cloud-config of every node
     nodes: {n5: {p2p: {role: worker}}}        # merged into the cloud-config of one node
 
@@ -38,7 +40,10 @@ MESH_PORT: Final = 4701
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")
 _NAME_HINT = "1 to 32 of a-z, 0-9 and - (no - at the ends)"
 NAT_KINDS: Final = ("full-cone", "port-restricted", "symmetric")
-_KEYS = ("regions", "servers", "minimum_nodes", "discovery", "nat", "config", "nodes")
+_KEYS = ("regions", "servers", "minimum_nodes", "discovery", "nat", "clocks", "slow_disks", "config", "nodes")
+_OFFSET = re.compile(r"([+-]?)([0-9]{1,6}(?:\.[0-9]+)?)(ms|s|m|h)")
+_UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+MAX_SLOW_DISK_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,8 @@ class Topology:
         minimum_nodes: written into every cloud-config.
         config: merged into every cloud-config.
         nat: regions behind NAT, and which kind of it (`NAT_KINDS`).
+        clocks: by how many seconds a node's clock is wrong.
+        slow_disks: by how many seconds every fsync of a node is longer.
     """
 
     places: tuple[Place, ...]
@@ -80,6 +87,8 @@ class Topology:
     discovery: Discovery = Discovery()
     config: Mapping[str, Any] = field(default_factory=dict)
     nat: Mapping[str, str] = field(default_factory=dict)
+    clocks: Mapping[str, float] = field(default_factory=dict)
+    slow_disks: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def regions(self) -> tuple[str, ...]:
@@ -138,6 +147,8 @@ def make_topology(
     config: Mapping[str, Any] | None = None,
     nodes: Mapping[str, Mapping[str, Any]] | None = None,
     nat: Mapping[str, str] | None = None,
+    clocks: Mapping[str, float] | None = None,
+    slow_disks: Mapping[str, float] | None = None,
 ) -> Topology:
     """A topology from names of nodes per region; addresses and defaults are filled in."""
     places: list[Place] = []
@@ -164,6 +175,8 @@ def make_topology(
         discovery=discovery,
         config=config or {},
         nat=dict(nat or {}),
+        clocks=dict(clocks or {}),
+        slow_disks=dict(slow_disks or {}),
     )
 
 
@@ -237,6 +250,8 @@ def as_document(topology: Topology) -> dict[str, Any]:
         "minimum_nodes": topology.minimum_nodes,
         "discovery": {"bootstrap": discovery.bootstrap, "dht": discovery.dht, "mdns": discovery.mdns},
         "nat": dict(topology.nat),
+        "clocks": dict(topology.clocks),
+        "slow_disks": dict(topology.slow_disks),
         "config": dict(topology.config),
         "nodes": {place.name: dict(place.config) for place in topology.places if place.config},
     }
@@ -252,6 +267,8 @@ def from_document(document: Mapping[str, Any]) -> Topology:
         config=document["config"],
         nodes=document["nodes"],
         nat=document["nat"],
+        clocks=document["clocks"],
+        slow_disks=document["slow_disks"],
     )
 
 
@@ -274,7 +291,10 @@ class _Reader:
         discovery = self._discovery(values)
         config = self._plain(values["config"], "config") if "config" in values else {}
         nat = self._nat(values, regions)
-        nodes = self._nodes(values, [name for names in regions.values() for name in names])
+        names = [name for of_region in regions.values() for name in of_region]
+        clocks = self._seconds(values, "clocks", names, -float("inf"), float("inf"))
+        slow_disks = self._seconds(values, "slow_disks", names, 0.0, MAX_SLOW_DISK_S)
+        nodes = self._nodes(values, names)
         if self._problems:
             raise ConfigError(self._problems, hint="an example stands in simulations/README.md")
         return make_topology(
@@ -285,6 +305,8 @@ class _Reader:
             config=config,
             nodes=nodes,
             nat=nat,
+            clocks=clocks,
+            slow_disks=slow_disks,
         )
 
     def _compose(self) -> yaml.Node | None:
@@ -375,6 +397,25 @@ class _Reader:
             if wrong:
                 self._fail(node, f"nat.{region}", wrong)
             found[region] = kind
+        return found
+
+    def _seconds(
+        self, values: Mapping[str, yaml.Node], key: str, names: Sequence[str], least: float, most: float
+    ) -> dict[str, float]:
+        """A duration for some nodes."""
+        if key not in values:
+            return {}
+        found: dict[str, float] = {}
+        for name, node in self._mapping(values[key], key, names):
+            match = _OFFSET.fullmatch(str(node.value)) if isinstance(node, yaml.ScalarNode) else None
+            if match is None:
+                self._fail(node, f"{key}.{name}", "must be a duration", "write it like 200ms, +90s or -1h")
+                continue
+            sign, number, unit = match.groups()
+            seconds = float(number) * _UNITS_S[unit] * (-1 if sign == "-" else 1)
+            if not least <= seconds <= most:
+                self._fail(node, f"{key}.{name}", f"must be from {least:g} to {most:g} s")
+            found[name] = seconds
         return found
 
     def _nodes(self, values: Mapping[str, yaml.Node], names: Sequence[str]) -> dict[str, Any]:
