@@ -272,7 +272,7 @@ class Issuing:
                 "a node can't revoke itself",
                 hint="to take it out: kairos-p2p leave; or revoke it from another",
             )
-        document = Revocation(peer, authority.generation, self._admission.now_ms(), reason[:200])
+        document = Revocation(peer, authority.generation, self._mesh_ms(), reason[:200])
         await self._replication.write(f"revoked/{peer}", encode(authority.signed(document)))
         self._runtime.log(logger, "admission.revoked", peer=peer, reason=reason)
         await self._admission.look()
@@ -303,9 +303,7 @@ class Issuing:
             keys = mesh_keys(new_token, kept.network_id)
             new = authority_of(keys)
             members = self._members()
-            link = Announcement(
-                new.generation, new.public, old.public, len(members), self._admission.now_ms()
-            )
+            link = Announcement(new.generation, new.public, old.public, len(members), self._mesh_ms())
             words = [(f"generation/{new.generation}", encode(new.signed(old.announced(link))))]
             for certificate in members:
                 seat = self._seat(new, certificate, NewKeys(keys.psk, seed if certificate.is_issuer else b""))
@@ -315,6 +313,10 @@ class Issuing:
         self._runtime.log(logger, "admission.rotation_announced", count=len(members), to=new.generation)
         await self._admission.look()
         return format_token(new_token)
+
+    def _mesh_ms(self) -> int:
+        """When something is said that entries are compared with: not before those that are known here."""
+        return max(self._admission.now_ms(), self._replication.ledger.clock_last.wall_ms)
 
     def _check_holders(self) -> None:
         holders = self._holders()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from p2p_bootstrap.node.runner import Runner
 from p2p_bootstrap.node.runtime import Runtime, Signal, TaskGroup
 from p2p_network import membership
 from p2p_network.core import log
+from p2p_network.core.clock import MAX_AHEAD_MS
 from p2p_network.core.errors import MeshError, RemoteViolation
 from p2p_network.core.ids import PeerId
 from p2p_network.host.presence import PeerDown, PeerUp
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from p2p_bootstrap.node.ports import Mesh, Store
 
 logger = log.get(__name__)
+
+TELL_CLOCK_EVERY_S: Final = 600.0
 
 SYNC_TIMEOUT_S = 10.0
 SPOKEN = tuple(rule for rule in TABLE.values() if rule.writer in (Writer.OWNER, Writer.AUTHORITY))
@@ -64,6 +67,7 @@ class Replication:
         self._store = store
         self._ipv6_of = ipv6_of
         self._hint = events.Hint(b"", ())
+        self._told_clock: dict[PeerId, float] = {}
         self._out: dict[PeerId, str] = {}
         self._subscribers: list[tuple[str, Signal]] = []
         self._view_subscribers: list[Signal] = []
@@ -241,8 +245,25 @@ class Replication:
                     self._runtime.log(
                         logger, "ledger.refused", logging.DEBUG, peer=peer, count=count, reason=str(reason)
                     )
+                if Refusal.AHEAD in dict(why):
+                    self._tell_clock(peer)
             case _:
                 assert_never(effect)
+
+    def _tell_clock(self, peer: PeerId) -> None:
+        """Once in a while: whose words nobody takes looks like a node that is not there."""
+        now = self._runtime.monotonic()
+        if now >= self._told_clock.get(peer, now):
+            self._told_clock[peer] = now + TELL_CLOCK_EVERY_S
+            self._runtime.log(
+                logger,
+                "ledger.clock_ahead",
+                logging.WARNING,
+                peer=peer,
+                reason=f"its clock is more than {MAX_AHEAD_MS // 3600_000} h ahead of ours, so its words are "
+                "not taken: to the cluster it is not there",
+                hint="set the clock of that machine (or of this one), for example by NTP",
+            )
 
     # ------------------------------------------------------------ anti-entropy
 

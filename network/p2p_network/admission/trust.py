@@ -37,7 +37,6 @@ from p2p_network.ledger.entry import Entry
 
 MAX_PRESENTED: Final = 4096
 MAX_CHECKED: Final = 16_384
-CLOCK_SLACK_MS: Final = 10 * 60 * 1000
 
 
 class Cause(StrEnum):

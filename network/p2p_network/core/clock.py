@@ -1,15 +1,16 @@
 """In which order did things happen, when clocks disagree?
 
 Hybrid logical clocks (Kulkarni et al. 2014): a `Stamp` is wall-clock milliseconds plus a counter; it
-never goes back and always exceeds every stamp this node has accepted. A stamp too far in the future is
-refused, so one clock that is an hour fast can't drag the whole mesh with it.
+never goes back and always exceeds every stamp this node has accepted. Clocks may differ by a day, for a
+machine without a battery starts with any time, and who is right is not to be known; a stamp further in the
+future is refused, so one broken clock can't drag the whole mesh with it for ever.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_AHEAD_MS = 10 * 60 * 1000
+MAX_AHEAD_MS = 24 * 3600 * 1000  # as far as the certificates of k3s are backdated (`p2p_roles.k3s.pki`)
 
 
 @dataclass(frozen=True, slots=True, order=True)
