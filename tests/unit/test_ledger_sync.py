@@ -134,8 +134,8 @@ def test_a_deletion_older_than_the_retention_meets_a_peer_that_missed_it() -> No
 
 def test_what_is_refused_does_not_end_the_session_and_stays_bounded() -> None:
     one, other = ledger(), ledger(YOU)
-    fast = node(PEOPLE[5], 3600)
-    other.step(0.0, EntriesReceived(ME.peer_id, (fast, node(PEOPLE[6])), WALL_S + 3600))
+    fast = node(PEOPLE[5], 48 * 3600)
+    other.step(0.0, EntriesReceived(ME.peer_id, (fast, node(PEOPLE[6])), WALL_S + 48 * 3600))
     _, traffic = run(one, other)
     assert one.refused == {Refusal.AHEAD: 1}
     assert len(one) == 1
