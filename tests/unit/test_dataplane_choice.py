@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2p_network.dataplane.choice import MESH, TCP, UDP, Path, choose, needs_bbr
+from p2p_network.dataplane.choice import MESH, TCP, UDP, Path, choose, has_grown, needs_bbr
 
 
 def test_the_mesh_carries_only_what_nothing_else_does() -> None:
@@ -29,3 +29,6 @@ def test_only_a_near_way_without_loss_does_without_bbr() -> None:
     assert not needs_bbr(0.2, sent=1_000_000, again=100), "now and then a queue runs over"
     assert needs_bbr(0.2, sent=10_000, again=9)
     assert needs_bbr(20.0, sent=0, again=0)
+    assert has_grown(0.2, 100.0), "it was near"
+    assert not has_grown(0.2, 9.0), "a queue"
+    assert not has_grown(90.0, 100.0), "it was always long"

@@ -390,7 +390,7 @@ class Carriers:
             if connection.pulse.is_gone(now, connection.last_received):
                 connection.close(f"silent for {SILENCE_S:.0f} s")
             elif connection.stuck:
-                connection.close("nothing that it sends is acknowledged")
+                connection.close("nothing that it sends is acknowledged, or only on a longer way")
             elif connection.worn:
                 connection.close("its keys are worn")
             elif connection.phase is Phase.LIVE:

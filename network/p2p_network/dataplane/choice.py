@@ -20,6 +20,7 @@ _LOSSY: Final = 0.0005
 """Share of lost segments from which a loss-driven congestion control starves: Mathis et al. 1997."""
 _MIN_INNER_MTU: Final = 1280
 _NEAR_MS: Final = 3.0
+_QUEUED_MS: Final = 20.0
 _FEW: Final = 8
 BEARS_LOSS: Final = "bbr"
 
@@ -46,14 +47,22 @@ class Path:
     silent: bool = False
 
 
-def needs_bbr(rtt_ms: float, sent: int, again: int) -> bool:
+def has_grown(min_rtt_ms: float, rtt_ms: float) -> bool:
+    """Whether a near way (by its shortest round trip) isn't near any more, or full of queues.
+
+    TCP remembers the shortest round trip for minutes, and bbr would go by it: only a new connection helps.
+    """
+    return min_rtt_ms <= _NEAR_MS and rtt_ms > _QUEUED_MS
+
+
+def needs_bbr(min_rtt_ms: float, sent: int, again: int) -> bool:
     """Whether TCP's congestion control should bear loss, at some cost: on a long way or a lossy one.
 
     Args:
-        rtt_ms: the shortest round trip; 0 if unknown.
+        min_rtt_ms: the shortest round trip; 0 if unknown.
         sent, again: segments so far, and how many of them were sent again.
     """
-    return rtt_ms > _NEAR_MS or again > max(_FEW, sent * _LOSSY / 4)
+    return min_rtt_ms > _NEAR_MS or again > max(_FEW, sent * _LOSSY / 4)
 
 
 def choose(paths: Sequence[Path], current: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import socket
 from typing import Final, Protocol
 
 from p2p_network.dataplane import preface
-from p2p_network.dataplane.choice import BEARS_LOSS, TCP, Path, needs_bbr
+from p2p_network.dataplane.choice import BEARS_LOSS, TCP, Path, has_grown, needs_bbr
 from p2p_network.dataplane.forward import Forwarder
 from p2p_network.dataplane.inbox import Inbox, Unfinished
 from p2p_network.dataplane.loop import READ, WRITE, Loop, Timer
@@ -121,7 +121,7 @@ class TcpConnection:
         self.rtt_ms: float | None = None
         self._counted = (0, 0)
         self._timeouts = 0
-        self._bears_loss = False
+        self._bears_loss = self._outgrown = False
         self._loss: float | None = None
         self.last_received = owner.loop.now()
         self.pulse = Pulse(self.last_received)
@@ -270,11 +270,14 @@ class TcpConnection:
     def _suit_path(self) -> None:
         """A near path that loses nothing needs no pacing; every other one does, from then on."""
         suit_rate(self._sock)
-        if not self._bears_loss:
-            facts = tcp_facts(self._sock)
-            if needs_bbr(facts.min_rtt_ms, facts.sent, facts.again):
-                self._bears_loss = True
-                bear_loss(self._sock)
+        if self._bears_loss or self.session is None:
+            return
+        facts = tcp_facts(self._sock)
+        if self.session.is_far or needs_bbr(facts.min_rtt_ms, facts.sent, facts.again):
+            self._bears_loss = True
+            bear_loss(self._sock)
+        elif has_grown(facts.min_rtt_ms, facts.rtt_ms):
+            self.session.is_far = self._outgrown = True
 
     def ping(self) -> None:
         """Ask for a sign of life, unless bytes are waiting anyway."""
@@ -299,8 +302,8 @@ class TcpConnection:
 
     @property
     def stuck(self) -> bool:
-        """Whether what goes in has not come out for too long."""
-        return self._timeouts >= _GONE_TIMEOUTS
+        """Whether what goes in has not come out for too long, or a new connection would do better."""
+        return self._outgrown or self._timeouts >= _GONE_TIMEOUTS
 
     @property
     def worn(self) -> bool:

@@ -20,10 +20,12 @@ from p2p_network.session import PeerSession
 class Session:
     """A session with what must never repeat: the numbers of its connections."""
 
-    __slots__ = ("_dialled", "_taken", "keys")
+    __slots__ = ("_dialled", "_taken", "is_far", "keys")
 
     def __init__(self, keys: PeerSession) -> None:
         self.keys = keys
+        self.is_far = False
+        """A TCP connection of it found its way grown: the next ones need not look."""
         self._dialled: dict[str, int] = {}
         self._taken: dict[str, int] = {}
 

@@ -33,9 +33,10 @@ _HEADERS6: Final = 60
 _TCP_INFO_BYTES: Final = 168
 # offsets in struct tcp_info (include/uapi/linux/tcp.h)
 _BACKOFF: Final = 4
+_RTT: Final = 68  # microseconds
 _TOTAL_RETRANS: Final = 100
 _SEGS_OUT: Final = 136
-_MIN_RTT: Final = 148  # microseconds
+_MIN_RTT: Final = 148
 _UNKNOWN: Final = 0xFFFFFFFF
 _DELIVERY_RATE: Final = 160  # bytes per second
 _U32: Final = struct.Struct("@I")
@@ -152,12 +153,13 @@ class TcpFacts:
     Attributes:
         sent, again: segments, and how many of them were sent again.
         timeouts: retransmission time-outs in a row.
-        min_rtt_ms: the shortest round trip lately.
+        rtt_ms, min_rtt_ms: the round trip, smoothed, and the shortest one lately.
     """
 
     sent: int = 0
     again: int = 0
     timeouts: int = 0
+    rtt_ms: float = 0.0
     min_rtt_ms: float = 0.0
 
 
@@ -167,12 +169,13 @@ def tcp_facts(sock: socket.socket) -> TcpFacts:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     except OSError:
         return TcpFacts()
-    sent, again, min_rtt_us = (
+    sent, again, rtt_us, min_rtt_us = (
         _U32.unpack_from(info, at)[0] if len(info) >= at + 4 else 0
-        for at in (_SEGS_OUT, _TOTAL_RETRANS, _MIN_RTT)
+        for at in (_SEGS_OUT, _TOTAL_RETRANS, _RTT, _MIN_RTT)
     )
     timeouts = info[_BACKOFF] if len(info) > _BACKOFF else 0
-    return TcpFacts(sent, again, timeouts, 0.0 if min_rtt_us == _UNKNOWN else min_rtt_us / 1e3)
+    shortest_us = 0 if min_rtt_us == _UNKNOWN else min_rtt_us
+    return TcpFacts(sent, again, timeouts, rtt_us / 1e3, shortest_us / 1e3)
 
 
 def name_of(address: tuple[object, ...]) -> str:
