@@ -4,7 +4,7 @@ mutmut's own loop starts pytest anew for each of two thousand mutants. Here the 
 run once to see which functions they reach; then each mutant gets a fork of this process, in which the tests
 that reach its function run, the quickest first, until one fails. Writes RESULTS: a line per mutant.
 
-    MUTANTS=results.txt python -m pytest -p mutants TESTS     (in mutmut's folder `mutants`)
+    MUTANTS=results.txt [MUTANTS_ONLY=names.txt] python -m pytest -p mutants TESTS     (in mutmut's folder `mutants`)
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from mutmut.mutation import trampoline
 from mutmut.state import state
 
 CPU_S = 20  # of a mutant's tests, at most, which take about two
-EXAMPLES = 25
+EXAMPLES = 10
+ABOUT = {"p2p_network.ledger": ("ledger",), "p2p_roles.genesis": ("genesis", "bootstrap")}
+"""Module -> words in the names of the files whose tests are about it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,12 +63,19 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     files = sorted(Path("src").rglob("*.meta"))
     names = [name for file in files for name in json.loads(file.read_text())["exit_code_by_key"]]
     only = os.environ.get("MUTANTS_ONLY", "")
-    names = [name for name in names if only in name]
+    if only:
+        wanted = set(Path(only).read_text().split())
+        names = [name for name in names if name in wanted]
     with open(os.environ["MUTANTS"], "w") as results:
         for number, name in enumerate(names, 1):
-            tests = sorted(reached[name.rpartition("__mutmut_")[0]], key=lambda test: test[0])
+            words = next(words for module, words in ABOUT.items() if name.startswith(module))
+            tests = sorted(
+                (took_s, item.nodeid, item)
+                for took_s, item in reached[name.rpartition("__mutmut_")[0]]
+                if any(word in item.path.name for word in words)
+            )
             chosen[0] = name
-            results.write(f"{name}: {verdict([item for _, item in tests])}\n")
+            results.write(f"{name}: {verdict([item for *_, item in tests])}\n")
             results.flush()
             if number % 100 == 0:
                 sys.stderr.write(f"{number} of {len(names)} mutants\n")

@@ -199,6 +199,8 @@ class World:
         faults.heal(self)
         healed_at = engine.now
         took_s = self._converge(healed_at) if plan.expect.converges else 0.0
+        if self._is_torn_apart():  # so there is nothing that all of them could know
+            return took_s
         if not self._go(engine.now + _CONVERGES_S, until=lambda: not self.checkers.converged()):
             raise Violation(f"{self.checkers.converged()} {_CONVERGES_S:.0f} s after everything settled")
         self.checkers.memory()
@@ -332,7 +334,7 @@ class World:
 
         Re-addressing servers is a person's work, and so is a majority of them that is lost.
         """
-        if self.departed and (apart := self._is_torn_apart()):
+        if apart := self._is_torn_apart():
             return apart
         for scope in sorted({machine.scope for machine in self.machines.values()}):
             ready = self.checkers.ready(scope)
@@ -362,7 +364,11 @@ class World:
 
     def _is_torn_apart(self) -> str:
         """Two that are left can't meet for ever: nobody is left who could lead them to each other."""
-        left = [m.name for m in self.machines.values() if m.name not in self.departed]
+        if not self.departed:
+            return ""
+        left = [
+            m.name for m in self.machines.values() if m.name not in self.departed and m not in self.waiting
+        ]
         meet = self.network.may_meet
         for number, one in enumerate(left):
             for other in left[number + 1 :]:
