@@ -4,7 +4,9 @@ mutmut's own loop starts pytest anew for each of two thousand mutants. Here the 
 run once to see which functions they reach; then each mutant gets a fork of this process, in which the tests
 that reach its function run, the quickest first, until one fails. Writes RESULTS: a line per mutant.
 
-    MUTANTS=results.txt [MUTANTS_ONLY=names.txt] python -m pytest -p mutants TESTS     (in mutmut's folder `mutants`)
+    MUTANTS=results.txt [MUTANTS_ONLY=names.txt] python -m pytest -p mutants TESTS
+
+in mutmut's folder `mutants`.
 """
 
 from __future__ import annotations
