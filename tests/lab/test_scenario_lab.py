@@ -10,19 +10,27 @@ from p2p_bootstrap.cli.main import main
 
 SCENARIO = """
 description: what a lab can do to nodes, all of it within a quarter of a minute
-regions: {east: [a, b], west: [c, d]}
+regions: {east: [a, b, e], west: [c], north: [d]}
 servers: 1
 minimum_nodes: 4
-nodes: {a: {role: server}, b: {role: agent}, c: {role: agent}, d: {role: agent}}
+nodes:
+  a: {role: server}
+  b: {role: agent}
+  c: {role: agent, nat: port-restricted}
+  d: {role: agent}
+  e: {role: agent, joins: later, minimum_nodes: 64}
 network: {loss: 0.02}
 faults:
-  - {at: 3s, kill_agent: b, for: 1s}
+  - {at: 2s, flap: [a, b], for: 4s, period: 1s}
+  - {at: 3s, cut: [[c, north]], for: 3s}
   - {at: 4s, one_way: {from: [c], to: [a]}, for: 2s}
+  - {when: DISCOVER, after: 1s, kill_agent: it, for: 1s}
   - {at: 6s, partition: [[a, b], [c, d]], for: 3s}
   - {at: 7s, power_cut: d, for: 2s}
   - {at: 8s, freeze: c, for: 2s}
-  - {at: 10s, lose_ledger: b, for: 1s}
-heal: 12s
+  - {at: 9s, corrupt_ledger: d, for: 1s}
+  - {at: 10s, reimage: b, for: 1s}
+heal: 13s
 expect: {within: 5m, clusters_before_heal: 1}
 """
 
@@ -37,16 +45,22 @@ def test_a_scenario_ends_in_the_lab_as_in_the_simulator(
     code = main(["lab", "run", "--scenario", str(file), "--timeout", "150s"])
     said = capfd.readouterr()
     assert code == 0, said.err
-    assert [line.split() for line in said.out.splitlines()[-4:]] == [
+    assert [line.split() for line in said.out.splitlines()[-5:]] == [
         ["a", "server", "ready", "kept", "kept"],
-        ["b", "agent", "ready", "kept", "kept"],
+        ["b", "agent", "ready", "new", "new"],
         ["c", "agent", "ready", "kept", "kept"],
         ["d", "agent", "ready", "kept", "kept"],
+        ["e", "agent", "ready", "kept", "kept"],
     ]
     for fault in (
+        "flap: [a, b]",
+        "cut: [[c, d]]",
+        "kill_agent: ",
         "partition: [[a, b], [c, d]]",
         "power_cut: d",
         "freeze: c",
+        "corrupt_ledger: d",
+        "reimage: b",
         "everything heals",
     ):
         assert fault in said.err

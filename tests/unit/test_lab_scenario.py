@@ -86,3 +86,21 @@ def test_two_endings_are_told_apart_by_what_matters() -> None:
 def test_a_scenario_brings_its_own_topology(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lab", "run", "shape.yaml", "--scenario", "x.yaml"]) == 2
     assert "brings its own topology" in capsys.readouterr().err
+
+
+def test_a_region_stands_behind_one_router_and_a_firewall_is_a_nodes_own() -> None:
+    shape = topology_of(
+        plan_of("nodes: {n1: {nat: symmetric}, n2: {nat: symmetric}, n3: {nat: closed}}\n"), "x"
+    )
+    assert shape.nat == {"a": "symmetric"}
+    shape = topology_of(plan_of("nodes: {n3: {nat: full-cone}}\nrelay: false\ndynamic_roles: true\n"), "x")
+    assert shape.nat == {"b": "full-cone"}
+    assert shape.config["p2p"] == {"placement": "spread", "relay": False, "dynamic_roles": True}
+    for nodes, keys in (
+        ("{n1: {nat: symmetric}}", {"nodes.n2.nat"}),
+        ("{n1: {nat: full-cone}, n2: {nat: full-cone}}", {"nodes.n1.nat"}),
+        ("{n1: {nat: symmetric}, n2: {nat: closed}}", {"nodes.n2.nat"}),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            topology_of(plan_of(f"nodes: {nodes}\n"), "x")
+        assert {problem.key for problem in caught.value.problems} == keys

@@ -7,10 +7,12 @@ cluster. The end has the form of a simulated one (`sim.ending`), so the two can 
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import random
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from itertools import count, permutations
@@ -62,6 +64,9 @@ class Player:
         self._gone: set[str] = set()
         self._reimaged: set[str] = set()
         self._frozen: set[str] = set()
+        self._damaged: set[str] = set()
+        self._ready_at: float | None = None
+        self._waiting = {node.name: node.boots_at_s for node in plan.nodes if node.joins_later}
         self._first: dict[str, tuple[str, str]] = {}  # peer id and address when first seen
         self._healing = False
 
@@ -72,12 +77,15 @@ class Player:
         self._began = time.monotonic()
         for node in self._plan.nodes:
             self._off.add(node.name)
+            if node.name in self._waiting:
+                continue
             self._at(node.boots_at_s, lambda name=node.name: self._start(name))  # type: ignore[misc]
         for at_s, fault in self._plan.faults:
             self._at(at_s, lambda fault=fault: self._happen(fault))  # type: ignore[misc]
         while (now := self._now()) < self._plan.heal_at_s:
             self._do_what_is_due()
             self._look()
+            self._let_in()
             time.sleep(max(0.0, min(POLL_S, self._plan.heal_at_s - now)))
         limit = self._plan.expect.clusters_before_healing
         if limit is not None and (seen := len(self._clusters())) > limit:
@@ -137,6 +145,19 @@ class Player:
                 fault = aimed(trigger.fault, name)
                 self._after(trigger.after_s, lambda fault=fault: self._happen(fault))  # type: ignore[misc]
 
+    def _let_in(self) -> None:
+        """Nodes that were to come to a cluster that stands."""
+        if not self._waiting:
+            return
+        if self._ready_at is None:
+            seen = (self._lab.node(name).observe(timeout_s=0.5) for name in self._left())
+            if any(said is not None and said["role"]["ready"] for said in seen):
+                self._ready_at = self._now()
+            return
+        for name in [n for n, after_s in self._waiting.items() if self._now() >= self._ready_at + after_s]:
+            del self._waiting[name]
+            self._start(name)
+
     # ------------------------------------------------------------ faults
 
     def _happen(self, fault: Fault) -> None:
@@ -167,6 +188,12 @@ class Player:
                 self._cut_power(node, down_s)
                 for file in self._disk(node, "/var/lib/kairos-p2p").glob("**/store.sqlite*"):
                     file.unlink()
+            case faults.CorruptLedger(node, down_s):
+                self._cut_power(node, down_s)
+                self._corrupt_rows(node)
+            case faults.CorruptDurable(node, down_s):
+                self._cut_power(node, down_s)
+                self._corrupt_votes(node)
             case faults.Reimage(node, down_s):
                 self._reimage(node, down_s)
             case faults.Depart(node, said):
@@ -182,8 +209,6 @@ class Player:
                 | faults.DriftClock()
                 | faults.Slow()
                 | faults.FullDisk()
-                | faults.CorruptDurable()
-                | faults.CorruptLedger()
                 | faults.BreakK3s()
                 | faults.Byzantine()
                 | faults.Upgrade()
@@ -238,6 +263,25 @@ class Player:
                 for item in self._disk(name, path).iterdir():
                     shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
         self._reimaged.add(name)
+        self._first.setdefault(name, ("", ""))  # never seen before: whoever comes back is another
+
+    def _corrupt_rows(self, name: str) -> None:
+        """Some rows of the ledger read as something else: the agent leaves them out and says so."""
+        for file in self._disk(name, "/var/lib/kairos-p2p").glob("**/store.sqlite"):
+            with contextlib.closing(sqlite3.connect(file)) as database, database:
+                rows = database.execute("SELECT id, raw FROM entry ORDER BY id").fetchall()
+                for row, raw in self._random.sample(rows, min(len(rows), 3)):
+                    at = self._random.randrange(len(raw))
+                    bad = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+                    database.execute("UPDATE entry SET raw = ? WHERE id = ?", (bad, row))
+
+    def _corrupt_votes(self, name: str) -> None:
+        """A byte of what it must never forget is another: the agent refuses, until it is imaged anew."""
+        for file in self._disk(name, "/var/lib/kairos-p2p").glob("**/durable/bootstrap*"):
+            raw = file.read_bytes()
+            at = self._random.randrange(len(raw))
+            file.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+            self._damaged.add(name)
 
     def _depart(self, name: str, said: bool) -> None:
         self._gone.add(name)
@@ -294,14 +338,17 @@ class Player:
         self._cuts.clear()
         self._loss = 0.0
         self._apply()
-        for name in self._left():
+        for name in [name for name in self._left() if name not in self._waiting]:
             self._thaw(name)
+            if name in self._damaged:
+                self._reimage(name, 0.0)
             self._boot(name)
             self._start(name)
 
     def _converge(self) -> None:
         deadline = time.monotonic() + self._timeout_s
         while missing := self._missing():
+            self._let_in()
             if time.monotonic() > deadline:
                 raise TimedOut(
                     f"not healed after {self._timeout_s:g} s: {missing}",

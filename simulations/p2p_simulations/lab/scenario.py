@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from p2p_network.addressing import DEFAULT_NETWORK
 from p2p_network.core.errors import ConfigError, Problem
-from p2p_simulations.lab.topology import Topology, make_topology
+from p2p_simulations.lab.topology import NAT_KINDS, Topology, check_nat, make_topology
 from p2p_simulations.sim.plan import ChangeWeather, Fault, K3sPlan, NodePlan, Plan
 from p2p_simulations.sim.writing import describe
 from p2p_simulations.world.net import CALM, Weather
@@ -26,7 +26,6 @@ ABSENT: Final[dict[str, str]] = {
     "slow_disk": _ONE_MACHINE,
     "slow_cpu": _ONE_MACHINE,
     "full_disk": _ONE_MACHINE,
-    "corrupt": "nobody images a lab's machine anew by itself; write reimage",
     "break_k3s": "k3s in a lab is the one that is installed; kill_agent and power_cut are there",
     "upgrade": _NO_BOOT,
     "bad_upgrade": _NO_BOOT,
@@ -53,6 +52,10 @@ def topology_of(plan: Plan, file: str) -> Topology:
         p2p["home_region"] = plan.placement.home_region
     if plan.per_region:
         p2p["cluster"] = "region"
+    if not plan.relays:
+        p2p["relay"] = False
+    if plan.replaces:
+        p2p["dynamic_roles"] = True
     if plan.infers_regions:
         p2p["region"] = "auto"
     if plan.network != DEFAULT_NETWORK:
@@ -61,9 +64,29 @@ def topology_of(plan: Plan, file: str) -> Topology:
         regions,
         servers=plan.servers,
         minimum_nodes=plan.minimum_nodes,
+        nat=_nat(plan),
         config={"p2p": p2p},
         nodes={node.name: {"p2p": own} for node in plan.nodes if (own := _own(node))},
     )
+
+
+def _nat(plan: Plan) -> dict[str, str]:
+    """Regions that stand behind a router. A `closed` node has a firewall of its own (`lab.weather`)."""
+    return {node.region: node.nat for node in plan.nodes if node.nat in NAT_KINDS}
+
+
+def _wrong_nat(plan: Plan) -> Iterator[tuple[str, str]]:
+    regions: dict[str, list[str]] = {}
+    for node in plan.nodes:
+        regions.setdefault(node.region, []).append(node.name)
+    nat = _nat(plan)
+    for node in plan.nodes:
+        meant = nat.get(node.region, "closed" if node.nat == "closed" else "open")
+        if node.nat != meant:
+            yield f"nodes.{node.name}.nat", "a region of a lab stands behind one router, as a whole"
+    for region, kind in nat.items():
+        if wrong := check_nat(regions, region, kind):
+            yield f"nodes.{regions[region][0]}.nat", wrong
 
 
 def _own(node: NodePlan) -> dict[str, Any]:
@@ -91,6 +114,7 @@ def _absent(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "chaos", "nobody stops a real process between two of its effects; kill_agent is there"
     if plan.k3s.failure:
         yield "k3s.failure", ABSENT["break_k3s"]
+    yield from _wrong_nat(plan)
     yield from _weather("network", plan.weather)
     for number, fault in enumerate((*(f for _, f in plan.faults), *(t.fault for t in plan.triggers))):
         word = kind_of(fault)
