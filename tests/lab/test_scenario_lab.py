@@ -48,9 +48,9 @@ def test_a_scenario_ends_in_the_lab_as_in_the_simulator(
     assert [line.split() for line in said.out.splitlines()[-5:]] == [
         ["a", "server", "ready", "kept", "kept"],
         ["b", "agent", "ready", "new", "new"],
+        ["e", "agent", "ready", "kept", "kept"],
         ["c", "agent", "ready", "kept", "kept"],
         ["d", "agent", "ready", "kept", "kept"],
-        ["e", "agent", "ready", "kept", "kept"],
     ]
     for fault in (
         "flap: [a, b]",
