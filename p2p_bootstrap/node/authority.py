@@ -250,7 +250,12 @@ class Authority:
     async def _mirror(self, standing: Standing, given: Mapping[PeerId, Assigned], fence: int) -> None:
         """What the datastore says into the ledger, in the name of a server that is one."""
         ledger, scope = self._replication.ledger, self._options.scope
-        trusted = {p for p in (*standing.genesis.servers, *given) if _is_server(standing.genesis, given, p)}
+        # the first servers stay believed also after their time: who has not seen what came later (a new node,
+        # a lost ledger) can believe the others only by what these said of them
+        trusted = {
+            *standing.genesis.servers,
+            *(p for p in given if _is_server(standing.genesis, given, p)),
+        }
         behind: set[str] = set()
         for peer, word in given.items():
             key = assign.key_of(scope, peer)

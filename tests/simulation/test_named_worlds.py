@@ -75,11 +75,11 @@ def test_a_clock_an_hour_behind_stops_nobody_else(nodes: Nodes, seed: int) -> No
 
 
 @pytest.mark.parametrize("seed", [1, 11])
-def test_a_clock_an_hour_ahead_does_not_capture_the_genesis(nodes: Nodes, seed: int) -> None:
+def test_a_clock_far_ahead_does_not_capture_the_genesis(nodes: Nodes, seed: int) -> None:
     """Nobody takes its records, so nobody could join it. It is in once the mesh's time has caught up."""
     fast, *others = nodes(5)
-    wrong = NodePlan(fast.name, fast.region, clock_offset_s=3600.0)
-    expect = Expectations(within_s=4000.0)
+    wrong = NodePlan(fast.name, fast.region, clock_offset_s=1200.0)
+    expect = Expectations(within_s=1600.0)
     plan = Plan(
         "clock", (wrong, *others), servers=3, minimum_nodes=4, k3s=QUICK, heal_at_s=90.0, expect=expect
     )

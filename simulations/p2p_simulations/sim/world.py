@@ -201,8 +201,9 @@ class World:
         took_s = self._converge(healed_at) if plan.expect.converges else 0.0
         if self._is_torn_apart():  # so there is nothing that all of them could know
             return took_s
-        if not self._go(engine.now + _CONVERGES_S, until=lambda: not self.checkers.converged()):
-            raise Violation(f"{self.checkers.converged()} {_CONVERGES_S:.0f} s after everything settled")
+        settled = self._go(engine.now + _CONVERGES_S, until=lambda: not self.checkers.converged())
+        if not settled and (why := self.checkers.converged()):  # if nobody is left, nothing happens any more
+            raise Violation(f"{why} {_CONVERGES_S:.0f} s after everything settled")
         self.checkers.memory()
         self.checkers.addresses_unique()
         self.checkers.one_k3s()
