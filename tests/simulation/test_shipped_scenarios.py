@@ -25,6 +25,8 @@ STORIES = {
         "k3s v1.36.2+k3s1 does not start on this machine",
         "those that had changed are back",
     ),
+    "behind-nat": ("h1       reaches o1 through c2", "h1       reaches o1 through c1"),
+    "machines-replaced": ("rows of the ledger are damaged", "deletes the Node n1", "n2       MEMBER: server"),
     "lost-disks": ("n4       a sector under durable/", "n4       AGENT ENDED: durable/", "damaged"),
     "lost-region": ("partition: [[berlin, munich]]",),
     "power-cut": ("k3s initialises a cluster",),
