@@ -14,7 +14,8 @@ import dns.rrset
 import pytest
 import trio
 
-from p2p_bootstrap.node.resolving import Resolving
+from p2p_bootstrap.node import resolving as resolving_module
+from p2p_bootstrap.node.resolving import RESOLV_CONF, Resolving
 from p2p_network.core.errors import MeshError
 from p2p_network.core.ids import PeerId
 from p2p_network.ledger.durable import DurableFiles
@@ -159,6 +160,32 @@ async def test_the_file_is_changed_and_put_back(resolving: tuple[Resolving, Path
     assert path.read_text() == BEFORE
     await made.restore()
     assert path.read_text() == BEFORE
+
+
+async def test_resolved_asks_us_for_the_meshs_names_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tmp_path / "said"
+    program = tmp_path / "resolvectl"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+    program.chmod(0o755)
+    (tmp_path / "io.systemd.Resolve").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(resolving_module, "_RESOLVED", tmp_path / "io.systemd.Resolve")
+    before = RESOLV_CONF.read_bytes() if RESOLV_CONF.exists() else b""
+    made = Resolving(DurableFiles(tmp_path / "durable"))
+    assert made.uses_resolved
+    for _ in range(2):
+        await made.keep("kp2p0", ("10.144.0.1", "fd00::1"), "kairos.p2p", ("144.10.in-addr.arpa",))
+    await made.restore()
+    await made.restore()
+    assert said.read_text().splitlines() == [
+        "dns kp2p0 10.144.0.1 fd00::1",
+        "domain kp2p0 ~kairos.p2p ~144.10.in-addr.arpa",
+        "default-route kp2p0 no",
+        "revert kp2p0",
+    ]
+    assert (RESOLV_CONF.read_bytes() if RESOLV_CONF.exists() else b"") == before, "the file is resolved's"
 
 
 async def test_what_a_crash_left_is_put_back_by_the_next_start(

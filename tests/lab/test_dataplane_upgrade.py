@@ -16,6 +16,7 @@ from plane_traffic import PATIENCE_S, UDP4, Transfer, ping
 from two_planes import Field, Place, session_pair, until
 
 import p2p_network
+from p2p_network import session
 from p2p_network.dataplane.client import DataPlane
 
 WHY_NOT = two_planes.why_not()
@@ -40,13 +41,15 @@ print(trio.run(lambda: DataPlane(Path(sys.argv[1]))._succeed(Path(sys.argv[2])))
 UPGRADES = 3
 
 
-def other_edition(folder: Path) -> Path:
-    """A place to import from whose data plane is of another edition: a comment differs."""
+def other_edition(folder: Path, module: str = "loop.py", change: tuple[str, str] = ("", "")) -> Path:
+    """A place to import from whose data plane is of another edition: something differs in a module of it."""
     copy = folder / "old"
     source = Path(p2p_network.__file__).parent
     shutil.copytree(source, copy / "p2p_network", ignore=shutil.ignore_patterns("__pycache__"))
-    with (copy / "p2p_network" / "dataplane" / "loop.py").open("a") as file:
-        file.write("# an older edition\n")
+    changed = copy / "p2p_network" / "dataplane" / module
+    text = changed.read_text()
+    assert change[0] in text
+    changed.write_text(text.replace(*change) + "# another edition\n")
     return copy
 
 
@@ -150,3 +153,39 @@ async def test_an_upgraded_data_plane_goes_on_where_the_old_one_stopped(tmp_path
         for each in (plane, other):
             each.pid = (await each.stats()).pid
             await each.stop()  # waits until it is gone
+
+
+async def test_keys_that_are_worn_are_replaced_under_traffic(tmp_path: Path) -> None:
+    """A data plane whose keys wear out after 400 records or datagrams instead of 2^31 and 2^46."""
+    copies = [
+        other_edition(
+            tmp_path / "tcp", "records.py", ("WORN_RECORDS: Final = 1 << 31", "WORN_RECORDS = 400")
+        ),
+        other_edition(
+            tmp_path / "udp", "datagrams.py", ("WORN_NUMBER: Final = 1 << 46", "WORN_NUMBER = 400")
+        ),
+    ]
+    with Field(2) as lab:
+        for kind, copy in zip(("tcp", "udp"), copies, strict=True):
+            number = 1 + ("tcp", "udp").index(kind)
+            one, two = [place.beside(number, (kind,)) for place in lab.places]
+            start_old(one, copy)
+            with trio.fail_after(two_planes.DEADLINE_S):
+                while not one.control.exists():
+                    await trio.sleep(0.02)
+            plane = DataPlane(one.control)
+            await plane.configure(one.config((f"0.0.0.0:{one.port}",)))
+            one.bring_up()
+            other = await two.configured((f"0.0.0.0:{two.port}",))
+            keys, other_keys = session_pair(one, two, ciphers=(session.CHACHA,))
+            await other.put_peer(one.as_peer(other_keys, dial=False))
+            await plane.put_peer(two.as_peer(keys, dial=True))
+            await until(plane, lambda s: s.peers[0].connected)
+            transfer = Transfer(one, two, rate_mib=8)
+            stats = await until(plane, lambda s: s.peers[0].connects >= 4)
+            assert stats.peers[0].session_id == keys.session_id, "other keys of the same session"
+            transfer.finish()
+            await transfer.arrived_unchanged()
+            for each in (plane, other):
+                each.pid = (await each.stats()).pid
+                await each.stop()
