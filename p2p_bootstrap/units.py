@@ -28,6 +28,11 @@ PROGRAM: Final = "/usr/bin/kairos-p2p"
 RC: Final = "/usr/lib/kairos-p2p/rc"
 UNITS: Final = "/usr/lib/systemd/system"
 RECONCILE_EVERY_S: Final = 300
+# what extensions of the system may add to, as with Kairos
+EXTENDED: Final = (
+    *(f"/usr/local/{name}" for name in ("bin", "sbin", "include", "lib", "share", "src")),
+    *(f"/usr/{name}" for name in ("bin", "share", "lib", "include", "src", "sbin")),
+)
 _MIN_FREE_S: Final = 5
 _LOOPBACK: Final = "ip link set lo up 2>/dev/null || ifconfig lo up"
 
@@ -84,6 +89,7 @@ def _systemd(program: str) -> tuple[ImageFile, ...]:
             "[Unit]\nConditionPathExists=!/run/cos\n",
         )
     )
+    files += _extensions()
     argv = (program, "agent", "--system")
     agent = systemd_unit(argv, None, after=(_unit("boot"), _unit("network"), "network.target"))
     files.append(ImageFile(f"{UNITS}/{NAME}.service", agent))
@@ -97,6 +103,21 @@ def _systemd(program: str) -> tuple[ImageFile, ...]:
     for unit, target in wanted.items():
         files.append(ImageFile(f"{UNITS}/{target}.wants/{unit}", link_to=f"../{unit}"))
     return tuple(files)
+
+
+def _extensions() -> list[ImageFile]:
+    """What the boot offered is merged early; folder by folder: over /usr it would hide what lasts."""
+    paths = ":".join(EXTENDED)
+    return [
+        ImageFile(
+            f"{UNITS}/systemd-sysext.service.d/{NAME}.conf",
+            f'[Service]\nEnvironment="SYSTEMD_SYSEXT_HIERARCHIES={paths}"\n',
+        ),
+        *(
+            ImageFile(f"{UNITS}/sysinit.target.wants/{unit}", link_to=f"../{unit}")
+            for unit in ("systemd-sysext.service", "systemd-confext.service")
+        ),
+    ]
 
 
 def _unit(stage: str) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from p2p_bootstrap.boot import files, guard, modules, persistence, slotstore, syscalls, unlocking
+from p2p_bootstrap.boot import extensions, files, guard, modules, persistence, slotstore, syscalls, unlocking
 from p2p_bootstrap.boot.ports import BindRequest, CanaryRequest, MountEntry
 from p2p_network.core.errors import BootError
 
@@ -209,6 +209,9 @@ class LinuxKernel:
         if self._stages is None:
             return (f"the stage {name} was not run: no engine of stages was packed",)
         return self._stages(name, root)
+
+    def offer_extensions(self, root: str, run: str, profile: str, *, trusted: bool) -> tuple[str, ...]:
+        return extensions.offer(root, run, profile, trusted=trusted)
 
     def switch_root(self, sysroot: str, init: str, within_s: float | None) -> None:
         program = files.resolve(sysroot, init)

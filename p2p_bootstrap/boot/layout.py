@@ -33,9 +33,9 @@ DEFAULT_PERSISTENT: Final = (
     "/etc/ssl/certs", "/etc/sysconfig", "/etc/systemd", "/etc/zfs", "/home", "/opt", "/root",
     "/var/cores", "/var/lib/ca-certificates", "/var/lib/cni", "/var/lib/containerd",
     "/var/lib/calico", "/var/lib/dbus", "/var/lib/etcd", "/var/lib/extensions", "/var/lib/k0s",
-    "/var/lib/kairos-p2p", "/var/lib/kubelet", "/var/lib/longhorn", "/var/lib/NetworkManager",
-    "/var/lib/rancher", "/var/lib/snapd", "/var/lib/systemd", "/var/lib/tailscale", "/var/lib/wicked",
-    "/var/log", "/var/snap",
+    "/var/lib/kairos", "/var/lib/kairos-p2p", "/var/lib/kubelet", "/var/lib/longhorn",
+    "/var/lib/NetworkManager", "/var/lib/rancher", "/var/lib/snapd", "/var/lib/systemd",
+    "/var/lib/tailscale", "/var/lib/wicked", "/var/log", "/var/snap",
 )  # fmt: skip
 NO_WISHES: Final = Wishes()
 MAX_PATHS: Final = 1000

@@ -149,7 +149,7 @@ def _normal(build: Builder, way: Choice) -> str:
     option = "rw" if build.command.debug_rw and image.fstype.startswith("ext") else "ro"
     build.add("root", do.MountImage(file, places.sysroot, image.fstype, option), build.last("look-slots"))
     build.add("image-view", do.View(places.sysroot, build.image_view), "root")
-    tail(build, image.identity, lasting=way.slot in ("active", "passive"))
+    tail(build, image.identity, lasting=way.slot in ("active", "passive"), profile=way.slot)
     return image.path
 
 
@@ -279,7 +279,7 @@ def _uki(build: Builder, way: Choice) -> None:
         build.add("memory", do.Mount("tmpfs", places.sysroot, "tmpfs", size, False))
         build.add("root", do.CopyToMemory(places.initrd or "/", places.sysroot), "memory")
         build.add("image-view", do.View(places.sysroot, build.image_view), "root")
-        tail(build, "", lasting=lasting)
+        tail(build, "", lasting=lasting, profile=way.slot, trusted=True)
         build.remount_root_read_only()
         return
     if root.fstype not in IMAGE_TYPES:
@@ -300,7 +300,7 @@ def _uki(build: Builder, way: Choice) -> None:
         build.add("copy", copy, "esp", "memory")
     build.add("root", do.MountImage(file, places.sysroot, root.fstype), before)
     build.add("image-view", do.View(places.sysroot, build.image_view), "root")
-    tail(build, root.identity, lasting=lasting)
+    tail(build, root.identity, lasting=lasting, profile=way.slot, trusted=True)
 
 
 def describe(steps: Sequence[do.Step]) -> list[str]:

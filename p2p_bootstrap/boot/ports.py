@@ -124,6 +124,9 @@ class Kernel(Protocol):
     def run_stage(self, name: str, root: str) -> tuple[str, ...]:
         """Run a cloud-config stage on the new root; returns remarks."""
 
+    def offer_extensions(self, root: str, run: str, profile: str, *, trusted: bool) -> tuple[str, ...]:
+        """Hand the slot's extensions of the system to the new root; returns remarks (`extensions.offer`)."""
+
     def switch_root(self, sysroot: str, init: str, within_s: float | None) -> None:
         """Make `sysroot` the root, prove that it is, and become its init. Returns only by an error.
 

@@ -355,6 +355,22 @@ class MachineId:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferExtensions:
+    """Hand the extensions that this slot wants to the new root. `trusted`: only what was signed may run."""
+
+    root: str
+    run: str
+    profile: str
+    trusted: bool
+
+    def describe(self) -> str:
+        return f"offer the system extensions of {self.profile} and common"
+
+    def execute(self, kernel: Kernel) -> Remarks:
+        return kernel.offer_extensions(self.root, self.run, self.profile, trusted=self.trusted)
+
+
+@dataclass(frozen=True, slots=True)
 class WriteFile:
     """Write a small file."""
 

@@ -17,6 +17,7 @@ from p2p_bootstrap.boot.facts import BlockDevice, Facts
 from p2p_bootstrap.boot.ports import BindRequest, CanaryRequest, Policy
 
 OEM: Final = "/oem"
+PROFILES: Final = ("active", "passive", "recovery")  # slots that may have extensions of the system
 UNLOCKED: Final = "unlocked.json"
 _CHECKED: Final = ("ext2", "ext3", "ext4", "vfat")
 
@@ -131,13 +132,17 @@ class Builder:
             path = posixpath.dirname(path)
 
 
-def tail(build: Builder, identity: str, *, lasting: bool, oem: str = "", persistent: str = "") -> None:
+def tail(
+    build: Builder, identity: str, *, lasting: bool, oem: str = "", persistent: str = "", profile: str = "",
+    trusted: bool = False,
+) -> None:  # fmt: skip
     """The steps after the root.
 
     Args:
         identity: of the image, "" if unknown.
         lasting: whether this boot is a node's normal life: OEM and persistent volumes are then required.
         oem, persistent: selectors to use although the boot is not lasting (``kairos.ram.*=``).
+        profile: whose system extensions are wanted, "" for none; `trusted`: only what was signed may run.
     """
     facts, command, places = build.facts, build.command, build.facts.places
     _oem(build, oem, needed=lasting)
@@ -152,6 +157,9 @@ def tail(build: Builder, identity: str, *, lasting: bool, oem: str = "", persist
     elif not lasting:
         made = replace(made, volumes=(), persistent=())
     _mounts(build, made, identity)
+    if profile in PROFILES:
+        offer = do.OfferExtensions(places.sysroot, places.run, profile, trusted)
+        build.add("extensions", offer, *build.names())
     if "/etc" in made.rw_paths:
         lines = "".join(f"{line}\n" for line in _fstab(build))
         build.add(

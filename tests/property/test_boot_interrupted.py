@@ -173,6 +173,10 @@ class Machine:
         self._change()
         return ()
 
+    def offer_extensions(self, root: str, run: str, profile: str, *, trusted: bool) -> tuple[str, ...]:
+        self._change()
+        return ()
+
     def switch_root(self, sysroot: str, init: str, within_s: float | None) -> None:
         self._change()
         self.init = init

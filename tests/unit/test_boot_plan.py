@@ -120,8 +120,8 @@ def test_the_order_of_a_normal_boot() -> None:
     found = names(plan(replace(NODE, layout=(TextFile("f", "RW_PATHS=/etc\nPERSISTENT_STATE_BIND=1"),))))
     order = [
         "sentinel", "state", "look-slots", "root", "oem", "stage-rootfs", "look-layout", "overlay-base",
-        "overlay-etc", "volume-usr-local", "canary", "bind-etc-rancher", "fstab", "stage-initramfs", "prove",
-        "switch-root",
+        "overlay-etc", "volume-usr-local", "canary", "bind-etc-rancher", "extensions", "fstab",
+        "stage-initramfs", "prove", "switch-root",
     ]  # fmt: skip
     assert [name for name in found if name in order] == order
 
