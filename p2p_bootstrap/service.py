@@ -63,7 +63,8 @@ ExecStart={" ".join(systemd_quote(arg) for arg in argv)}
 KillMode=process
 Restart=always
 RestartSec=2
-TimeoutStartSec=90
+# a small machine under load takes its time to load us
+TimeoutStartSec=300
 TimeoutStopSec=20
 # k3s runs below us and wants what its own unit would give it
 Delegate=yes

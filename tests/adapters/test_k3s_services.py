@@ -66,7 +66,10 @@ def start():
         return
     daemon = subprocess.Popen([sys.executable, __file__, "supervise"], start_new_session=True,
                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    note({{"daemon": daemon.pid}})
+    while daemon.poll() is None:  # it tells itself: our word could come after what it tells next
+        if state_path.exists() and json.loads(state_path.read_text()).get("daemon") == daemon.pid:
+            break
+        time.sleep(0.01)
 
 
 def stop():
@@ -82,6 +85,7 @@ def stop():
 
 
 def supervise():
+    note({{"daemon": os.getpid()}})
     env = {{"PATH": os.environ["PATH"], "NOTIFY_SOCKET": "/the/managers"}}
     if unit.exists():
         lines = unit.read_text().splitlines()

@@ -59,19 +59,25 @@ def test_a_shell_reads_the_openrc_script_and_the_environment(shell: str, tmp_pat
     if not shutil.which(words[0]):
         pytest.skip(f"{words[0]} is not installed")
     env_path = tmp_path / "it's k3s.env"
-    env_path.write_text(units.env_file(ENV))
+    env_path.write_text(units.env_file({**ENV, "PATH": "/k3s/own:/usr/bin:/bin"}))
+    k3s = tmp_path / "k3s's program"
+    k3s.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\" && env -0\n")
+    k3s.chmod(0o755)
     script = tmp_path / units.NAME
-    script.write_text(units.openrc_script(ARGV, env_path, tmp_path / "k3s.log", DIGEST))
+    script.write_text(units.openrc_script((str(k3s), *ARGV), env_path, tmp_path / "k3s.log", DIGEST))
     assert subprocess.run([*words, "-n", str(script)], check=False).returncode == 0
-    shown = 'eval set -- "$command_args"; start_pre; printf \'%s\\0\' "$command" "$@"; env -0'
+    # OpenRC's own programs are on a PATH that only its scripts have
+    kept = '[ "$PATH" = /rc:/usr/bin:/bin ]'
+    shown = f'start_pre && {kept} && eval set -- "$command_args" && exec "$command" "$@"'
     done = subprocess.run(
         [*words, "-c", f"modprobe() {{ :; }}; . '{script}'; {shown}"],
-        capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, check=True, env={"PATH": "/rc:/usr/bin:/bin"},
     )  # fmt: skip
     fields = done.stdout.split("\0")
     assert tuple(fields[: len(ARGV)]) == ARGV
     seen = dict(field.split("=", 1) for field in fields[len(ARGV) :] if "=" in field)
     assert {name: seen.get(name) for name in ENV} == {**ENV, "not-a-variable": None}
+    assert seen["PATH"] == "/k3s/own:/usr/bin:/bin"
 
 
 def test_the_digest_is_found_again() -> None:

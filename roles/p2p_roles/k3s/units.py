@@ -54,10 +54,15 @@ RestartSec=5
 
 
 def openrc_script(argv: Sequence[str], env_path: Path, log_path: Path, digest: str) -> str:
-    """The OpenRC service script that runs k3s under supervise-daemon."""
-    command, *arguments = argv
+    """The OpenRC service script that runs k3s under supervise-daemon.
+
+    A shell of k3s's own reads the environment: in the script's it would take away OpenRC's PATH. It also sets
+    the limits: of several, `rc_ulimit` takes only the first where /bin/sh is dash.
+    """
+    line = " ".join(shlex.quote(arg) for arg in argv)
+    starts = f"ulimit -n 1048576; ulimit -c unlimited; set -a; . {shlex.quote(str(env_path))}; exec {line}"
     # command_args is split by a shell when the service starts: quoted once for that, once for this file
-    inner = " ".join(shlex.quote(arg) for arg in arguments)
+    inner = f"-c {shlex.quote(starts)}"
     return f"""\
 #!/sbin/openrc-run
 # written by kairos-p2p, which starts and stops it; do not add it to a runlevel
@@ -65,7 +70,7 @@ def openrc_script(argv: Sequence[str], env_path: Path, log_path: Path, digest: s
 description="k3s, driven by kairos-p2p"
 supervisor=supervise-daemon
 pidfile=/run/{NAME}.pid
-command={shlex.quote(command)}
+command=/bin/sh
 command_args={shlex.quote(inner)}
 output_log={shlex.quote(str(log_path))}
 error_log={shlex.quote(str(log_path))}
@@ -74,7 +79,6 @@ respawn_max=0
 retry="TERM/{STOP_S}/KILL/5"
 # pods outlive a restart of k3s
 rc_cgroup_cleanup=no
-rc_ulimit="-n 1048576 -c unlimited"
 
 depend() {{
     want cgroups
@@ -85,9 +89,8 @@ depend() {{
 start_pre() {{
     modprobe -q br_netfilter
     modprobe -q overlay
-    set -o allexport
-    . {shlex.quote(str(env_path))}
-    set +o allexport
+    # a kernel may have them built in, or lack them: k3s says so better
+    return 0
 }}
 """
 
