@@ -269,7 +269,7 @@ async def test_why_it_ended_is_told(machine: Machine) -> None:
         how = "k3s exited with code 7" if machine.kind == "systemd" else "k3s has ended"
         await seen(driver, lambda o: o.state == "failed" and f'{how}: "something else"' in o.error)
         (machine.root / "fail").write_text('level=fatal msg="Error: flag provided but not defined: -x"\n')
-        told = await seen(driver, lambda o: "k3s does not know an option" in o.error)
+        told = await seen(driver, lambda o: o.state == "failed" and "k3s does not know an option" in o.error)
         assert told.permanent
         (machine.root / "fail").unlink()
         await seen(driver, lambda o: o.state == "running" and o.pid > 0)

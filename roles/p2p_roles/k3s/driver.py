@@ -262,7 +262,8 @@ class K3sDriver:
         self._see(K3sObserved("starting", process.pid, self.observed.version))
         ended, exit_code = False, None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._probe_for_ever, spec, process)
+            if process.pid:  # else it ended before it was seen: nothing runs that could be asked
+                nursery.start_soon(self._probe_for_ever, spec, process)
 
             async def until_changed() -> None:
                 await changed.wait()
