@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from clusters import ask, statuses
 
+import p2p_bootstrap
 from p2p_simulations.lab import processes
 from p2p_simulations.lab.lab import Lab
 from p2p_simulations.lab.node import Node, kairos_p2p
@@ -28,6 +30,22 @@ KERNEL = ("ipv4/ip_forward", "ipv4/conf/all/rp_filter", "ipv6/conf/all/forwardin
 STRANGER = {"p2p": {"network_id": "other"}}
 
 
+HASTY = "/root/hasty"
+REKEY = ("REKEY_AFTER_S = 3600.0", "REKEY_AFTER_S = 8.0")
+
+
+def make_hasty(node: Node) -> None:
+    """Its agent replaces keys every few seconds instead of every hour."""
+    source = Path(p2p_bootstrap.__file__).parent
+    vpn = f"{HASTY}/p2p_bootstrap/node/vpn.py"
+    change = f"s/^{REKEY[0]}$/{REKEY[1]}/"
+    script = (
+        f"mkdir {HASTY} && cp -r {source} {HASTY}/ && sed -i '{change}' {vpn} && grep -q '{REKEY[1]}' {vpn}"
+    )
+    done = node.exec(["sh", "-c", script])
+    assert done.returncode == 0, done.stderr
+
+
 def told(node: Node, *verb: str) -> str:
     done = node.exec([*kairos_p2p(), *verb], 60)
     assert done.returncode == 0, f"{' '.join(verb)} on {node.name}: {done.stderr}"
@@ -46,9 +64,12 @@ def in_router(lab: Lab, *argv: str, stdin: str = "") -> None:
 def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     mine = lab(
         make_topology({"east": ("n1",), "west": ("n2", "n3")}, config=ONLY_VPN, nodes={"n3": STRANGER}),
-        agents=True,
+        env={"PYTHONPATH": HASTY},
     )
     one, two = mine.node("n1"), mine.node("n2")
+    for name in mine.nodes:
+        make_hasty(mine.node(name))
+        mine.start_agent(name)
     # the router stands for a machine behind n2, and for one in the internet: n1 gets there by the mesh only
     for address in (f"{BEHIND}/32", f"{PUBLIC}/32", f"{BEHIND6}/128", f"{PUBLIC6}/128"):
         in_router(mine, "ip", "address", "add", address, "dev", "lo")
@@ -64,6 +85,7 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     mine.wait(lambda: address_of("n1") and address_of("n2"), PATIENCE_S, "the VPN")
     vpn1, vpn2 = address_of("n1"), address_of("n2")
     mine.wait(lambda: reaches(one, vpn2), PATIENCE_S, "n1 to reach n2")
+    first_session = one.exec(["python3", "-c", SESSIONS]).stdout
     settings = ["cat", *(f"/proc/sys/net/{name}" for name in KERNEL)]
     before = two.exec(settings).stdout
 
@@ -130,6 +152,14 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     assert stranger["mesh"]["state"] == "alone"
     assert {peer["hostname"] for peer in ask(mine, "n1", "peers")} == {"n2"}
 
+    # all of that went on while the sessions' keys were replaced by the clock
+    assert len(first_session.split()) == 1
+    mine.wait(
+        lambda: one.exec(["python3", "-c", SESSIONS]).stdout not in ("", first_session),
+        PATIENCE_S,
+        "new keys",
+    )
+
     # all of it is put back when the node leaves
     told(two, "leave", "--yes")
     assert two.exec(settings).stdout == before
@@ -137,16 +167,17 @@ def test_routes_exit_access_and_other_networks(lab: LabFactory) -> None:
     mine.wait(lambda: "10.77.0.0" not in one.exec(["ip", "route"]).stdout, PATIENCE_S, "the route to go")
 
 
-DROPS = """
+STATS = """
 import trio
 from pathlib import Path
 from p2p_network.dataplane.client import DataPlane
 
 async def main():
-    plane = await DataPlane.start_or_adopt(
-        Path("/run/kairos-p2p/dataplane.sock"), log_path=Path("/dev/null")
-    )
-    print(sum(peer.drops.get("spoofed", 0) for peer in (await plane.stats()).peers))
+    plane = DataPlane(Path("/run/kairos-p2p/dataplane.sock"))
+    stats = await plane.stats()
+    print(WHAT)
 
 trio.run(main)
 """
+DROPS = STATS.replace("WHAT", "sum(peer.drops.get('spoofed', 0) for peer in stats.peers)")
+SESSIONS = STATS.replace("WHAT", "*[peer.session_id.hex() for peer in stats.peers if peer.connected]")
