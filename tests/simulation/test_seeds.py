@@ -34,6 +34,9 @@ ONCE_FAILED = (
     91_000_115,
     # an entry whose author only one node had met, and that nobody else could judge: it had left since
     3021,
+    # every first server was replaced: what later ones said of all could not be judged by a lost ledger (seed
+    # 50_000_097 again); and two faults of the world: nobody was left, or left to lead two to each other
+    400_000_025, 430_000_012,
 )  # fmt: skip
 
 
@@ -59,18 +62,18 @@ def test_fresh_worlds_keep_every_promise() -> None:
 
 
 def test_the_same_seed_is_the_same_world() -> None:
-    one, other = (run_world(random_plan(7), 7, keep_trace=keep) for keep in (True, False))
+    one, other = (run_world(random_plan(10), 10, keep_trace=keep) for keep in (True, False))
     assert one.trace_hash == other.trace_hash
     assert (one.events, one.messages, one.virtual_s) == (other.events, other.messages, other.virtual_s)
     assert len(one.trace) > 50
-    assert run_world(random_plan(7), 8).trace_hash != one.trace_hash
+    assert run_world(random_plan(10), 11).trace_hash != one.trace_hash
 
 
 def test_no_hash_of_this_process_decides_anything() -> None:
     code = (
         "from p2p_simulations.sim.chance import random_plan\n"
         "from p2p_simulations.sim.world import run_world\n"
-        "print([run_world(random_plan(seed), seed).trace_hash for seed in (3, 21)])"
+        "print([run_world(random_plan(seed), seed).trace_hash for seed in (5, 10)])"
     )
     runs = {
         subprocess.run(
