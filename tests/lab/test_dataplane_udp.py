@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import AsyncIterator, Iterator
 
@@ -10,7 +11,7 @@ import trio
 import two_planes
 from fake_peers import FakeCaller, bundle
 from plane_traffic import PATIENCE_S, Transfer, ping
-from two_planes import Field, connect, until
+from two_planes import Field, Place, connect, until
 
 from p2p_network.dataplane import preface, records
 from p2p_network.dataplane.client import DataPlane
@@ -160,6 +161,53 @@ async def test_large_records_find_a_way_where_large_packets_vanish(lab: Field) -
     await Transfer(one, two, mib=4).arrived_unchanged()
     await Transfer(two, one, mib=4).arrived_unchanged()
     lab.shape("mtu=0")
+    for plane in planes:
+        for peer in (await plane.stats()).peers:
+            await plane.drop_peer(peer.peer)
+        await plane.aclose()
+
+
+class Pods(Place):
+    """A place as its pods see it: behind a vxlan device, as flannel makes it, over the VPN's."""
+
+    @property
+    def inner(self) -> str:
+        return f"10.42.0.{self.index}"
+
+    def add_vxlan(self, own: Place, far: Place) -> None:
+        tunnel = ("type", "vxlan", "id", "1", "dev", own.device, "local", own.inner, "remote", far.inner)
+        self.run("ip", "link", "add", "flannel.1", *tunnel, "dstport", "8472")
+        self.run("ip", "addr", "add", f"{self.inner}/24", "dev", "flannel.1")
+        self.run("ip", "link", "set", "flannel.1", "up")
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+async def test_bulk_between_pods_behind_vxlan(lab: Field, kind: str) -> None:
+    """Its MTU is 50 less than the VPN's, and so are the segments: nothing is cut on the way."""
+    one, two = lab.places
+    lab.shape("delay_ms=0 loss=0 reorder=0 mtu=0")
+    planes = []
+    for place in lab.places:
+        place.carriers = (kind,)
+        planes.append(await place.configured())
+    await connect(one, two)
+    fragments = ("nstat", "-asz", "IpFragCreates")
+    before = one.run(*fragments)
+    pods = [Pods(**{f.name: getattr(p, f.name) for f in dataclasses.fields(p)}) for p in (one, two)]
+    try:
+        pods[0].add_vxlan(one, two)
+        pods[1].add_vxlan(two, one)
+        assert f"mtu {two_planes.MTU - 50}" in one.run("ip", "link", "show", "flannel.1")
+        await Transfer(pods[0], pods[1], mib=4).arrived_unchanged()
+        await Transfer(pods[1], pods[0], mib=4).arrived_unchanged()
+        largest = str(two_planes.MTU - 50 - 28)
+        assert " 0% packet loss" in ping(one, pods[1].inner, "-M", "do", "-s", largest)
+        for plane in planes:
+            assert not (await only_peer(plane)).drops.keys() & {"too_big", "forged", "unsupported"}
+        assert one.run(*fragments) == before
+    finally:
+        for place in lab.places:
+            place.run("ip", "link", "del", "flannel.1", check=False)
     for plane in planes:
         for peer in (await plane.stats()).peers:
             await plane.drop_peer(peer.peer)
