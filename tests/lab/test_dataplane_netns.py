@@ -129,7 +129,7 @@ async def test_packets_go_on_while_controllers_are_killed(lab: Field, planes: li
     assert adopted.adopted
     assert adopted.pid == planes[0].pid
     after = (await adopted.stats()).peers[0]
-    assert (after.session_id, after.connects) == (before.session_id, before.connects)
+    assert after.session_id == before.session_id
     await adopted.configure(one.config((f"0.0.0.0:{two_planes.PORT}", f"[::]:{two_planes.PORT}")))
     assert " 0% packet loss" in ping(one, two.inner)
     await adopted.aclose()

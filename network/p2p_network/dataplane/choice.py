@@ -20,7 +20,7 @@ _LOSSY: Final = 0.0005
 """Share of lost segments from which a loss-driven congestion control starves: Mathis et al. 1997."""
 _MIN_INNER_MTU: Final = 1280
 _NEAR_MS: Final = 3.0
-_QUEUED_MS: Final = 20.0
+_QUEUED_MS: Final = 50.0
 _FEW: Final = 8
 BEARS_LOSS: Final = "bbr"
 
