@@ -17,7 +17,7 @@ import click
 
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.options import PATH, Duration, format_duration
-from p2p_network.core.errors import P2PError, UsageError
+from p2p_network.core.errors import ConfigError, P2PError, UsageError
 from p2p_simulations.sim import story
 from p2p_simulations.sim.chance import random_plan
 from p2p_simulations.sim.curves import curves
@@ -34,6 +34,12 @@ from p2p_simulations.sim.world import Outcome, run_world
 from p2p_simulations.sim.writing import describe, render
 
 _WORLDS_PER_LINE = 50
+
+
+class ScenarioWrong(ConfigError):
+    """A scenario file can't be played: wrong use, and no failure of what it plays."""
+
+    exit_code = 2
 
 
 class SimulationFailed(P2PError):
@@ -96,7 +102,10 @@ def run(
 
     With several seeds it ends at the first that fails; report and trace are of the last one played.
     """
-    plan = parse_scenario(_read(scenario), str(scenario))
+    try:
+        plan = parse_scenario(_read(scenario), str(scenario))
+    except ConfigError as exc:
+        raise ScenarioWrong(exc.problems, hint=exc.hint) from exc
     outcomes: list[Outcome] = []
     took_s: list[float] = []
     longest_s = plan.heal_at_s + plan.expect.within_s

@@ -112,7 +112,11 @@ def test_run_and_replay_print_the_world_and_fail_with_the_seed(
     assert main(["sim", "replay", "3"]) == 0
     assert "certified GENESIS(1)" in capsys.readouterr().out
     assert main(["sim", "run", str(tmp_path / "none.yaml")]) == 2
-    assert "none.yaml" in capsys.readouterr().err
+    (tmp_path / "wrong.yaml").write_text("regions: {a: 1}\nbogus: 1\n")
+    assert main(["sim", "run", str(tmp_path / "wrong.yaml")]) == 2
+    said = capsys.readouterr()
+    assert "bogus: unknown key" in said.err
+    assert "none.yaml" in said.err
 
 
 def test_a_swarm_ends_at_the_first_violation_and_names_its_replay(
