@@ -304,10 +304,18 @@ class Checkers:
     def role_given_up(self, machine: SimMachine) -> None:
         """k3s is stopped, and its data goes since the role is another: it may not be etcd's member then."""
         data: Data | None = machine.disk.read(DATA)
-        if data is None or data.role != "server":
-            return
+        if data is None or data.role != "server" or data.ca_hash not in self._cas(machine.scope):
+            return  # a datastore of somebody else's (`stale_k3s`) has no quorum of ours to lose
         if machine.peer in self._world.etcds[data.store].members:
             self._fail(f"{machine.name} sets its server's data aside while it is a member of etcd")
+
+    def _cas(self, scope: str) -> set[str]:
+        """Every CA that was ever certified for a scope."""
+        return {
+            certificates.genesis_of(known).ca_hash
+            for instance, known in self.certified.items()
+            if instance.scope == scope and instance.decree == GENESIS
+        }
 
     def wipe_wanted(self, machine: SimMachine, epoch: int, certificate: Certificate) -> None:
         """The data of an epoch is to be set aside: only if a certificate ends that epoch."""
