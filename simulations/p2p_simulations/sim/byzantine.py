@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from p2p_network import wire
-from p2p_network.core.clock import Stamp
+from p2p_network.core.clock import MAX_AHEAD_MS, Stamp
 from p2p_network.identity import Identity
 from p2p_network.ledger import sync
 from p2p_network.ledger.entry import Entry, sign_entry
@@ -98,13 +98,18 @@ def _equivocate(world: World, machine: SimMachine, agent: SimAgent) -> Told:
 
 
 def _backdate(world: World, machine: SimMachine, agent: SimAgent) -> Told:
-    """Its own words from yesterday and from tomorrow; and those of others with another date."""
+    """Its own words from yesterday, from later today and from the day after tomorrow, which nobody may take;
+    and those of others with another date.
+
+    Counted from the time that it is, never from a date that it made up before: word upon word, each as far
+    ahead as others take it, a member can drive the mesh's clock on, and who forgot it takes their words late.
+    """
     ledger = agent.replication.ledger
     found = []
     for entry in list(ledger.items("role/"))[:4]:
-        for shift_ms in (-86_400_000, 86_400_000):
+        for shift_ms in (-MAX_AHEAD_MS, MAX_AHEAD_MS // 2, 3 * MAX_AHEAD_MS):
             if entry.author == machine.peer:
-                stamp = Stamp(entry.wall_ms + shift_ms, 0)
+                stamp = Stamp(int(machine.wall_s() * 1000) + shift_ms, 0)
                 found.append(sign_entry(machine.identity, world.mesh_id, entry.key, stamp, entry.value))
     for entry in list(ledger.items("address/"))[:2]:
         if entry.author != machine.peer:  # the signature is of another date: worth nothing
