@@ -1,4 +1,4 @@
-"""Do the production cores keep every promise in worlds that fail in every way? Fixed seeds and fresh ones.
+"""Do the production cores keep every promise in worlds that fail in every way?
 
 A failure names the seed and the command that plays the same world again.
 """
@@ -16,7 +16,7 @@ import pytest
 from p2p_simulations.sim.chance import random_plan
 from p2p_simulations.sim.world import Outcome, run_world
 
-FRESH_S = 3.0
+FOR_S = 3.0
 ONCE_FAILED = (
     # certificates that were durable but never reached the ledger; assignments refused after a lost ledger
     98, 108, 118,
@@ -56,9 +56,12 @@ def test_a_world_keeps_every_promise(seed: int) -> None:
     checked(run_world(random_plan(seed), seed))
 
 
-def test_fresh_worlds_keep_every_promise() -> None:
-    first = secrets.randbelow(1_000_000_000)
-    end = time.monotonic() + FRESH_S
+def test_worlds_one_after_another_keep_every_promise() -> None:
+    """From KAIROS_P2P_FIRST_SEED on ("fresh": from anywhere), so that a lane is as green as the time before.
+    Fresh ones by the hour are the business of ``kairos-p2p sim swarm``."""
+    said = os.environ.get("KAIROS_P2P_FIRST_SEED", "600000000")
+    first = secrets.randbelow(1_000_000_000) if said == "fresh" else int(said)
+    end = time.monotonic() + FOR_S
     seed = first
     while time.monotonic() < end:
         checked(run_world(random_plan(seed), seed))
