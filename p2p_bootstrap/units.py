@@ -111,7 +111,9 @@ def _extensions() -> list[ImageFile]:
     return [
         ImageFile(
             f"{UNITS}/systemd-sysext.service.d/{NAME}.conf",
-            f'[Service]\nEnvironment="SYSTEMD_SYSEXT_HIERARCHIES={paths}"\n',
+            f'[Service]\nEnvironment="SYSTEMD_SYSEXT_HIERARCHIES={paths}"\n'
+            # it looks at images in /tmp, which may be the read-only root's
+            "ExecStartPre=/bin/sh -c '[ -w /tmp ] || mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /tmp'\n",
         ),
         *(
             ImageFile(f"{UNITS}/sysinit.target.wants/{unit}", link_to=f"../{unit}")
