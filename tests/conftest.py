@@ -13,11 +13,12 @@ from typing import Final
 import pytest
 
 _HERE: Final = Path(__file__).parent
-_WHOLE_FOLDER: Final = ("boot", "k3s")
-"""They share images and clusters."""
+_WHOLE_FOLDER: Final = ("k3s",)
+"""They share clusters."""
 _SHARED_LAB: Final = ("test_dataplane_netns", "test_dataplane_udp", "test_lab_kube_nodes")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = _group(item.path.relative_to(_HERE))

@@ -44,6 +44,20 @@ def test_a_stamp_too_far_ahead_is_refused_and_has_no_effect() -> None:
     assert clock.accept(Stamp(1000 + MAX_AHEAD_MS, 0), 1.0)
 
 
+def test_word_upon_word_drives_no_clock_on() -> None:
+    clock = HybridClock()
+    assert clock.accept(Stamp(1000 + MAX_AHEAD_MS, 0), 1.0)
+    assert clock.skip() == Stamp(1001 + MAX_AHEAD_MS, 0)
+    assert not clock.accept(Stamp(1001 + MAX_AHEAD_MS, 0), 1.0)
+
+
+def test_a_clock_that_was_reset_takes_words_of_the_time_that_it_knew() -> None:
+    known = Stamp(5 * MAX_AHEAD_MS, 0)
+    for clock in (HybridClock(known), HybridClock()):
+        clock.issue(known.wall_ms / 1000 if clock.last < known else 0.0)
+        assert clock.accept(Stamp(known.wall_ms + MAX_AHEAD_MS, 0), 0.0)
+
+
 @given(st.lists(STEPS, max_size=30))
 def test_issued_stamps_only_rise_and_exceed_all_that_was_accepted(
     steps: list[tuple[bool, float, int, int]],

@@ -24,10 +24,13 @@ class Stamp:
 class HybridClock:
     """Issues stamps. Pure: the wall clock is passed in (`wall_s`, Unix seconds)."""
 
-    __slots__ = ("_last",)
+    __slots__ = ("_floor_ms", "_last")
 
     def __init__(self, last: Stamp = Stamp(0, 0)) -> None:
         self._last = last
+        # it was later than this once, whatever the wall clock says now; no word of a peer moves it, or else
+        # word upon word would drive all clocks on, a day each
+        self._floor_ms = last.wall_ms
 
     @property
     def last(self) -> Stamp:
@@ -36,7 +39,7 @@ class HybridClock:
 
     def issue(self, wall_s: float) -> Stamp:
         """The stamp of an event that happens here and now; higher than every one before."""
-        wall_ms = int(wall_s * 1000)
+        wall_ms = self._look(wall_s)
         if wall_ms > self._last.wall_ms:
             self._last = Stamp(wall_ms, 0)
         else:
@@ -45,7 +48,18 @@ class HybridClock:
 
     def accept(self, stamp: Stamp, wall_s: float) -> bool:
         """Take note of a peer's stamp. False (and no effect) if it lies too far in the future."""
-        if stamp.wall_ms > max(int(wall_s * 1000), self._last.wall_ms) + MAX_AHEAD_MS:
+        self._look(wall_s)
+        if stamp.wall_ms > self._floor_ms + MAX_AHEAD_MS:
             return False
         self._last = max(self._last, stamp)
         return True
+
+    def skip(self) -> Stamp:
+        """The first stamp of the next millisecond: the counter of this one has come to its end."""
+        self._last = Stamp(self._last.wall_ms + 1, 0)
+        return self._last
+
+    def _look(self, wall_s: float) -> int:
+        wall_ms = int(wall_s * 1000)
+        self._floor_ms = max(self._floor_ms, wall_ms)
+        return wall_ms

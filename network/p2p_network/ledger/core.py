@@ -291,8 +291,7 @@ class Ledger:
     def _signed(self, rule: Rule, key: str, value: bytes | None, wall_s: float) -> Held:
         stamp = self._clock.issue(wall_s)
         if stamp.count > MAX_COUNT:  # only if a peer drove the counter up on purpose
-            stamp = Stamp(stamp.wall_ms + 1, 0)
-            self._clock = HybridClock(stamp)
+            stamp = self._clock.skip()
         entry = sign_entry(self._identity, self._mesh_id, key, stamp, value)
         return self._hold(rule, entry)
 
