@@ -267,6 +267,9 @@ class Admission:
             self.trust.settle()
             self._follow_rotation()
             self.trust.count_uses()
+            # a certificate may be lost with a damaged row: nobody would take its owner's words from us
+            authors = self._replication.authors() - {self._self_id}
+            await self._replication.forget(frozenset(a for a in authors if not self.trust.is_recorded(a)))
 
     async def run(self) -> None:
         """Watch the ledger until cancelled."""

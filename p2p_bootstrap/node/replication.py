@@ -140,6 +140,11 @@ class Replication:
             self._out = dict(out)
             await self._look_at_records()
 
+    async def forget(self, authors: frozenset[str]) -> None:
+        """Drop what they said, as if it had never been heard; whoever has it may bring it again."""
+        if authors:
+            await self._ledger.feed(events.Expelled(authors, self._runtime.wall_s()))
+
     def authors(self) -> frozenset[str]:
         """Who speaks in the ledger of itself or others, but for what proves itself."""
         return frozenset(e.author for e in self.ledger.items() if rule_of(e.key) in SPOKEN)
