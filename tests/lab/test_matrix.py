@@ -76,8 +76,13 @@ class Cluster:
         assert len(cluster_ids(seen)) == 1
         assert len(ca_hashes(self.lab)) == 1
         assert cluster_inits(self.lab) == []
-        done = kubectl(self.lab, at, "get", "configmaps", "-n", "kube-system", "-o", "name")
-        assert [name for name in self.stored if f"configmap/{name}" not in done.stdout] == []
+        wanted = {f"configmap/{name}" for name in self.stored}
+
+        def answered() -> set[str]:  # a server that just came back may not answer at once
+            done = kubectl(self.lab, at, "get", "configmaps", "-n", "kube-system", "-o", "name")
+            return set(done.stdout.split()) if done.returncode == 0 else set()
+
+        assert wanted <= self.lab.wait(answered, HEALED_S, f"{at} to answer")
 
 
 def kubectl(lab: Lab, at: str, *words: str) -> subprocess.CompletedProcess[str]:
