@@ -28,8 +28,8 @@ class HybridClock:
 
     def __init__(self, last: Stamp = Stamp(0, 0)) -> None:
         self._last = last
-        # it was later than this once, whatever the wall clock says now; no word of a peer moves it, or else
-        # word upon word would drive all clocks on, a day each
+        # it was later than this once, whatever the wall clock says now; no word of a peer moves it (but at
+        # the next start), or else word upon word would drive all clocks on, a day each
         self._floor_ms = last.wall_ms
 
     @property

@@ -68,6 +68,7 @@ class Lab:
             NotPermitted, LabError, UsageError: it cannot be made here, or the name is taken or bad.
         """
         require()
+        machines.require(clocks=bool(topology.clocks), slow_disks=bool(topology.slow_disks))
         token = NetworkToken(
             os.urandom(32), topology.bootstrap(), topology.discovery.dht, topology.discovery.mdns
         )

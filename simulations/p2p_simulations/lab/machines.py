@@ -15,14 +15,24 @@ from p2p_simulations.lab.commands import LabError
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 
 
-def with_clock(env: Mapping[str, str], offset_s: float) -> dict[str, str]:
-    """An environment whose programs see another time. Raises LabError if libfaketime is not here."""
-    if not offset_s:
-        return dict(env)
+def require(*, clocks: bool, slow_disks: bool) -> None:
+    """Check, before anything is made, that there is what these need. Raises LabError with what to do."""
+    if clocks and _library() is None:
+        raise LabError("a wrong clock (clocks:) needs libfaketime", hint="apt-get install faketime")
+    if slow_disks and shutil.which("strace") is None:
+        raise LabError("a slow disk (slow_disks:) needs strace", hint="apt-get install strace")
+
+
+def _library() -> Path | None:
     found = (p for place in _LIBRARIES for p in sorted(Path(place).glob("**/faketime/libfaketime.so.1")))
-    library = next(found, None)
+    return next(found, None)
+
+
+def with_clock(env: Mapping[str, str], offset_s: float) -> dict[str, str]:
+    """An environment whose programs see another time; unchanged without `offset_s` or libfaketime."""
+    library = _library() if offset_s else None
     if library is None:
-        raise LabError("a wrong clock needs libfaketime", hint="apt-get install faketime")
+        return dict(env)
     return {
         **env,
         "LD_PRELOAD": str(library),
@@ -33,12 +43,10 @@ def with_clock(env: Mapping[str, str], offset_s: float) -> dict[str, str]:
 
 
 def with_disk(argv: Sequence[str], delay_s: float) -> list[str]:
-    """A command line whose every fsync takes so much longer. Raises LabError if strace is not here."""
-    if not delay_s:
-        return list(argv)
-    strace = shutil.which("strace")
+    """A command line whose every fsync takes so much longer; unchanged without `delay_s` or strace."""
+    strace = shutil.which("strace") if delay_s else None
     if strace is None:
-        raise LabError("a slow disk needs strace", hint="apt-get install strace")
+        return list(argv)
     calls = "fsync,fdatasync"
     # -D: the program stays the child of whoever starts it; strace ends by itself after the last traced one
     quiet = ("-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", f"trace={calls}")
