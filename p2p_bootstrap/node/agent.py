@@ -192,7 +192,7 @@ class _Agent:
                 mesh_id=kept.mesh_id,
                 host=host,
                 store=store,
-                policy_for=lambda get: ledger_policy(kept.mesh_id, get, admission),
+                policy_for=lambda ledger: ledger_policy(kept.mesh_id, ledger, admission),
                 ipv6_of=lambda peer: str(ipv6_of(kept.mesh_id, peer)),
             )
             admission.attach(host, replication)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from p2p_bootstrap.node.policy import speaks_for
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.runtime import Runtime
 from p2p_bootstrap.node.scope import ClusterOptions, first_ipv4
@@ -24,7 +25,7 @@ from p2p_network.core.errors import P2PError, RoleError
 from p2p_network.core.ids import PeerId
 from p2p_network.ledger.reading import left_peers, read_by_peer
 from p2p_network.records import NodeRecord, Wish
-from p2p_roles import assign, placement
+from p2p_roles import assign, grants, placement
 from p2p_roles.assign import Assignment
 from p2p_roles.genesis.messages import MAX_SERVERS, Genesis
 from p2p_roles.k3s import kube as api
@@ -250,12 +251,10 @@ class Authority:
     async def _mirror(self, standing: Standing, given: Mapping[PeerId, Assigned], fence: int) -> None:
         """What the datastore says into the ledger, in the name of a server that is one."""
         ledger, scope = self._replication.ledger, self._options.scope
-        # the first servers stay believed also after their time: who has not seen what came later (a new node,
-        # a lost ledger) can believe the others only by what these said of them
-        trusted = {
-            *standing.genesis.servers,
-            *(p for p in given if _is_server(standing.genesis, given, p)),
-        }
+        for peer, word in given.items():
+            # before the assignment: from then on it may hold the lease, and must be believed by whoever comes
+            if word.role == "server" and not speaks_for(scope, peer, ledger):
+                await self._replication.write(grants.key_of(scope, peer, self._self_id), grants.VALUE)
         behind: set[str] = set()
         for peer, word in given.items():
             key = assign.key_of(scope, peer)
@@ -266,7 +265,7 @@ class Authority:
             )
             if known is not None and entry is not None and entry.value is not None:
                 same = replace_fence(known, fence) == wanted
-                if same and entry.author in trusted:
+                if same and speaks_for(scope, entry.author, ledger):
                     continue
                 if known.fence >= fence and not same:
                     # a datastore restored from a snapshot counts from there again; a server that only slept
@@ -390,11 +389,6 @@ class Authority:
 def replace_fence(word: Assignment, fence: int) -> Assignment:
     """The same word with another fence."""
     return Assignment(word.role, word.reason, word.epoch, word.cluster_id, word.leaving, fence)
-
-
-def _is_server(genesis: Genesis, given: Mapping[PeerId, Assigned], peer: str) -> bool:
-    word = given.get(PeerId(peer))
-    return word.role == "server" if word is not None else peer in genesis.servers
 
 
 def _word(given: Assigned) -> str:

@@ -1,20 +1,20 @@
 """How do roles and admission fill the blanks of the ledger's policy?
 
 The ledger knows neither roles nor members; it asks through callables: what did a quorum certify with this
-value (`genesis/...`), is this author the authority of that cluster (`assign/...`), does it hold the mesh's
-root (`accepted/...`, `access/rules`), is it a member, and did the mesh's authority sign this (`Admission`,
-for ``member/...`` and its kin)?
+value (`genesis/...`), does this author speak for that cluster (`assign/...`, by `p2p_roles.grants`), does it
+hold the mesh's root (`accepted/...`, `access/rules`), is it a member, and did the mesh's authority sign this
+(`Admission`, for ``member/...`` and its kin)?
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from p2p_network.admission.trust import Trust
 from p2p_network.ledger.entry import Entry
 from p2p_network.ledger.policy import Policy
-from p2p_roles import assign
+from p2p_roles import assign, grants
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.messages import GENESIS, OUTCOME
 from p2p_roles.upgrade import model as upgrade
@@ -34,8 +34,16 @@ class Judge(Protocol):
     def spoke(self, author: str, wall_ms: int) -> bool: ...
 
 
-def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None], judge: Judge) -> Policy:
-    """The policy of one mesh. `get`: the ledger's own look-up."""
+class Known(Protocol):
+    """What is known already; see `p2p_network.ledger.core.Ledger`."""
+
+    def get(self, key: str) -> Entry | None: ...
+
+    def items(self, prefix: str) -> Iterable[Entry]: ...
+
+
+def ledger_policy(mesh_id: str, ledger: Callable[[], Known], judge: Judge) -> Policy:
+    """The policy of one mesh. `ledger`: the one that it judges for, asked for once there is an entry."""
 
     def decided(key: str, value: bytes) -> bytes | None:
         if not key.startswith("genesis/"):
@@ -45,16 +53,16 @@ def ledger_policy(mesh_id: str, get: Callable[[str], Entry | None], judge: Judge
         return certificates.decode(value).value
 
     def may_write(key: str, author: str) -> bool:
-        """The authority of a cluster are its servers: those that its GENESIS certificate names (also after
-        their time: what they said of others stays true, and a stale word of theirs loses by its fence), and
-        those that are assigned as such. Over routes and access say the holders of the root."""
+        """Of roles and upgrades speak the cluster's servers, of routes and access the holders of the root."""
         kind, _, rest = key.partition("/")
+        if kind == "grant":  # anybody's: it counts where a chain leads to its author
+            return grants.grantor_of(key) == author
         if kind not in ("assign", "upgrade"):
             certificate = judge.trust.certificate_of(author)
             known = key == ACCESS_KEY or kind == "accepted"
             return known and certificate is not None and certificate.is_issuer
         scope = rest if kind == "upgrade" else rest.rpartition("/")[0]
-        return author in authorities(scope, get) or _is_assigned_server(scope, author, get)
+        return speaks_for(scope, author, ledger())
 
     return Policy(
         decided=decided,
@@ -70,18 +78,16 @@ def _fence_of(key: str, value: bytes) -> int:
     return upgrade.fence_of(value) if key.startswith("upgrade/") else assign.fence_of(key, value)
 
 
-def _is_assigned_server(scope: str, author: str, get: Callable[[str], Entry | None]) -> bool:
-    entry = get(assign.key_of(scope, author))
-    if entry is None or entry.value is None:
-        return False
-    try:
-        word = assign.decode(entry.value)
-    except ValueError:
-        return False
-    return word.role == "server" or word.leaving
+def speaks_for(scope: str, author: str, known: Known) -> bool:
+    """Whether what `author` says of the roles of a cluster is believed."""
+    return grants.speaks(
+        author,
+        authorities(scope, known),
+        lambda server: (grants.grantor_of(e.key) for e in known.items(grants.prefix_of(scope, server))),
+    )
 
 
-def authorities(scope: str, get: Callable[[str], Entry | None]) -> frozenset[str]:
+def authorities(scope: str, known: Known) -> frozenset[str]:
     """The certified servers of READY epochs of a scope: of one epoch but for contradictions.
 
     Epochs that are over may be missing: a ledger that was lost gets back what its node's votes rest on,
@@ -90,8 +96,8 @@ def authorities(scope: str, get: Callable[[str], Entry | None]) -> frozenset[str
     found: set[str] = set()
     epoch, missing = 1, 0
     while missing <= MAX_MISSING_EPOCHS:
-        entry = get(f"genesis/{scope}/{epoch}/{GENESIS}")
-        outcome = get(f"genesis/{scope}/{epoch}/{OUTCOME}")
+        entry = known.get(f"genesis/{scope}/{epoch}/{GENESIS}")
+        outcome = known.get(f"genesis/{scope}/{epoch}/{OUTCOME}")
         missing = 0 if entry or outcome else missing + 1
         if (
             entry

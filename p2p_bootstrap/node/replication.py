@@ -44,7 +44,7 @@ class Replication:
     Args:
         runtime: time, tasks and chance.
         host: the mesh; `serve` is called on it here, so before it runs.
-        policy_for: makes the policy (who may write which key), given the ledger's look-up.
+        policy_for: makes the policy (who may write which key), given the way to the ledger.
         ipv6_of: the ULA of a peer; it follows from the peer's id.
     """
 
@@ -56,10 +56,10 @@ class Replication:
         mesh_id: str,
         host: Mesh,
         store: Store,
-        policy_for: Callable[[Callable[[str], Entry | None]], Policy],
+        policy_for: Callable[[Callable[[], Ledger]], Policy],
         ipv6_of: Callable[[PeerId], str],
     ) -> None:
-        self.ledger = Ledger(identity, mesh_id, policy_for(self._get))
+        self.ledger = Ledger(identity, mesh_id, policy_for(lambda: self.ledger))
         self.settled = runtime.event()  # compared with at least one peer
         self._runtime = runtime
         self._self_id = identity.peer_id
@@ -94,9 +94,6 @@ class Replication:
         )
         host.serve(sync.METHOD, self._answer_sync)
         host.serve(sync.HINT_METHOD, self._take_hint)
-
-    def _get(self, key: str) -> Entry | None:
-        return self.ledger.get(key)
 
     # ------------------------------------------------------------ for the other columns
 

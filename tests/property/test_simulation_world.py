@@ -163,12 +163,16 @@ def test_certificates_that_were_durable_are_published_after_a_power_cut() -> Non
 def test_the_authority_is_known_although_older_epochs_are_missing() -> None:
     held = {certificates.key_of(c): c for c in (genesis(3), certified(3, OUTCOME, Ready("uid")))}
 
-    def get(key: str) -> Entry | None:
-        found = held.get(key)
-        return Entry(key, ME.peer_id, 0, 0, certificates.encode(found), b"") if found else None
+    class Known:
+        def get(self, key: str) -> Entry | None:
+            found = held.get(key)
+            return Entry(key, ME.peer_id, 0, 0, certificates.encode(found), b"") if found else None
 
-    assert authorities("kairos", get) == {ME.peer_id}
-    assert authorities("other", get) == frozenset()
+        def items(self, prefix: str) -> list[Entry]:
+            return []
+
+    assert authorities("kairos", Known()) == {ME.peer_id}
+    assert authorities("other", Known()) == frozenset()
 
 
 def test_a_claim_survives_a_look_at_the_ledger_from_before_it_was_written() -> None:

@@ -147,6 +147,7 @@ PURE = (
     "p2p_bootstrap/node/health.py",
     "roles/p2p_roles/view.py",
     "roles/p2p_roles/assign.py",
+    "roles/p2p_roles/grants.py",
     "roles/p2p_roles/placement.py",
     "roles/p2p_roles/timing.py",
     "roles/p2p_roles/k3s/kubevip.py",

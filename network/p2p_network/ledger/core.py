@@ -15,7 +15,7 @@ still offers what it deleted. So nothing is resurrected, not even by a partition
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -93,7 +93,7 @@ class Ledger:
         self._buckets: tuple[dict[bytes, Held], ...] = tuple({} for _ in range(BUCKETS))
         self._sums = [0] * BUCKETS
         self._root = 0
-        self._per_class: Counter[str] = Counter()
+        self._classes: defaultdict[str, dict[str, Held]] = defaultdict(dict)
         self._per_author: Counter[tuple[str, str]] = Counter()
         self._tombstones: list[tuple[int, str]] = []  # heap of (wall_ms, key); may hold outdated pairs
         self._graves: dict[bytes, Held] = {}
@@ -115,7 +115,9 @@ class Ledger:
 
     def items(self, prefix: str = "") -> Iterator[Entry]:
         """The live entries whose key starts with `prefix`, in the order of keys. A copy: safe to hold."""
-        found = [h.entry for k, h in self._held.items() if k.startswith(prefix) and not h.entry.is_tombstone]
+        kind, slash, _ = prefix.partition("/")
+        among = self._classes.get(kind, {}) if slash else self._held
+        found = [h.entry for k, h in among.items() if k.startswith(prefix) and not h.entry.is_tombstone]
         return iter(sorted(found, key=lambda entry: entry.key))
 
     def deleted(self, prefix: str = "") -> frozenset[str]:
@@ -376,7 +378,7 @@ class Ledger:
         name = _class_of(key)
         # certificates have room of their own: junk of other classes can't keep one out
         is_full = len(self._held) >= self._limits.entries and not rule.is_certificate
-        if is_full or self._per_class[name] >= rule.max_entries:
+        if is_full or len(self._classes[name]) >= rule.max_entries:
             return Refusal.FULL
         if self._per_author[name, author] >= rule.max_per_author:
             return Refusal.AUTHOR_FULL
@@ -418,8 +420,9 @@ class Ledger:
         self._held[entry.key] = self._buckets[bucket][held.key_hash] = held
         self._sums[bucket] = (self._sums[bucket] + held.content) % _MODULUS
         self._root = (self._root + held.content) % _MODULUS
-        self._per_class[_class_of(entry.key)] += 1
-        self._per_author[_class_of(entry.key), entry.author] += 1
+        name = _class_of(entry.key)
+        self._classes[name][entry.key] = held
+        self._per_author[name, entry.author] += 1
         if entry.is_tombstone:
             heapq.heappush(self._tombstones, (entry.wall_ms, entry.key))
 
@@ -432,7 +435,7 @@ class Ledger:
         self._sums[bucket] = (self._sums[bucket] - held.content) % _MODULUS
         self._root = (self._root - held.content) % _MODULUS
         name, author = _class_of(key), held.entry.author
-        self._per_class[name] -= 1
+        del self._classes[name][key]
         self._per_author[name, author] -= 1
         if not self._per_author[name, author]:
             del self._per_author[name, author]

@@ -6,7 +6,7 @@ refused by every node, whoever relays it. Three kinds of writer:
 - owner: the author's own peer id is the key's last segment;
 - member: an owner that shows its certificate (`owns`), so admission is not asked again;
 - authority: a callable of the owner of the ledger says who (`may_write`): a cluster's servers for
-  `assign/...`, a holder of the root for `accepted/...` and `access/...`;
+  `assign/...`, a holder of the root for `accepted/...` and `access/...`, the grantor for `grant/...`;
 - certificate: the value proves itself (`decided`), so the author does not matter: what a quorum decided, and
   what the mesh's authority signed (`admission.documents`).
 
@@ -84,6 +84,8 @@ TABLE: Final[dict[str, Rule]] = {
     "place": Rule(("<peer>",), Writer.OWNER, 256, 1, _MAX_NODES, True),
     "role": Rule(("<peer>",), Writer.OWNER, 4096, 1, _MAX_NODES, True),
     "assign": Rule(("<scope>", "<peer>"), Writer.AUTHORITY, 2048, 2 * _MAX_NODES, 2 * _MAX_NODES, True),
+    # who made a later server one, so that its words can be believed: each grantor's own, never contested
+    "grant": Rule(("<scope>", "<peer>", "<peer>"), Writer.AUTHORITY, 64, 256, 2 * _MAX_NODES, False),
     # what a node offers to carry; which of it the mesh uses, and who may reach whom, say holders of the root
     "services": Rule(("<peer>",), Writer.OWNER, 8192, 1, _MAX_NODES, True),
     "routes": Rule(("<peer>",), Writer.OWNER, 4096, 1, _MAX_NODES, True),

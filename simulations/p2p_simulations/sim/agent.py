@@ -68,7 +68,7 @@ class SimAgent:
             mesh_id=world.mesh_id,
             host=self.host,
             store=SimStore(self),
-            policy_for=lambda get: ledger_policy(world.mesh_id, get, self.admission),
+            policy_for=lambda ledger: ledger_policy(world.mesh_id, ledger, self.admission),
             ipv6_of=lambda peer: str(ipv6_of(world.mesh_id, peer)),
         )
         self.admission.attach(self.host, self.replication)

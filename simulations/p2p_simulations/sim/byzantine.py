@@ -24,7 +24,7 @@ from p2p_network.ledger import sync
 from p2p_network.ledger.entry import Entry, sign_entry
 from p2p_network.ledger.events import Hint
 from p2p_network.records import AddressClaim
-from p2p_roles import assign
+from p2p_roles import assign, grants
 from p2p_simulations.sim.plan import Lie
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def _forge(world: World, machine: SimMachine, agent: SimAgent) -> Told:
                 if world.checkers.may_assign(machine)
                 else ((f"assign/{machine.scope}/{victim.peer}", word),)
             ),
+            # its own to write, and worth nothing: no certificate leads to it
+            (grants.key_of(machine.scope, machine.peer, machine.peer), grants.VALUE),
             (f"genesis/{machine.scope}/1/1", b"\x01"),
             (f"genesis/{machine.scope}/1/2", b""),
         )

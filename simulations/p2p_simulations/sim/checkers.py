@@ -410,7 +410,7 @@ class Checkers:
         if agent is not None:
             identities = self._world.identities
             rotations = self._world.token.generation  # one more may be under way
-            each = 6 if self._world.plan.upgrades_k3s else 5
+            each = 8 if self._world.plan.upgrades_k3s else 7  # two of them grants: a holder's and a liar's
             limit = each * identities + 2 * (len(self.certified) + 2) + len(self._world.revoked)
             limit += rotations * (identities + 1)
             if len(agent.replication.ledger) > limit:
