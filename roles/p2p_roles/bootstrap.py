@@ -291,7 +291,7 @@ class Bootstrap(Duties):
             return False
         if self.epoch > 1:  # the first epoch had them all
             return True
-        settled_at = self.stable_since + self.rules.settle_s
+        settled_at = self.stable_since + (self.rules.settle_s if here > 1 else self.rules.alone_s)
         if here < self.expected_nodes():
             return False
         if self.places_pending():

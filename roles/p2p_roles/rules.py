@@ -29,6 +29,7 @@ class Rules:
         datastore: "etcd", "external", or "sqlite" (one server for ever).
         k3s_version, args_hash: of this node; certified if it initialises.
         settle_s: how long the view must be unchanged before an election.
+        alone_s: the same for a node that sees nobody: its first connection takes longer than the next one.
         stagger_s: by how much each rank waits longer before it proposes.
         ballot_s: how long one attempt may take.
         init_s, wait_s, join_s: time limits of the states.
@@ -44,7 +45,8 @@ class Rules:
     datastore: Datastore = "etcd"
     k3s_version: str = ""
     args_hash: str = ""
-    settle_s: float = 2.0
+    settle_s: float = 1.0
+    alone_s: float = 2.0
     stagger_s: float = 1.0
     ballot_s: float = 3.0
     init_s: float = 180.0

@@ -20,7 +20,7 @@ from p2p_simulations.lab.topology import make_topology
 
 LabFactory = Callable[..., Lab]
 pytestmark = pytest.mark.timeout(600)
-OLD, NEW, BAD = "v1.36.1+k3s1", "v1.36.2+k3s1", "v1.36.3+k3s1"
+OLD, NEW, BAD, NEXT = (f"v1.36.{patch}+k3s1" for patch in (1, 2, 3, 4))
 PLACE = "/var/lib/rancher/bin/k3s"
 FAST = {"k3s": {"args": ["--etcd-arg=heartbeat-interval=200", "--etcd-arg=election-timeout=1500"]}}
 
@@ -128,3 +128,22 @@ def test_k3s_is_upgraded_through_the_mesh_and_a_bad_release_goes_back(
     }  # fmt: skip
     saved = mine.node(at).exec([*kairos_p2p(), "cluster", "snapshot", "list", "-o", "name"]).stdout
     assert "before-upgrade" in saved
+
+    # an order that a person takes back while the first server is at it, by the word of another server
+    code, _, err = verb(mine, at, *release(NEXT), "--yes", "--no-wait", "--patience", "40s")
+    assert code == 0, err
+
+    def changing() -> bool:
+        return next(n["phase"] for n in look(mine, holder)["nodes"] if n["hostname"] == first) in (
+            "trying",
+            "done",
+        )
+
+    mine.wait(changing, 90, "the first server's turn")
+    code, _, err = verb(mine, holder, "--abort")
+    assert code == 0, err
+    assert facts_for_ever(wait_ready(mine)) == before
+    assert {on_disk(mine, name) for name in names} == {NEW}
+    assert look(mine, holder)["state"] == "stopped"
+    code, _, err = verb(mine, holder, "--abort", "--version", NEXT)
+    assert code == 2

@@ -178,13 +178,20 @@ class Node:
 class World:
     """Nodes, network, ledger and time."""
 
-    def __init__(self, seed: int, nodes: int, rules: Rules, wishes: dict[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        nodes: int,
+        rules: Rules,
+        wishes: dict[int, str] | None = None,
+        group: dict[int, int] | None = None,
+    ) -> None:
         self.random, self.rules = random.Random(seed), rules
         self.now, self.heap, self.count = 0.0, [], itertools.count()
         self.power_cut = self.loss = 0.0
         self.ledger: dict[str, bytes] = {}
         self.assigned: dict[PeerId, ev.AssignmentChanged] = {}
-        self.group: dict[int, int] = {}
+        self.group = group or {}
         self.nodes: list[Node] = []
         self.wishes = wishes or {}
         self.decided: dict[Instance, bytes] = {}
@@ -380,8 +387,7 @@ def test_the_initiator_dies_before_ready_and_another_epoch_forms_the_cluster() -
 
 
 def test_two_halves_before_the_genesis_become_one_cluster_after_healing() -> None:
-    world = World(4, 5, rules(5, 3))
-    world.group = {0: 1, 1: 1}
+    world = World(4, 5, rules(5, 3), group={0: 1, 1: 1})
     world.run(60)
     assert all(n.machine.state is State.DISCOVER for n in world.nodes)
     assert "waiting for" in world.nodes[0].machine.reason

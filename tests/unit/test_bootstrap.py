@@ -282,16 +282,17 @@ def test_a_view_must_hold_still_before_the_election() -> None:
     for now in (1.0, 2.0, 3.0):
         m.on(now, ev.ViewChanged(view(0, 1, 2, *((3,) if now == 2.0 else ()))))
         assert m.state is State.DISCOVER
-    assert m.wake_at() == 5.0
-    m.on(4.9, ev.ViewChanged(view(0, 1, 2, ready=(1,))))
+    assert m.wake_at() == 4.0
+    m.on(3.9, ev.ViewChanged(view(0, 1, 2, ready=(1,))))
     assert m.state is State.DISCOVER, "only who is there and what they wish counts"
-    m.on(5.0, ev.Tick())
+    m.on(4.0, ev.Tick())
     assert m.state is State.ELECT
 
 
 def test_the_whole_way_of_a_single_node() -> None:
     m = machine(1)
     m.on(1.0, ev.VpnReady("10.144.0.1"), ev.ViewChanged(view(0, n=1)))
+    assert m.wake_at() == 3.0, "who sees nobody waits longer for the first connection"
     made = m.on(3.0, ev.Tick())
     assert of(ev.MakeSecrets, made) == [ev.MakeSecrets(1)]
     started = m.on(3.1, ev.SecretsMade(1, CA))
