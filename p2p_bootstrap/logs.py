@@ -17,9 +17,11 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from typing import Any, Final, Literal, TextIO
 
-import structlog
-
 from p2p_bootstrap.redaction import redact
+from p2p_network.core.lean import hollow
+
+with hollow("asyncio", "rich"):  # structlog draws tracebacks with one, we don't: 80 ms of 100
+    import structlog
 
 Format = Literal["console", "json"]
 FORMATS: Final[tuple[Format, ...]] = ("console", "json")

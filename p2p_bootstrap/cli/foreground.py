@@ -5,14 +5,12 @@ The one road into the composition root, for ``agent`` and for ``join`` where the
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +22,7 @@ from p2p_bootstrap.cli.output import note
 from p2p_bootstrap.service import LEFT, notify
 from p2p_network.core import log
 from p2p_network.core.errors import P2PError, TimedOut
+from p2p_network.core.lean import loading, without_plugins, without_searches
 
 if TYPE_CHECKING:
     from p2p_bootstrap.config.loading import Config
@@ -50,7 +49,7 @@ def run(
 
     Raises ConfigError with everything that is wrong, and what the agent cannot start without.
     """
-    with _loading():
+    with loading(), without_plugins(), without_searches():
         from p2p_bootstrap import logs
         from p2p_bootstrap.api.events import EventLog, EventLogHandler
         from p2p_bootstrap.node.local_k3s import role_of, run_local
@@ -69,22 +68,10 @@ def run(
     if alone is not None:
         run_local(config, alone, state_dir=state_dir, socket=socket, events=events)
         return
-    with _loading():
+    with loading(), without_plugins(), without_searches():
         from p2p_bootstrap.node.agent import run_agent
 
     run_agent(config, state_dir=state_dir, socket=socket, events=events, of_system=cloud_configs is None)
-
-
-@contextlib.contextmanager
-def _loading() -> Iterator[None]:
-    """Modules stay as long as the process: the garbage collector need not look at what they make, neither
-    now (a fifth of the time) nor later (70 ms at a time, in which nothing else happens)."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _read(cloud_configs: Sequence[Path] | None) -> Config:

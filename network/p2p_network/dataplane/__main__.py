@@ -21,11 +21,14 @@ from collections.abc import Sequence
 
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError
-from p2p_network.dataplane.control import ControlServer
-from p2p_network.dataplane.loop import READ, Loop
-from p2p_network.dataplane.messages import ALREADY_RUNNING, Estate
-from p2p_network.dataplane.plane import Plane
-from p2p_network.dataplane.succession import take_over
+from p2p_network.core.lean import loading
+
+with loading():
+    from p2p_network.dataplane.control import ControlServer
+    from p2p_network.dataplane.loop import READ, Loop
+    from p2p_network.dataplane.messages import ALREADY_RUNNING, Estate
+    from p2p_network.dataplane.plane import Plane
+    from p2p_network.dataplane.succession import take_over
 
 _USAGE = "usage: python -m p2p_network.dataplane --socket PATH [--log PATH] [--from PATH]"
 _LOCK_PATIENCE_S = 10.0

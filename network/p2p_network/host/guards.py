@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import trio
 
-from p2p_network.host import lean  # first: imports libp2p without what we never use
+import p2p_network.host.lean  # noqa: F401  (first: imports libp2p without what we never use)
 
 # isort: split
 from libp2p.abc import INetConn, INetStream
@@ -166,8 +166,7 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
             min_connections=0,
             max_connections_per_peer=8,
         )
-        with lean.no_resolver_configuration():
-            super().__init__(self_id, peerstore, upgrader, [], RetryConfig(max_retries=0), config)
+        super().__init__(self_id, peerstore, upgrader, [], RetryConfig(max_retries=0), config)
         self._psk = psk
         self.gate = gate
         self.open_admission: Callable[[Any], Awaitable[Stream]] | None = None  # set by the host

@@ -1,12 +1,15 @@
 """How do we import libp2p without what a private TCP mesh never uses?
 
-``import libp2p`` pulls in its ACME client and its Oso metrics provider, and with them httpx and requests:
-0.1 s and 13 MB for code that can't run here. While libp2p is imported, those two names resolve to hollow
-modules; afterwards they are gone again, so anybody else's ``import httpx`` gets the real one.
+libp2p's packages import all of it: QUIC, WebSocket, TLS with its ACME client, gossip, block exchange, UPnP,
+stores of peers in databases, three more kinds of keys, a metrics server, DNS resolvers. That is two thirds of
+the time that importing it takes, and 22 MB. So
 
-It also makes DNS resolvers, when it is imported and for every swarm, which read /etc/resolv.conf and raise
-where that names no server: in an air-gapped site, or while a machine boots. We resolve names ourselves, so
-libp2p's are made without configuration (`no_resolver_configuration`).
+- the names in `UNUSED` resolve to hollow modules while the modules in `USED` are imported;
+- a libp2p package's own ``__init__`` does not run before somebody asks for a name that it makes (`_Bare`).
+
+Afterwards anybody else's ``import httpx`` gets the real one. Public keys of kinds that are hollow are refused
+by libp2p's own error: members have Ed25519 keys. DNS resolvers would read /etc/resolv.conf and raise where it
+names no server (an air-gapped site, a machine that boots): no dial of ours asks one, so there is none.
 
 Import this module before any ``libp2p`` module. Drop it when libp2p imports them late.
 """
@@ -14,55 +17,141 @@ Import this module before any ``libp2p`` module. Drop it when libp2p imports the
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-import dns.asyncresolver
+from p2p_network.core.lean import hollow
 
-UNUSED: Final = ("httpx", "requests")
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+
+USED: Final = (
+    "libp2p.abc",
+    "libp2p.crypto.ed25519",
+    "libp2p.crypto.serialization",
+    "libp2p.crypto.x25519",
+    "libp2p.host.basic_host",
+    "libp2p.identity.identify_push.identify_push",
+    "libp2p.kad_dht.kad_dht",
+    "libp2p.network.connection.raw_connection",
+    "libp2p.network.connection.swarm_connection",
+    "libp2p.network.swarm",
+    "libp2p.security.noise.transport",
+    "libp2p.stream_muxer.yamux.yamux",
+    "libp2p.transport.upgrader",
+)
+UNUSED: Final = (
+    "Crypto",
+    "aioquic",
+    "cryptography.x509",
+    "dns",
+    "httpx",
+    "libp2p.bitswap",
+    "libp2p.crypto.ecc",
+    "libp2p.crypto.rsa",
+    "libp2p.crypto.secp256k1",
+    "libp2p.discovery.bootstrap",
+    "libp2p.discovery.mdns",
+    "libp2p.discovery.upnp",
+    "libp2p.peer.persistent",
+    "libp2p.pubsub",
+    "libp2p.rcmgr.manager",
+    "libp2p.relay",
+    "libp2p.security.insecure",
+    "libp2p.security.pnet",
+    "libp2p.security.secio",
+    "libp2p.security.tls",
+    "libp2p.stream_muxer.mplex",
+    "libp2p.transport.quic",
+    "libp2p.transport.tcp",
+    "libp2p.transport.websocket",
+    "multiaddr.resolvers",
+    "prometheus_client",
+    "psutil",
+    "requests",
+)
 
 
-class _Hollow(ModuleType):
-    """A module whose every public attribute is an empty class: enough for annotations and subclasses."""
+class _Bare(ModuleType):
+    """A package whose ``__init__`` has not run; it does when a name is asked for that only it can make."""
 
-    def __getattr__(self, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (Exception,), {})
+    def __getattr__(self, name: str) -> Any:
+        spec: Any = self.__spec__
+        if name.startswith("__") or not isinstance(spec.loader, _BareLoader):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        spec.loader = spec.loader.whole
+        spec.loader.exec_module(self)
+        return getattr(self, name)
+
+
+class _BareLoader:
+    """Makes a package bare; `whole` is who would run its ``__init__``."""
+
+    def __init__(self, whole: Loader) -> None:
+        self.whole = whole
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """A package that lacks what its ``__init__`` makes."""
+        return _Bare(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Not yet."""
+
+
+class _BareFinder:
+    """Finds libp2p's packages bare."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """What the path has, bare if it is a package of libp2p."""
+        if fullname.partition(".")[0] != "libp2p":
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None and spec.submodule_search_locations is not None:
+            spec.loader = cast("Loader", _BareLoader(spec.loader))
+        return spec
 
 
 @contextlib.contextmanager
-def no_resolver_configuration() -> Iterator[None]:
-    """Resolvers of dnspython made in here do not read /etc/resolv.conf; they can't look anything up."""
-    module = vars(dns.asyncresolver)
-    configured = module["Resolver"]
-    module["Resolver"] = functools.partial(configured, configure=False)
+def _bare() -> Iterator[None]:
+    finder = _BareFinder()
+    sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        module["Resolver"] = configured
+        sys.meta_path.remove(finder)
 
 
 def import_libp2p() -> None:
-    """Import libp2p with the unused packages hollow, and its chatter off. Does nothing the second time."""
+    """Import what we use of libp2p, and turn its chatter off. Does nothing the second time."""
     if "libp2p" in sys.modules:
         return
-    hollow = [name for name in UNUSED if name not in sys.modules]
-    for name in hollow:
-        sys.modules[name] = _Hollow(name)
-    try:
-        with no_resolver_configuration():
-            importlib.import_module("libp2p")
-    finally:
-        for name in hollow:
-            del sys.modules[name]
+    with _bare(), hollow(*UNUSED):
+        for name in USED:
+            importlib.import_module(name)
+    _only_our_keys()
+    _no_resolver()
     _quiet()
+
+
+def _only_our_keys() -> None:
+    """A public key of a kind that is hollow has no reader: libp2p then says so, as of an unknown kind."""
+    reading = vars(importlib.import_module("libp2p.crypto.serialization"))
+    ours = importlib.import_module("libp2p.crypto.keys").KeyType.Ed25519.value
+    for name in ("key_type_to_public_key_deserializer", "key_type_to_private_key_deserializer"):
+        reading[name] = {ours: reading[name][ours]}
+
+
+def _no_resolver() -> None:
+    """A swarm makes a DNS resolver, which no dial of ours asks."""
+    vars(importlib.import_module("libp2p.network.swarm"))["DNSResolver"] = lambda: None
 
 
 def _quiet() -> None:

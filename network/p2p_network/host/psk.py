@@ -15,7 +15,10 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from Crypto.Cipher import Salsa20
+from p2p_network.core.lean import absent
+
+with absent("cffi"):  # it reads C headers at each start, for 50 ms; without it ctypes is taken, as fast here
+    from Crypto.Cipher import Salsa20
 
 NONCE_BYTES: Final = 24
 KEY_BYTES: Final = 32
