@@ -18,7 +18,7 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any, Final, Literal, TextIO
 
 from p2p_bootstrap.redaction import redact
-from p2p_network.core.lean import hollow
+from p2p_network.lean import hollow
 
 with hollow("asyncio", "rich"):  # structlog draws tracebacks with one, we don't: 80 ms of 100
     import structlog

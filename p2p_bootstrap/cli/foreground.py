@@ -22,7 +22,7 @@ from p2p_bootstrap.cli.output import note
 from p2p_bootstrap.service import LEFT, notify
 from p2p_network.core import log
 from p2p_network.core.errors import P2PError, TimedOut
-from p2p_network.core.lean import loading, without_plugins, without_searches
+from p2p_network.lean import loading, without_plugins, without_searches
 
 if TYPE_CHECKING:
     from p2p_bootstrap.config.loading import Config

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from p2p_network.core import lean
+from p2p_network import lean
 
 PROGRAM = """
 import gc, sys
-from p2p_network.core.lean import loading, without_plugins, without_searches
+from p2p_network.lean import loading, without_plugins, without_searches
 import p2p_bootstrap.cli.foreground
 with loading(), without_plugins(), without_searches():
     from p2p_bootstrap import logs

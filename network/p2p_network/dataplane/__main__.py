@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError
-from p2p_network.core.lean import loading
+from p2p_network.lean import loading
 
 with loading():
     from p2p_network.dataplane.control import ControlServer

@@ -26,7 +26,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from p2p_network.core.lean import hollow
+from p2p_network.lean import hollow
 
 if TYPE_CHECKING:
     from importlib.abc import Loader

@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from p2p_network.core.lean import absent
+from p2p_network.lean import absent
 
 with absent("cffi"):  # it reads C headers at each start, for 50 ms; without it ctypes is taken, as fast here
     from Crypto.Cipher import Salsa20
