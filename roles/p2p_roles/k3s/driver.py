@@ -87,7 +87,7 @@ def ask_k3s(spec: K3sSpec) -> Readiness:
 class Timing:
     """How often and how long, in seconds."""
 
-    probe_s: float = 0.5
+    probe_s: float = 0.2
     probe_ready_s: float = 5.0
     stop_s: float = 30.0
     backoff_s: float = 1.0
