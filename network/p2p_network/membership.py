@@ -1,10 +1,10 @@
 """Who belongs to the mesh, and who of them is there now?
 
-A machine over three kinds of facts: channels that opened and closed, node records in the ledger, and
-deleted records (a node that left says so by deleting its own)::
+A machine over three kinds of facts: who is heard (`detector.py`: by a channel, or by others that were asked),
+node records in the ledger, and deleted records (a node that left says so by deleting its own)::
 
-    alive    we hold a channel to it (or it is ourselves)
-    suspect  lost, or first heard of, less than `suspect_s` ago
+    alive    heard: we hold a channel to it, others hear it, or it is ourselves
+    suspect  not heard by anybody that was asked, or first heard of, less than `suspect_s` ago
     dead     not back since
     left     it deleted its record; a node that comes back writes a new one
 
@@ -80,8 +80,16 @@ class PeerConnected:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerHeard:
+    """There is no channel to this peer, but it is there; `how` we know."""
+
+    peer: PeerId
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class PeerLost:
-    """The last channel to this peer closed."""
+    """This peer is not heard any more."""
 
     peer: PeerId
     why: str
@@ -105,7 +113,7 @@ class Tick:
     """Time has passed (see `Membership.wake_at`)."""
 
 
-Event = PeerConnected | PeerLost | RecordsChanged | Tick
+Event = PeerConnected | PeerHeard | PeerLost | RecordsChanged | Tick
 
 
 # Effects
@@ -133,7 +141,7 @@ class Membership:
     def __init__(self, self_id: PeerId, now: float, *, suspect_s: float = SUSPECT_S) -> None:
         self._self_id = self_id
         self._suspect_s = suspect_s
-        self._connected: set[PeerId] = {self_id}
+        self._heard: dict[PeerId, str] = {}  # who is there, and how we know
         self._records: Mapping[PeerId, NodeRecord] = {}
         self._addresses: Mapping[PeerId, tuple[str, str]] = {}
         self._left: frozenset[PeerId] = frozenset()
@@ -157,11 +165,13 @@ class Membership:
         why_lost = "no channel to it"
         match event:
             case PeerConnected(peer):
-                self._connected.add(peer)
+                self._heard[peer] = "a channel to it is open"
+            case PeerHeard(peer, how):
+                self._heard[peer] = how
             case PeerLost(peer, why):
                 assert peer != self._self_id, "a node can't lose itself"
-                self._connected.discard(peer)
-                why_lost = f"its channel closed: {why}"
+                self._heard.pop(peer, None)
+                why_lost = why
             case RecordsChanged():
                 self._records, self._addresses, self._left = event.records, event.addresses, event.left
                 self._out = event.out
@@ -173,7 +183,7 @@ class Membership:
 
     def _settle(self, now: float, why_lost: str) -> Decision[Effect]:
         """Judge every member anew; say what differs from the last view."""
-        peers = self._connected | self._records.keys() | self._left
+        peers = {self._self_id} | self._heard.keys() | self._records.keys() | self._left
         after = {peer: self._judge(now, peer, why_lost) for peer in sorted(peers)}
         if after == self._members:
             return Decision()
@@ -191,9 +201,14 @@ class Membership:
         old = self._members.get(peer)
         state, reason = self._state(now, peer, old, why_lost)
         ipv4, ipv6 = self._addresses.get(peer, ("", ""))
-        if old is not None and old.state is state:
+        if (
+            old is not None
+            and old.state is state
+            and (state is not MemberState.ALIVE or old.reason == reason)
+        ):
             return replace(old, record=self._records.get(peer), ipv4=ipv4, ipv6=ipv6)
-        return Member(peer, self._records.get(peer), state, now, reason, ipv4, ipv6)
+        since = old.since if old is not None and old.state is state else now
+        return Member(peer, self._records.get(peer), state, since, reason, ipv4, ipv6)
 
     def _state(self, now: float, peer: PeerId, old: Member | None, why_lost: str) -> tuple[MemberState, str]:
         if peer == self._self_id:
@@ -202,8 +217,8 @@ class Membership:
             return MemberState.LEFT, self._out[peer]
         if peer in self._left and peer not in self._records:
             return MemberState.LEFT, "it said that it leaves"
-        if peer in self._connected:
-            return MemberState.ALIVE, "a channel to it is open"
+        if peer in self._heard:
+            return MemberState.ALIVE, self._heard[peer]
         if old is None:
             return MemberState.SUSPECT, "known from the ledger, not connected yet"
         if old.state is MemberState.SUSPECT and now >= old.since + self._suspect_s:

@@ -1,8 +1,9 @@
 """What do all nodes know, and who of them is here?
 
-Owns the ledger with its store, the anti-entropy scheduler and the membership machine; feeds them what the
-mesh host observes, and carries out what they decide. The other columns read `ledger` and `view`, write
-with `write` and `delete`, and are told of changes through the `Signal`s they subscribed with.
+Owns the ledger with its store, the anti-entropy scheduler, the failure detector (`Watching`) and the
+membership machine; feeds them what the mesh host observes, and carries out what they decide. The other
+columns read `ledger` and `view`, write with `write` and `delete`, and are told of changes through the
+`Signal`s they subscribed with.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from p2p_bootstrap.node.runner import Runner
 from p2p_bootstrap.node.runtime import Runtime, Signal, TaskGroup
-from p2p_network import membership
+from p2p_bootstrap.node.watching import Watching
+from p2p_network import detector, membership
 from p2p_network.core import log
 from p2p_network.core.clock import MAX_AHEAD_MS
 from p2p_network.core.errors import MeshError, RemoteViolation
@@ -91,6 +93,9 @@ class Replication:
         self._membership = membership.Membership(self._self_id, runtime.monotonic())
         self._members = Runner(
             runtime, "mesh.membership", self._membership, self._publish, membership.Tick, quiet=True
+        )
+        self._watching = Watching(
+            runtime=runtime, identity=identity, mesh_id=mesh_id, host=host, report=self._members.feed
         )
         host.serve(sync.METHOD, self._answer_sync)
         host.serve(sync.HINT_METHOD, self._take_hint)
@@ -173,6 +178,7 @@ class Replication:
             tasks.start_soon(self._ledger.run)
             tasks.start_soon(self._scheduler.run)
             tasks.start_soon(self._members.run)
+            tasks.start_soon(self._watching.run, tasks)
             tasks.start_soon(self._watch_host)
             tasks.start_soon(self._watch_records)
 
@@ -180,11 +186,11 @@ class Replication:
         async for event in self._host.events:
             match event:
                 case PeerUp(peer):
-                    await self._members.feed(membership.PeerConnected(peer))
+                    await self._watching.feed(detector.ChannelOpened(peer))
                     await self._scheduler.feed(anti_entropy.ChannelOpened(peer))
                 case PeerDown(peer, reason):
                     await self._scheduler.feed(anti_entropy.ChannelClosed(peer))
-                    await self._members.feed(membership.PeerLost(peer, reason))
+                    await self._watching.feed(detector.ChannelClosed(peer, reason))
 
     async def _watch_records(self) -> None:
         changed = self._runtime.signal()
@@ -203,6 +209,8 @@ class Replication:
         await self._members.feed(
             membership.RecordsChanged(records, self.addresses(), left | self._out.keys(), self._out)
         )
+        there = frozenset(records.keys() - self._out.keys() - {self._self_id})
+        await self._watching.feed(detector.MembersKnown(there))
 
     # ------------------------------------------------------------ ledger
 

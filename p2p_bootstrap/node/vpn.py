@@ -312,6 +312,12 @@ class Vpn:
                 self._tend(member, stats_of)
                 if MESH in self._kinds and self._nursery is not None:
                     self._detours.tend(member.peer, stats_of, self._nursery)
+            elif member.state is MemberState.ALIVE and member.ipv4 and not self._carries(member.peer):
+                self._host.want(member.peer)  # it has a channel with others only: packets need a session
+
+    def _carries(self, peer: PeerId) -> bool:
+        stats = self.status.peers.get(peer)
+        return stats is not None and stats.connected
 
     async def _set_reach(self, member: Member) -> None:
         """Tell the data plane what a peer may, if that changed since its session was put."""

@@ -21,6 +21,7 @@ from p2p_network.core.errors import ConfigError, P2PError, UsageError
 from p2p_simulations.sim import story
 from p2p_simulations.sim.chance import random_plan
 from p2p_simulations.sim.curves import curves
+from p2p_simulations.sim.detection import MAX_WATCHED, Detection, watch
 from p2p_simulations.sim.files import MAX_FILE_BYTES, parse_scenario
 from p2p_simulations.sim.junit import junit as junit_of
 from p2p_simulations.sim.plan import Plan
@@ -274,14 +275,48 @@ def scale(
     _write(json_file, lambda: out.to_json([dataclasses.asdict(cost) for cost in costs]))
 
 
-def _sizes(text: str) -> list[int]:
+@group.command()
+@click.option("--nodes", default="10,50", show_default=True, help="Sizes of the mesh, ascending.")
+@click.option("--loss", type=click.FloatRange(0, 0.5), default=0.2, show_default=True, help="Of packets.")
+@click.option(
+    "--for", "for_s", type=Duration(), default="300s", show_default=True, help="Virtual time of each."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of chance.")
+@click.option("--json", "json_file", type=PATH, help="Write the figures.")
+def detect(nodes: str, loss: float, for_s: float, seed: int, json_file: Path | None) -> None:
+    """Measure how soon a dead node is noticed, and how often a living one is taken for dead.
+
+    The failure detector is the production core. A node dies every minute; one stands still for 4 s every
+    20 s. False alarms are counted beside those of a mesh that suspects whoever loses its channel.
+    """
+    found: list[Detection] = []
+    for count in _sizes(nodes, MAX_WATCHED):
+        with Bar(f"{count} nodes", for_s) as bar:
+            try:
+                seen = watch(
+                    count, loss=loss, virtual_s=for_s, seed=seed, progress=bar.at if bar.is_shown else None
+                )
+            except ValueError as exc:
+                raise SimulationFailed(str(exc), hint="give it longer with --for") from exc
+        found.append(seen)
+        out.emit(
+            f"{count:>6} nodes, {loss:.0%} loss, {seen.deaths} deaths: suspected after "
+            f"{seen.suspected_s:.1f} s, dead for the first after {seen.first_dead_s:.1f} s, for all after {seen.last_dead_s:.1f} s; "
+            f"living ones suspected {seen.suspected:.2f} times per node and hour, taken for dead "
+            f"{seen.taken_for_dead:.2f} times (by their channels alone {seen.channels_lost:.0f}); "
+            f"{seen.messages:.0f} messages per node and minute"
+        )
+    _write(json_file, lambda: out.to_json([dataclasses.asdict(seen) for seen in found]))
+
+
+def _sizes(text: str, largest: int = MAX_NODES) -> list[int]:
     try:
         sizes = [int(part) for part in text.split(",")]
     except ValueError:
         sizes = []
-    if not sizes or sizes != sorted(set(sizes)) or not (sizes[0] >= 2 and sizes[-1] <= MAX_NODES):
+    if not sizes or sizes != sorted(set(sizes)) or not (sizes[0] >= 2 and sizes[-1] <= largest):
         raise UsageError(
-            f"--nodes {text}: not ascending numbers from 2 to {MAX_NODES:,}", hint="for example 10,100,1000"
+            f"--nodes {text}: not ascending numbers from 2 to {largest:,}", hint="for example 10,100"
         )
     return sizes
 

@@ -79,6 +79,8 @@ PURE = (
     "network/p2p_network/dataplane/guard.py",
     "network/p2p_network/session.py",
     "network/p2p_network/membership.py",
+    "network/p2p_network/detector.py",
+    "network/p2p_network/liveness.py",
     "network/p2p_network/addressing.py",
     "network/p2p_network/coordinates.py",
     "network/p2p_network/places.py",

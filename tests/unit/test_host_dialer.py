@@ -12,6 +12,7 @@ from p2p_network.host.dialer import (
     RECENT_CAP_S,
     SELF_PAUSE_S,
     STRANGE_CAP_S,
+    WANTED_S,
     Connected,
     Dial,
     DialEnded,
@@ -20,6 +21,7 @@ from p2p_network.host.dialer import (
     Learned,
     Lost,
     Tick,
+    Wanted,
     pause_s,
 )
 
@@ -208,3 +210,21 @@ def test_a_peer_can_name_sixteen_endpoints_and_the_latest_count() -> None:
     known = core.known()[PEER]
     assert len(known) == 16
     assert known[0] == Endpoint("10.0.0.1", 49)
+
+
+def test_a_peer_that_is_wanted_is_dialled_whatever_the_degree() -> None:
+    core = dialer(target_degree=1)
+    run(core, 0, Connected(OTHER))
+    assert run(core, 0, Learned(PEER, (HERE,), "ledger")) == ()
+    assert core.wake_at() is None
+    assert run(core, 1, Wanted(PEER)) == (Dial(PEER, (HERE,)),)
+    assert run(core, 2, DialEnded(PEER, None)) == ()
+    wake = core.wake_at()
+    assert wake is not None
+    assert run(core, wake, Tick()) == (Dial(PEER, (HERE,)),)
+    run(core, wake, Connected(PEER))
+    run(core, wake, DialEnded(PEER, PEER))
+    run(core, 2 * WANTED_S, Lost(PEER))
+    assert core.wake_at() is None  # nobody wants it any more
+    assert run(core, 3 * WANTED_S, Tick()) == ()
+    assert run(core, 3 * WANTED_S, Wanted(PeerId("unheard of"))) == ()

@@ -2,9 +2,12 @@
 
 A pure core: it hears which peers are known, connected and lost, and says what to dial. It dials all of a
 peer's endpoints at once, wants a connection to every known peer up to `target_degree`, and never gives up:
-the pause between attempts doubles up to `RECENT_CAP_S` for a peer seen lately (or while we are alone), up to
-`STRANGE_CAP_S` for one never seen. Half of each pause is jitter, so that nodes that lost each other at the
-same moment don't all dial at the same moment again.
+the pause between attempts doubles up to `RECENT_CAP_S` for a peer seen lately (or while we are alone), up
+to `STRANGE_CAP_S` for one never seen. Half of each pause is jitter, so that nodes that lost each other at
+the same moment don't all dial at the same moment again.
+
+Beyond the degree a peer is dialled that somebody wants to talk to (`Wanted`): a vote, or a session for
+packets.
 
 A peer that can't be dialled for `RELAY_AFTER_S` is reached through another member, if any is connected
 directly (`Relay`); it is dialled on meanwhile, every `UPGRADE_CAP_S`: a connection of our own is better.
@@ -30,6 +33,7 @@ RECENT_S: Final = 600.0
 SELF_PAUSE_S: Final = 600.0
 STABLE_S: Final = 10.0
 """A connection that ends sooner counts as a failed attempt, so that two nodes that can't agree don't spin."""
+WANTED_S: Final = 60.0
 RELAY_AFTER_S: Final = 4.0
 RELAY_CAP_S: Final = 60.0
 UPGRADE_CAP_S: Final = 10.0
@@ -87,11 +91,18 @@ class Forgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Somebody here wants to talk to a peer: for `WANTED_S` it is dialled whatever the degree."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed."""
 
 
-Event = Learned | Connected | Lost | DialEnded | RelayEnded | Forgotten | Tick
+Event = Learned | Connected | Lost | DialEnded | RelayEnded | Forgotten | Wanted | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +165,7 @@ class Dialer:
         self._whose: dict[Endpoint, PeerId] = {}
         self._direct: set[PeerId] = set()
         self._through: set[PeerId] = set()
+        self._wanted: dict[PeerId, float] = {}  # until when
 
     def known(self) -> Mapping[PeerId, tuple[Endpoint, ...]]:
         """Every peer with an endpoint, and its endpoints, latest learned first."""
@@ -174,16 +186,23 @@ class Dialer:
                 reason = self._relay_ended(now, peer, reached)
             case Forgotten(peer):
                 reason = self._forget(peer)
+            case Wanted(peer):
+                if peer in self._peers:
+                    self._wanted[peer] = now + WANTED_S
+                reason = ""
             case Tick():
                 reason = ""
             case _:
                 assert_never(event)
+        self._wanted = {peer: until for peer, until in self._wanted.items() if now < until}
         return Decision((*self._due(now), *self._due_relays(now)), reason)
 
     def wake_at(self) -> float | None:
         """When the next attempt is due; None while nothing can be dialled."""
         room = self._room()
         moments = [state.next_at for _, state in self._waiting()] if room > 0 else []
+        if room <= 0 < self._room_to_dial():
+            moments = [state.next_at for target, state in self._waiting() if target in self._wanted]
         if self._room_to_upgrade() > 0:
             moments += [state.next_at for _, state in self._relayed()]
         if room > 0 and self._direct:
@@ -345,8 +364,9 @@ class Dialer:
                 yield peer, state
 
     def _room_to_upgrade(self) -> int:
-        if not self._through:
-            return 0
+        return self._room_to_dial() if self._through else 0
+
+    def _room_to_dial(self) -> int:
         return MAX_DIALLING - sum(s.dialling for s in (*self._peers.values(), *self._anonymous.values()))
 
     def _occupied(self, endpoint: Endpoint) -> bool:
@@ -364,6 +384,9 @@ class Dialer:
 
     def _due(self, now: float) -> Iterable[Dial]:
         yield from self._begin(now, self._waiting(), self._room())
+        if self._wanted:
+            wanted = [(target, state) for target, state in self._waiting() if target in self._wanted]
+            yield from self._begin(now, wanted, self._room_to_dial())
         yield from self._begin(now, self._relayed(), self._room_to_upgrade())
 
     def _begin(self, now: float, targets: Iterable[tuple[Target, _State]], room: int) -> Iterable[Dial]:

@@ -225,6 +225,11 @@ class Link:
                     self._reason = f"silent for {now - connection.heard_at:.0f} s"
                 self._drop(connection)
 
+    def forgive(self, stalled_s: float) -> None:
+        """This process stood still for so long: the peer's silence in that time counts for nothing."""
+        for connection in self.connections:
+            connection.heard_at += stalled_s
+
     def _best(self) -> Connection | None:
         living = [c for c in self.connections if is_alive(c.conn)]
         return preferred(living, peer_is_smaller=self._peer_is_smaller)

@@ -38,6 +38,8 @@ logger = log.get(__name__)
 __all__ = ["MeshHost", "PeerDown", "PeerUp"]
 
 HEARTBEAT_S: Final = 1.0
+STALL_S: Final = 2.0
+"""A ticker that wakes so much too late stood still, with all that came meanwhile unread."""
 ADDRESSES_EVERY_S: Final = 15.0
 EVENTS: Final = 4096
 MAX_TUBES: Final = 256
@@ -177,6 +179,11 @@ class MeshHost:
         else:
             self._decide(event)
 
+    def want(self, peer: PeerId) -> None:
+        """Dial a peer although there are enough connections, if it is not connected and may be dialled."""
+        if self._nursery is not None and peer not in self._links and self._may_dial(peer):
+            self._decide(dialer.Wanted(peer))
+
     def expel(self, peer: PeerId, reason: str) -> None:
         """Close every connection with a peer, now, and forget where it was."""
         link = self._links.get(peer)
@@ -209,6 +216,7 @@ class MeshHost:
                 while (channel := self._channel(peer)) is None and peer in self._links:
                     await self._links[peer].changed.wait()
         if channel is None:
+            self.want(peer)
             raise PeerUnreachable(
                 f"no connection with peer {short(peer)} for {method}",
                 hint="see `kairos-p2p peers`; the node keeps dialling",
@@ -545,11 +553,16 @@ class MeshHost:
             self._nursery.start_soon(self._dht.know, peer, tuple(map(str, found)))
 
     async def _tick(self) -> None:
-        """Once a second: every link's heartbeat."""
+        """Once a second: every link's heartbeat. A time in which this process stood still blames nobody."""
         while True:
-            await trio.sleep(HEARTBEAT_S)
+            due = trio.current_time() + HEARTBEAT_S
+            await trio.sleep_until(due)
+            now = trio.current_time()
+            late_s = now - due
             for link in list(self._links.values()):
-                link.tick(trio.current_time())
+                if late_s > STALL_S:
+                    link.forgive(late_s)
+                link.tick(now)
 
     def _channel(self, peer: PeerId) -> Channel | None:
         link = self._links.get(peer)

@@ -128,7 +128,7 @@ class _Mesh:
         for number, name in enumerate(names):
             own = ((1 << ENTRIES_PER_NODE) - 1) << (ENTRIES_PER_NODE * number)
             self.engine.at(starts[name], partial(self._start, name, own))
-        for one, other in _channels(names, chance):
+        for one, other in channels(names, chance):
             opens = max(starts[one], starts[other]) + chance.uniform(0.05, 1.0)
             self.engine.at(opens, partial(self._open, one, other))
 
@@ -273,7 +273,7 @@ class _Mesh:
         self._feed(node, anti_entropy.SyncFinished(peer.name, mine == theirs))
 
 
-def _channels(names: list[PeerId], chance: random.Random) -> list[tuple[PeerId, PeerId]]:
+def channels(names: list[PeerId], chance: random.Random) -> list[tuple[PeerId, PeerId]]:
     """Who has a channel with whom: all with all, or as many as each dials at random."""
     if len(names) <= DEGREE + 1:
         return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
