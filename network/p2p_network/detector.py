@@ -43,7 +43,7 @@ SUSPECT_CHECKS: Final = 8
 FANOUT: Final = 4
 STALL_S: Final = 2.0
 REFUTE_EVERY_S: Final = 1.0
-FIRST_CHECK_S: Final = 2.0
+FIRST_CHECK_S: Final = 4.0
 
 
 # Events

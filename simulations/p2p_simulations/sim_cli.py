@@ -301,7 +301,8 @@ def detect(nodes: str, loss: float, for_s: float, seed: int, json_file: Path | N
         found.append(seen)
         out.emit(
             f"{count:>6} nodes, {loss:.0%} loss, {seen.deaths} deaths: suspected after "
-            f"{seen.suspected_s:.1f} s, dead for the first after {seen.first_dead_s:.1f} s, for all after {seen.last_dead_s:.1f} s; "
+            f"{seen.suspected_s:.1f} s, dead for the first after {seen.first_dead_s:.1f} s, for all after "
+            f"{seen.last_dead_s:.1f} s; "
             f"living ones suspected {seen.suspected:.2f} times per node and hour, taken for dead "
             f"{seen.taken_for_dead:.2f} times (by their channels alone {seen.channels_lost:.0f}); "
             f"{seen.messages:.0f} messages per node and minute"

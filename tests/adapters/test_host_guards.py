@@ -350,6 +350,28 @@ async def test_a_stranger_gets_not_one_byte() -> None:
         assert isinstance(server.refused[0], Stranger)
 
 
+async def test_a_dialler_that_waits_for_our_nonce_gets_it_and_nothing_else_before_its_greeting() -> None:
+    """js-libp2p speaks only once it has the other side's nonce."""
+    async with nodes(1) as (server,):
+        tcp = await trio.open_tcp_stream(server.endpoint.host, server.endpoint.port)
+        nonce = os.urandom(NONCE_BYTES)
+        await tcp.send_all(nonce)
+        theirs = await tcp.receive_some()
+        assert len(theirs) == NONCE_BYTES
+        await tcp.send_all(KeyStream(PSK, nonce).apply(GREETING))
+        data = b""
+        while len(data) < len(GREETING):
+            data += await tcp.receive_some()
+        assert KeyStream(PSK, theirs).apply(data) == GREETING
+        await tcp.aclose()
+        tcp = await trio.open_tcp_stream(server.endpoint.host, server.endpoint.port)
+        await tcp.send_all(nonce)
+        assert len(await tcp.receive_some()) == NONCE_BYTES
+        await tcp.send_all(KeyStream(b"q" * 32, nonce).apply(GREETING))
+        assert await tcp.receive_some() == b""
+        assert isinstance(server.refused[-1], Stranger)
+
+
 async def test_upstream_d_the_librarys_nonce_has_8_bytes() -> None:
     class Sink:
         sent = b""

@@ -35,6 +35,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
+from libp2p.protocol_muxer.exceptions import MultiselectClientError
 from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
@@ -63,6 +64,10 @@ MAX_CONNECTIONS: Final = 1024
 MAX_ANSWERS: Final = 4096
 MAX_STREAMS_PER_CONNECTION: Final = 128
 ADMISSION_PROTOCOL: Final = "/kairos-p2p/admission/1"
+
+
+class NotSpoken(PeerUnreachable):
+    """A peer that does not speak a protocol of ours: a plain libp2p node."""
 
 
 class MeshYamux(Yamux):  # type: ignore[misc]
@@ -525,7 +530,8 @@ class MeshBasicHost(BasicHost):  # type: ignore[misc]
         except Exception as exc:
             if stream is not None:
                 await _reset(stream)
-            raise PeerUnreachable(f"no {protocol} stream: {exc!r}") from exc
+            refused = isinstance(exc, MultiselectClientError) and "not supported" in str(exc)
+            raise (NotSpoken if refused else PeerUnreachable)(f"no {protocol} stream: {exc!r}") from exc
         return Stream(stream)
 
 

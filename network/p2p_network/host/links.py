@@ -20,7 +20,7 @@ from p2p_network.core.errors import PeerUnreachable
 from p2p_network.core.ids import PeerId
 from p2p_network.host.channel import Channel, Handler, Served
 from p2p_network.host.frames import Hello, Welcome
-from p2p_network.host.guards import Stream, abort, is_alive, is_inbound, remote_of, via_of, why_of
+from p2p_network.host.guards import NotSpoken, Stream, abort, is_alive, is_inbound, remote_of, via_of, why_of
 from p2p_network.host.presence import PeerDown, PeerUp
 
 logger = log.get(__name__)
@@ -31,6 +31,7 @@ MEASURE_EVERY_S: Final = 10.0
 DRAIN_S: Final = 10.0
 SIMULTANEOUS_S: Final = 3.0
 MAX_SERVED_PER_PEER: Final = 4
+PLAIN_S: Final = 20.0
 
 
 @dataclass(slots=True, eq=False)
@@ -242,6 +243,12 @@ class Link:
             self._around.nursery.start_soon(channel.run, Hello(self._around.addresses()))
             if not await channel.wait_greeted():
                 raise PeerUnreachable(channel.reason or "no answer to Hello")
+        except NotSpoken:
+            self._reason = "it does not speak our protocol"
+            log.event(logger, "host.peer_is_plain", level=10, peer=self.peer, reason=self._reason)
+            self.remove(connection.conn)
+            self._around.nursery.start_soon(_end_later, connection)
+            return
         except PeerUnreachable as exc:
             self._reason = f"no channel: {exc.message}"
             log.event(logger, "host.channel_failed", level=10, peer=self.peer, reason=self._reason)
@@ -301,6 +308,12 @@ class Link:
 def _address(connection: Connection) -> str:
     remote = str(remote_of(connection.conn))
     return remote if connection.via is None else f"{remote}/p2p/{connection.via}/p2p-circuit"
+
+
+async def _end_later(connection: Connection) -> None:
+    """A plain libp2p node, with all that a member has: it may identify and ping us, and then goes."""
+    await trio.sleep(PLAIN_S)
+    abort(connection.conn)
 
 
 async def _drain(channel: Channel) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -23,6 +23,9 @@ from p2p_network.core.errors import MeshError
 from p2p_network.core.ids import PeerId
 from p2p_network.host.addresses import Endpoint
 from p2p_network.host.psk import GREETING, NONCE_BYTES, KeyStream
+
+NONCE_PATIENCE_S: Final = 0.2
+"""How long a dialler may wait after its nonce before it gets ours."""
 
 
 class Stranger(MeshError):
@@ -89,14 +92,17 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
         self._reading: KeyStream | None = None
         self._writing: KeyStream | None = None
         self._early = b""
+        self._nonce = b""  # ours, if it was sent before anything else
 
     async def expect_greeting(self) -> None:
         """Read the first words of a dialler; raises Stranger unless they are those of a member.
 
-        Nothing has been sent by then, so a port scanner doesn't even learn which protocol this is.
+        Nothing has been sent by then, so a port scanner doesn't even learn which protocol this is. Only a
+        dialler that sends its nonce and then waits for ours, as js-libp2p does, gets that: random bytes.
         """
         nonce = await self._raw_exactly(NONCE_BYTES)
-        words = await self._raw_exactly(len(GREETING))
+        words = await self._patiently(len(GREETING)) if self.via is None else b""
+        words += await self._raw_exactly(len(GREETING) - len(words))
         for key in self._keys:
             reading = KeyStream(key, nonce)
             if reading.apply(words) == GREETING:
@@ -118,8 +124,8 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
         """Encrypt and send; the first call sends our nonce too. Raises ConnectionClosedError."""
         head = b""
         if self._writing is None:
-            head = os.urandom(NONCE_BYTES)
-            self._writing = KeyStream(self._key, head)
+            head = b"" if self._nonce else os.urandom(NONCE_BYTES)
+            self._writing = KeyStream(self._key, self._nonce or head)
         try:
             await self._wire.send_all(head + self._writing.apply(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -143,6 +149,24 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
             return b""
         except trio.BrokenResourceError as exc:
             raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
+
+    async def _patiently(self, n: int) -> bytes:
+        """The first bytes after the nonce; b"" if the other side waits, and then our nonce is on its way.
+
+        Only for a socket: reading from a circuit must not be cancelled.
+        """
+        with trio.move_on_after(NONCE_PATIENCE_S) as patience:
+            words = await self._raw(n)
+        if not patience.cancelled_caught:
+            if not words:
+                raise ConnectionClosedError("connection closed in the handshake", transport="tcp")
+            return words
+        self._nonce = os.urandom(NONCE_BYTES)
+        try:
+            await self._wire.send_all(self._nonce)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
+        return b""
 
     async def _raw_exactly(self, n: int) -> bytes:
         data = b""
