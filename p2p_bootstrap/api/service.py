@@ -114,6 +114,20 @@ class VpnDoc(TypedDict):
     reason: NotRequired[str]
 
 
+class NatDoc(TypedDict):
+    """How this node is seen from outside. `kind`: none, cone, symmetric, unknown (see `p2p_network.nat`);
+    `seen_as`: "ip:port" or address, "" if it has that itself; `reachable`: whether a member could dial it,
+    None if none tried; `reached_at`: where; `error`: why not; `reason`: of `kind`, one sentence."""
+
+    kind: str
+    seen_as: str
+    observers: int
+    reachable: bool | None
+    reached_at: tuple[str, ...]
+    error: str
+    reason: str
+
+
 class RoleDoc(TypedDict):
     """Where this node stands. `state`: of the bootstrap machine; `reason`: one sentence; `epoch`: 0: none;
     `quorum`: none, healthy, minority or lost, with the servers known and those in sight."""
@@ -172,6 +186,7 @@ class StatusDoc(TypedDict):
     node: NodeDoc
     mesh: MeshDoc
     admission: AdmissionDoc
+    nat: NotRequired[NatDoc]
     vpn: VpnDoc
     names: NamesDoc
     role: RoleDoc
@@ -185,7 +200,9 @@ class PeerDoc(TypedDict):
     unknown; `cluster`: the name of its cluster; `carrier`: what packets travel on, "none" if nothing does,
     `carrier_reason` why, `carrier_rtt_ms` and `loss` (share of what was sent) what is known of its path; byte
     counts are of VPN packets; `relay`: the member that its channel runs through, "" if none, `relay_reason`
-    why; `admission`: member, or why it is none; `generation`: of its certificate, or 0;
+    why; `nat`: what it says that it stands behind, `seen_as`: where this node sees it, "" if nowhere;
+    `keepalive_s`: between two questions of this node to its idle path, 0: none;
+    `admission`: member, or why it is none; `generation`: of its certificate, or 0;
     `reason`: of state."""
 
     peer: str
@@ -205,6 +222,9 @@ class PeerDoc(TypedDict):
     tx_rate_bps: float
     relay: str
     relay_reason: str
+    nat: str
+    seen_as: str
+    keepalive_s: float
     cluster: str
     role: RoleName
     rx_bytes: int

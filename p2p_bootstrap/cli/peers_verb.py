@@ -64,6 +64,8 @@ PATH_COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
     out.Column("NODE", lambda peer: peer["hostname"]),
     out.Column("IPV4", lambda peer: peer["ipv4"]),
     out.Column("CARRIER", lambda peer: peer["carrier"]),
+    out.Column("NAT", lambda peer: peer["nat"]),
+    out.Column("SEEN AT", lambda peer: peer["seen_as"]),
     out.Column("RTT", lambda peer: _ms(peer["carrier_rtt_ms"]), right=True),
     out.Column("LOSS", _loss, right=True),
     out.Column("RX RATE", lambda peer: _rate(peer["rx_rate_bps"]), right=True),
@@ -80,8 +82,8 @@ def peers(paths: bool, output: out.Output, socket: Path) -> None:
     """Who else is here, and how are they reached?
 
     Lists every peer this node knows. CARRIER is what VPN packets travel on, ADDRESS where the mesh
-    connection goes, or the member that relays it. With --paths: round trip and loss of the packets' own path,
-    and why it was chosen. With -o name: peer ids.
+    connection goes, or the member that relays it. With --paths: what NAT it stands behind, where its packets
+    come from, round trip and loss of their own path, and why it was chosen. With -o name: peer ids.
     """
     rows = sorted(AgentClient(socket).peers(), key=lambda peer: (peer["hostname"], peer["peer"]))
     out.print_rows(

@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from p2p_bootstrap.api.service import AdmissionDoc, ClusterDoc, StatusDoc
+from p2p_bootstrap.api.service import AdmissionDoc, ClusterDoc, NatDoc, StatusDoc
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.client import AgentClient
 from p2p_bootstrap.cli.options import format_duration, output_option, socket_option
@@ -29,7 +29,7 @@ Sheet = list[tuple[str, tuple[str, ...]]]
 def status(watch: bool, output: out.Output, socket: Path) -> None:
     """What is this node, and why?
 
-    Shows its name, the mesh, the VPN, its role with the reason for it, and k3s.
+    Shows its name, the mesh, how it is seen from outside, the VPN, its role with the reason for it, and k3s.
     """
     client = AgentClient(socket)
     document = client.status()
@@ -74,6 +74,7 @@ def sheet(document: StatusDoc) -> Sheet:
             (mesh["state"], _company(document), f"mesh {mesh['mesh_id']}", f"network {mesh['network_id']}"),
         ),
         ("member", _admission(document["admission"])),
+        *([("nat", _nat(document["nat"]))] if "nat" in document and document["nat"]["observers"] else []),
         ("vpn", (vpn["state"], vpn["ipv4"], vpn["ipv6"], _device(document))),
         (
             "role",
@@ -81,7 +82,9 @@ def sheet(document: StatusDoc) -> Sheet:
         ),
     ]
     if document["names"]["state"] != "off":
-        lines.insert(3, ("names", (document["names"]["state"], f"NODE.{document['names']['origin']}")))
+        lines.insert(
+            len(lines) - 2, ("names", (document["names"]["state"], f"NODE.{document['names']['origin']}"))
+        )
     if role["cluster_id"]:
         lines.append(("cluster", (role["cluster_id"],)))
     lines += [("also", (_other(cluster),)) for cluster in document.get("clusters", ()) if not cluster["self"]]
@@ -131,6 +134,16 @@ def _admission(admission: AdmissionDoc) -> tuple[str, ...]:
         "holds the root" if admission["issuer"] else "",
         f"only {confined}" if confined else "",
         f"{refused} refused" if refused else "",
+    )
+
+
+def _nat(nat: NatDoc) -> tuple[str, ...]:
+    reached = {True: "members can dial it", False: f"no member can dial it: {nat['error']}", None: ""}
+    return (
+        nat["kind"],
+        f"seen as {nat['seen_as']}" if nat["seen_as"] else "",
+        reached[nat["reachable"]],
+        nat["reason"],
     )
 
 

@@ -42,6 +42,7 @@ from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.k3s_programs import K3sPrograms
 from p2p_bootstrap.node.local_k3s import LocalK3s, role_of
 from p2p_bootstrap.node.names import Names
+from p2p_bootstrap.node.outside import Outside
 from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
 from p2p_bootstrap.node.proxy import Proxy
@@ -119,6 +120,7 @@ class _Columns:
     replication: Replication
     admission: Admission
     routing: Routing
+    outside: Outside
     vpn: Vpn
     services: Services
     asked: ServiceAnswers
@@ -217,6 +219,14 @@ class _Agent:
                 issues=lambda: admission.kept.authority is not None,
             )
             await routing.load()
+            outside = Outside(
+                runtime=runtime,
+                self_id=identity.peer_id,
+                host=host,
+                replication=replication,
+                udp_port=self._config.p2p.vpn.port,
+                planes=lambda: vpn.status.peers,
+            )
             vpn = Vpn(
                 runtime=runtime,
                 self_id=identity.peer_id,
@@ -229,6 +239,7 @@ class _Agent:
                 ready=vpn_changed,
                 rotated=rotated,
                 routing=routing,
+                outside=outside,
                 alone_s=FIRST_ALONE_S if self._config.minimum_nodes == 1 else ALONE_S,
                 userspace=self._userspace,
             )
@@ -368,6 +379,7 @@ class _Agent:
                 replication,
                 admission,
                 routing,
+                outside,
                 vpn,
                 services,
                 ServiceAnswers(services, files, proxy),
@@ -391,6 +403,7 @@ class _Agent:
                 replication=replication,
                 admission=admission,
                 issuing=issuing,
+                outside=outside,
                 vpn=vpn,
                 names=names,
                 cluster=cluster,
@@ -449,6 +462,7 @@ class _Agent:
                 nursery.start_soon(self._keep_record, columns, self_id)
                 nursery.start_soon(columns.routing.run)
                 nursery.start_soon(columns.vpn.run)
+                nursery.start_soon(columns.outside.run)
                 nursery.start_soon(columns.services.run)
                 nursery.start_soon(columns.proxy.run)
                 nursery.start_soon(columns.cluster.run)

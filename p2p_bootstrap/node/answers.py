@@ -28,6 +28,7 @@ from p2p_bootstrap.api.service import (
     KubeconfigsDoc,
     MeshDoc,
     NamesDoc,
+    NatDoc,
     NodeDoc,
     PairDoc,
     PeerDoc,
@@ -55,6 +56,7 @@ from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.local_k3s import LOCAL, role_of
 from p2p_bootstrap.node.metrics import render
 from p2p_bootstrap.node.names import Names
+from p2p_bootstrap.node.outside import Outside
 from p2p_bootstrap.node.places import Places, Row
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.sharing import Sharing
@@ -65,6 +67,7 @@ from p2p_network.admission.trust import SENTENCES, Cause
 from p2p_network.coordinates import rtt_s
 from p2p_network.core.errors import RoleError, TimedOut, UsageError
 from p2p_network.core.ids import PeerId, public_key_of, short
+from p2p_network.dataplane.choice import UDP
 from p2p_network.host.addresses import parse_endpoint
 from p2p_network.host.mesh import MeshHost
 from p2p_network.ledger.reading import read_by_peer
@@ -94,6 +97,7 @@ class Answers:
         replication: Replication,
         admission: Admission,
         issuing: Issuing,
+        outside: Outside,
         vpn: Vpn,
         names: Names,
         cluster: Cluster,
@@ -113,6 +117,7 @@ class Answers:
         self._replication = replication
         self._admission = admission
         self._issuing = issuing
+        self._outside = outside
         self._vpn = vpn
         self._names = names
         self._cluster = cluster
@@ -191,6 +196,7 @@ class Answers:
                 error=vpn.error,
                 reason=vpn.reason,
             ),
+            nat=self._nat(),
             names=NamesDoc(state=names.state, origin=names.origin, error=names.error),
             role=RoleDoc(
                 state="LOCAL" if self._alone else role.state.value,
@@ -279,6 +285,18 @@ class Answers:
             revoked=len(trust.known_out()),
         )
 
+    def _nat(self) -> NatDoc:
+        seen, outside = self._outside.nat, self._outside
+        return NatDoc(
+            kind=seen.kind,
+            seen_as=seen.udp or seen.ip,
+            observers=seen.observers,
+            reachable=outside.reachable,
+            reached_at=outside.reached,
+            error=outside.why_unreached,
+            reason=seen.reason,
+        )
+
     def peers(self) -> Sequence[PeerDoc]:
         """Every peer known, whatever its state."""
         said = self._said()
@@ -290,6 +308,10 @@ class Answers:
         verdict = self._admission.verdict(peer)
         stats, rtt_s = self._vpn.status.peers.get(peer), self._host.round_trip_s(peer)
         relay, relay_reason = self._relay_of(peer)
+        told = self._outside.told_by(peer)
+        why = stats.reason if stats else ""
+        if stats and told is not None and stats.carrier == UDP and stats.endpoint == told.own_udp:
+            why += f", through a hole in its NAT at {told.own_udp}"
         return PeerDoc(
             peer=peer,
             hostname=record.hostname if record else "",
@@ -301,13 +323,16 @@ class Answers:
             address=self._host.address_of(peer),
             rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 2),
             carrier=stats.carrier if stats else "none",
-            carrier_reason=stats.reason if stats else "",
+            carrier_reason=why,
             carrier_rtt_ms=None if stats is None or stats.rtt_ms is None else round(stats.rtt_ms, 2),
             rx_rate_bps=stats.rx_rate_bps if stats else 0.0,
             tx_rate_bps=stats.tx_rate_bps if stats else 0.0,
             loss=None if stats is None or stats.loss is None else round(stats.loss, 5),
             relay=relay,
             relay_reason=relay_reason,
+            nat=told.kind if told is not None else "unknown",
+            seen_as=(stats.seen.get("udp") or stats.seen.get("tcp", "")) if stats else "",
+            keepalive_s=stats.idle_s if stats else 0.0,
             cluster=said.scope if said else "",
             role=said.role if said else "",  # type: ignore[typeddict-item]  # checked by _said
             rx_bytes=stats.rx_bytes if stats else 0,

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from p2p_bootstrap.config.model import VPN
 from p2p_bootstrap.node.address import ALONE_S, Address
 from p2p_bootstrap.node.detour import Detours
+from p2p_bootstrap.node.outside import Outside
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.routing import Routing
 from p2p_bootstrap.node.runtime import Runtime
@@ -71,6 +72,8 @@ class _Link:
     attempts: int = 0
     allowed: tuple[str, ...] = ()
     barred: bool | None = None
+    idle_s: float | None = None
+    punch: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
     busy: bool = False
     was_relayed: bool = False
@@ -99,6 +102,7 @@ class Vpn:
         ready: raised when `status.state` or the address changed.
         rotated: raised when the mesh's keys were rotated: every session then gets new keys too.
         routing: which networks are behind which peer, and who may begin to talk to this node.
+        outside: how the peers see this node, and it them.
         alone_s: see `Address`.
         userspace: why this node does without a device; "" if it doesn't.
     """
@@ -117,6 +121,7 @@ class Vpn:
         ready: Signal,
         rotated: Signal,
         routing: Routing,
+        outside: Outside,
         alone_s: float = ALONE_S,
         userspace: str = "",
     ) -> None:
@@ -136,6 +141,7 @@ class Vpn:
         self._changed = Signal()
         self._routing = routing
         routing.moved = self._changed.raise_
+        self._outside = outside
         self._own_networks: tuple[str, ...] = ()
         self._plane: DataPlane | None = None
         self._capability: Configured | None = None
@@ -312,8 +318,10 @@ class Vpn:
                 self._tend(member, stats_of)
                 if MESH in self._kinds and self._nursery is not None:
                     self._detours.tend(member.peer, stats_of, self._nursery)
-            elif member.state is MemberState.ALIVE and member.ipv4 and not self._carries(member.peer):
-                self._host.want(member.peer)  # it has a channel with others only: packets need a session
+            elif member.ipv4:
+                await self._set_reach(member)
+                if member.state is MemberState.ALIVE and not self._carries(member.peer):
+                    self._host.want(member.peer)  # it has a channel with others only: packets need a session
 
     def _carries(self, peer: PeerId) -> bool:
         stats = self.status.peers.get(peer)
@@ -325,9 +333,10 @@ class Vpn:
         if link is None or self._plane is None or member.peer not in self.status.peers:
             return
         allowed, barred = self._allowed(member), self._routing.is_barred(member.peer)
-        if (link.allowed, link.barred) != (allowed, barred):
-            await self._plane.set_reach(SetReach(member.peer, allowed, barred))
-            link.allowed, link.barred = allowed, barred
+        idle_s = self._outside.question_s(member.peer)
+        if (link.allowed, link.barred, link.idle_s) != (allowed, barred, idle_s):
+            await self._plane.set_reach(SetReach(member.peer, allowed, barred, idle_s))
+            link.allowed, link.barred, link.idle_s = allowed, barred, idle_s
 
     async def _forget(self, peer: PeerId) -> None:
         if peer in self.status.peers and self._plane is not None:
@@ -352,6 +361,9 @@ class Vpn:
             if peer_stats.carrier != MESH:
                 link.attempts = 0
                 return
+            if link.punch != self._outside.punch(member.peer) and now - link.agreed_at > CONNECT_PATIENCE_S:
+                link.punch = self._outside.punch(member.peer)
+                link.agreed_at, link.attempts = float("-inf"), 0  # it may be reached another way now
             # perhaps the other side can dial: a new session, and it is its turn
             turn_s = min(MAX_TURN_S, TURN_S * max(1, link.attempts - 1))
             is_relayed = self._host.relay_of(member.peer) is not None
@@ -459,8 +471,10 @@ class Vpn:
         assert self._plane is not None
         allowed, endpoints = self._allowed(member), self._endpoints(member)
         barred = self._routing.is_barred(member.peer)
+        idle_s, punch = self._outside.question_s(member.peer), self._outside.punch(member.peer)
         await self._plane.put_peer(
-            PutPeer(member.peer, agreed, endpoints if dial else (), allowed, dial, barred)
+            PutPeer(member.peer, agreed, endpoints if dial else (), allowed, dial, barred, idle_s, punch)
         )
         link.allowed, link.barred, link.endpoints = allowed, barred, self._endpoints(member)
+        link.idle_s, link.punch = idle_s, punch
         link.agreed_at = link.tried_at = trio.current_time()

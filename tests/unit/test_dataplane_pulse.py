@@ -59,3 +59,21 @@ def test_a_path_is_suspect_from_an_unanswered_question_to_the_next_word() -> Non
     assert pulse.due(BEAT_S, BEAT_S)
     assert pulse.is_suspect(SUSPECT_S + 0.1, NEVER), "from the first question that was not answered"
     assert not pulse.is_suspect(SUSPECT_S + 0.1, 0.1)
+
+
+def test_a_path_without_nat_rests_once_it_was_asked_and_answered() -> None:
+    pulse = Pulse(0.0)
+    asked = []
+    for beat in range(200):
+        pulse.is_gone(beat, last_received=beat - 0.5)  # it answers at once
+        if pulse.due(beat, 100.0 if beat >= 100 else NEVER, idle_s=0.0):
+            asked.append(beat)
+    assert asked == [*range(int(ACTIVE_S)), *range(100, 100 + int(ACTIVE_S))]
+
+
+def test_a_question_without_an_answer_is_followed_to_the_end_also_without_nat() -> None:
+    pulse, beat = Pulse(0.0), 0
+    while not pulse.is_gone(beat, last_received=ACTIVE_S - 2.5):
+        pulse.due(beat, NEVER, idle_s=0.0)
+        beat += 1
+    assert beat <= ACTIVE_S + SILENCE_S + 1

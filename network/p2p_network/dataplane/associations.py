@@ -22,6 +22,8 @@ from p2p_network.dataplane.udp import TAG_BYTES, Owner, UdpConnection
 
 _ID = Struct("!I")
 _ID_BYTES: Final = 4
+_KNOCK: Final = bytes(_ID_BYTES)
+"""Shorter than any datagram of the data, and no flight: passed over by whoever gets it."""
 
 
 class Associations:
@@ -79,6 +81,13 @@ class Associations:
         call.dial()
         self._calls[call.salt[:TAG_BYTES]] = call
         return call
+
+    def knock(self, endpoint: str) -> None:
+        """Send a datagram that means nothing, so that a NAT of ours lets in what comes from there."""
+        ip, port = sockets.parse_endpoint(endpoint)
+        socket = next((s for s in self._sockets.values() if s.is_ip6 == (":" in ip)), None)
+        if socket is not None:
+            socket.send(memoryview(_KNOCK), 0, (ip, port))
 
     def claim(self, connection: UdpConnection, receiver: int) -> bool:
         """Let `connection` answer to this id; False if another one does."""

@@ -34,6 +34,11 @@ MAX_UNPROVEN: Final = 64
 _FIRST_REDIAL_S: Final = 0.1
 _LAST_REDIAL_S: Final = 2.0
 _LOOK_AGAIN_S: Final = 0.1
+_KNOCK_S: Final = 0.25
+_LATE_KNOCK_S: Final = 2.0
+_QUICK_KNOCKS: Final = 40
+_KNOCKS: Final = 80
+"""Ten quick seconds and eighty slow ones: by then it is the other side's turn to dial, with a new session."""
 
 Connection = TcpConnection | UdpConnection
 
@@ -147,6 +152,22 @@ class Carriers:
                     attempt.close("its session or duty changed")
             plan.pause_s = _FIRST_REDIAL_S
             self._dial(peer, kind)
+        if peer.punch and not peer.dial:
+            self._knock(peer, peer.newest, _KNOCKS)
+
+    def _knock(self, peer: Peer, session: Session, left: int) -> None:
+        """The peer calls us: let our NAT know that we want to hear it. It hears nothing of that itself."""
+        plan = self._plans.get((peer, UDP))
+        wanted = plan is not None and session is peer.newest and peer.punch and not peer.dial
+        if not wanted or UDP not in self._kinds or UDP not in session.keys.carriers:
+            return
+        if any(c.kind == UDP and c.session is session for c in self._live_of(peer)):
+            return
+        for endpoint in peer.punch:
+            self._associations.knock(endpoint)
+        if left > 1:
+            pause_s = _KNOCK_S if left > _KNOCKS - _QUICK_KNOCKS else _LATE_KNOCK_S
+            self.loop.call_at(self.loop.now() + pause_s, lambda: self._knock(peer, session, left - 1))
 
     def carry(self, peer: Peer, sock: socket.socket, *, dial: bool) -> None:
         """The control process opened a way through the mesh: a session's connection is to run over `sock`."""
@@ -191,7 +212,7 @@ class Carriers:
         if plan is None or plan.attempts or not self._wants_dial(peer, kind):
             return
         plan.cancel()
-        for endpoint in peer.endpoints:
+        for endpoint in peer.endpoints if kind != UDP else dict.fromkeys((*peer.endpoints, *peer.punch)):
             attempt = self._attempt(peer, kind, endpoint)
             if attempt is not None:
                 plan.attempts.add(attempt)
@@ -311,6 +332,10 @@ class Carriers:
 
     # --- the carrier of a peer -------------------------------------------------------------------
 
+    def seen(self, peer: Peer) -> dict[str, str]:
+        """By kind of direct carrier, where the peer is at the other end of a live connection."""
+        return {c.kind: c.endpoint for c in self._live_of(peer) if c.kind in DIRECT and c.heard}
+
     def _live_of(self, peer: Peer) -> list[Connection]:
         return [c for c in self._live if c.peer is peer and c.phase is Phase.LIVE]
 
@@ -396,7 +421,7 @@ class Carriers:
             elif connection.phase is Phase.LIVE:
                 assert connection.peer is not None
                 peers[connection.peer] = None
-                if connection.pulse.due(now, connection.peer.active_at):
+                if connection.pulse.due(now, connection.peer.active_at, connection.peer.idle_s):
                     connection.ping()
         for peer in peers:
             self._decide(peer)

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from p2p_network.dataplane.pulse import IDLE_S
 from p2p_network.session import PeerSession
 
 PROTOCOL: Final = 5
@@ -56,6 +57,9 @@ class PutPeer(msgspec.Struct, frozen=True, tag="put_peer"):
         allowed_ips: the addresses and networks (CIDR) it may send from and gets packets for.
         dial: whether this side connects; exactly one side should.
         guarded: it may not begin anything here; only answers to what this side began come through.
+        idle_s: seconds between two questions to an idle path; 0: none (see `pulse`).
+        punch: where its datagrams come out of its NAT, as `endpoints`: called there by the side that dials,
+            and knocked at by the other one, so that both NATs let the calls in; at most 4.
     """
 
     peer: str
@@ -64,10 +68,13 @@ class PutPeer(msgspec.Struct, frozen=True, tag="put_peer"):
     allowed_ips: tuple[str, ...]
     dial: bool
     guarded: bool = False
+    idle_s: float = IDLE_S
+    punch: tuple[str, ...] = ()
 
 
 class SetReach(msgspec.Struct, frozen=True, tag="set_reach"):
-    """Change what a peer may send from and reach, without a new session. Unknown peers are no error.
+    """Change what a peer may send from and reach, and how often an idle path is asked, without a new session.
+    Unknown peers are no error.
 
     Attributes: as `PutPeer` has them.
     """
@@ -75,6 +82,7 @@ class SetReach(msgspec.Struct, frozen=True, tag="set_reach"):
     peer: str
     allowed_ips: tuple[str, ...]
     guarded: bool
+    idle_s: float = IDLE_S
 
 
 class DropPeer(msgspec.Struct, frozen=True, tag="drop_peer"):
@@ -163,6 +171,8 @@ class PeerStats(msgspec.Struct, frozen=True):
         last_seen_s: age of the last record from it; None before the first.
         connects: connections that carried, since the peer was put.
         rx_rate_bps, tx_rate_bps: inner bits per second during the last second.
+        seen: by kind of direct carrier, the other end of a live connection, whether it carries or not.
+        idle_s: in force, as `PutPeer` has it.
     """
 
     peer: str
@@ -184,6 +194,8 @@ class PeerStats(msgspec.Struct, frozen=True):
     reason: str = ""
     rx_rate_bps: float = 0.0
     tx_rate_bps: float = 0.0
+    seen: dict[str, str] = {}
+    idle_s: float = IDLE_S
 
 
 class Stats(msgspec.Struct, frozen=True, tag="stats"):

@@ -12,6 +12,7 @@ from typing import Protocol
 from p2p_network.dataplane.choice import Path
 from p2p_network.dataplane.guard import Guard
 from p2p_network.dataplane.messages import PeerStats
+from p2p_network.dataplane.pulse import IDLE_S
 from p2p_network.dataplane.queues import FairQueue, QueueBudget
 from p2p_network.dataplane.routes import RouteTable
 from p2p_network.session import PeerSession
@@ -96,8 +97,10 @@ class Peer:
         "drops",
         "endpoints",
         "guard",
+        "idle_s",
         "last_received",
         "name",
+        "punch",
         "queue",
         "reason",
         "rx_bytes",
@@ -113,6 +116,8 @@ class Peer:
         self.name = name
         self.sessions: list[Session] = []
         self.endpoints: tuple[str, ...] = ()
+        self.punch: tuple[str, ...] = ()
+        self.idle_s = IDLE_S
         self.dial = False
         self.carrier: Carrier | None = None
         self.queue = FairQueue(budget)
@@ -160,8 +165,8 @@ class Peer:
         while self.carrier is not None and self.carrier.ready and self.queue:
             self.carrier.send(self.queue.pull(limit_bytes))
 
-    def stats(self, now: float) -> PeerStats:
-        """The peer as shown outside."""
+    def stats(self, now: float, seen: dict[str, str]) -> PeerStats:
+        """The peer as shown outside; `seen`: as `PeerStats` has it."""
         carrier = self.carrier
         facts = carrier.path_facts() if carrier is not None else None
         carrying = carrier.session if carrier is not None and carrier.session is not None else self.newest
@@ -185,6 +190,8 @@ class Peer:
             connects=self.connects,
             rx_rate_bps=self.rx_rate_bps,
             tx_rate_bps=self.tx_rate_bps,
+            seen=seen,
+            idle_s=self.idle_s,
         )
 
 

@@ -49,6 +49,7 @@ from p2p_network.dataplane.tun import Tun
 from p2p_network.session import CIPHERS, KEY_BYTES, MTU_MAX, MTU_MIN, SESSION_ID_BYTES
 
 MAX_ENDPOINTS: Final = 16
+MAX_PUNCH: Final = 4
 OVERLAP_S: Final = 30.0
 """How long a session that was replaced may carry while its successor has no connection."""
 
@@ -128,6 +129,8 @@ class Plane:
                 allowed_ips=tuple(str(network) for network in self._table.routes.owned_by(peer)),
                 dial=peer.dial,
                 guarded=peer.guard is not None,
+                idle_s=peer.idle_s,
+                punch=peer.punch,
             )
             peers.append(Heritage(told, *session.numbers(), tuple(flows)))
         return Estate(self._config, tuple(peers))
@@ -218,7 +221,8 @@ class Plane:
             self._forget_overtaken(peer)
         # A carrier dialled through the mesh's own device would carry itself.
         peer.endpoints = tuple(e for e in wanted.endpoints if not self._is_inside(e))
-        peer.dial = wanted.dial
+        peer.punch = tuple(e for e in wanted.punch if not self._is_inside(e))
+        peer.dial, peer.idle_s = wanted.dial, wanted.idle_s
         self._table.routes.assign(peer, allowed)
         _set_guard(peer, guarded=wanted.guarded)
         if peer.guard is not None and left is not None:
@@ -233,6 +237,7 @@ class Plane:
         if peer is not None:
             self._table.routes.assign(peer, allowed)
             _set_guard(peer, guarded=wanted.guarded)
+            peer.idle_s = wanted.idle_s
         return Done()
 
     def _forget_overtaken(self, peer: Peer) -> None:
@@ -292,7 +297,7 @@ class Plane:
             mtu=self._table.common_mtu(self._config.mtu) if self._config is not None else 0,
             drops=dict(self._forwarder.drops),
             refused=self._carriers.refused,
-            peers=tuple(peer.stats(now) for peer in self._table.by_name.values()),
+            peers=tuple(peer.stats(now, self._carriers.seen(peer)) for peer in self._table.by_name.values()),
         )
 
 
@@ -342,7 +347,9 @@ def _check_peer(wanted: PutPeer) -> tuple[Network, ...]:
             f"{len(wanted.endpoints)} endpoints are too many",
             hint=f"name the {MAX_ENDPOINTS} most likely ones",
         )
-    _checked("endpoint", lambda: [sockets.parse_endpoint(text) for text in wanted.endpoints])
+    if len(wanted.punch) > MAX_PUNCH:
+        raise MeshError(f"{len(wanted.punch)} holes to punch are too many", hint=f"name at most {MAX_PUNCH}")
+    _checked("endpoint", lambda: [sockets.parse_endpoint(e) for e in (*wanted.endpoints, *wanted.punch)])
     return _checked("address", lambda: parse_networks(wanted.allowed_ips))
 
 

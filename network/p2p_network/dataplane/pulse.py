@@ -1,8 +1,9 @@
 """When is a path asked for a sign of life, and when is it given up?
 
-Pure. Once a second while packets flow and shortly after; an idle path as often as keeps the way open through
-routers that translate addresses (they forget an idle UDP flow after 30 s, RFC 4787 asks for more), so that a
-mesh at rest is quiet. The first packet after a rest is followed by a question within a second.
+Pure. Once a second while packets flow and shortly after. An idle path as often as the control process says:
+where a router translates addresses, often enough that it keeps the way open (it forgets an idle UDP flow
+after 30 s, RFC 4787 asks for more); elsewhere never, so that a mesh at rest is quiet. The first packet after
+a rest is followed by a question within a second.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ BEAT_S: Final = 1.0
 ACTIVE_S: Final = 10.0
 """So long after the last packet, or its own beginning, a path counts as in use."""
 IDLE_S: Final = 15.0
-"""Between two questions to an idle path."""
+"""Between two questions to an idle path of which nothing is known."""
 SUSPECT_S: Final = 1.5
 """A path that was asked and says nothing for so long is used only if there is no other."""
 SILENCE_S: Final = 5.0
@@ -30,11 +31,19 @@ class Pulse:
         self._asked_at = float("-inf")
         self._waiting_since: float | None = None
 
-    def due(self, now: float, active_at: float) -> bool:
-        """Whether to ask now; `active_at`: when a packet went either way last. Counts as asked."""
+    def due(self, now: float, active_at: float, idle_s: float = IDLE_S) -> bool:
+        """Whether to ask now. Counts as asked.
+
+        Args:
+            active_at: when a packet went either way last.
+            idle_s: between two questions while nothing does; 0: none.
+        """
         in_use = now - max(active_at, self._began_at) < ACTIVE_S
+        # a question that was not answered is asked again: the end must not wait for a packet
+        if not in_use and not idle_s and self._waiting_since is None:
+            return False
         # half a beat early: the caller comes by once a beat, and never quite on time
-        if now - self._asked_at < (BEAT_S if in_use else IDLE_S) - BEAT_S / 2:
+        if now - self._asked_at < (BEAT_S if in_use else idle_s) - BEAT_S / 2:
             return False
         self._asked_at = now
         if self._waiting_since is None:

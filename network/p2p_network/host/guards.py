@@ -272,6 +272,11 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
             raise PeerUnreachable("; ".join(map(str, failures)) or "no address to dial")
         return await self._finished(*winner[0])
 
+    async def probe(self, endpoint: Endpoint, expected: PeerId) -> None:
+        """See whether this peer answers there (TCP, PSK, Noise), and close. Raises PeerUnreachable."""
+        _, conn = await self._secured(endpoint, expected)
+        conn.abort()
+
     async def reach_over(self, open_wire: Callable[[], Awaitable[Wire]], expected: PeerId) -> Any:
         """A connection with one peer over wires that somebody else opens, one for each generation of keys.
 

@@ -18,6 +18,7 @@ import trio
 from p2p_network.core import log
 from p2p_network.core.errors import PeerUnreachable
 from p2p_network.core.ids import PeerId
+from p2p_network.host.addresses import Endpoint
 from p2p_network.host.channel import Channel, Handler, Served
 from p2p_network.host.frames import Hello, Welcome
 from p2p_network.host.guards import NotSpoken, Stream, abort, is_alive, is_inbound, remote_of, via_of, why_of
@@ -149,6 +150,12 @@ class Link:
         """A living connection without a relay, or None."""
         best = self._best()
         return best.conn if best is not None and best.via is None else None
+
+    @property
+    def remote(self) -> Endpoint | None:
+        """The other end of a living connection without a relay, or None."""
+        conn = self.direct
+        return remote_of(conn) if conn is not None else None
 
     @property
     def only_relayed(self) -> bool:

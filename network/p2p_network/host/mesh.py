@@ -96,6 +96,7 @@ class MeshHost:
         self._mdns = mdns
         self._use_dht = dht
         self._listener: Listener | None = None
+        self._announced: tuple[Endpoint, ...] = ()
         self._swarm = MeshSwarm(identity.seed, psk, gate)
         self._host = MeshBasicHost(self._swarm, self.addresses)
         self._links: dict[PeerId, Link] = {}
@@ -118,7 +119,30 @@ class MeshHost:
 
     def addresses(self) -> tuple[str, ...]:
         """Where others can dial this node: multiaddresses without ``/p2p``. Empty before it listens."""
-        return tuple(map(str, self._listener.endpoints())) if self._listener is not None else ()
+        return tuple(map(str, dict.fromkeys((*self.own_endpoints(), *self._announced))))
+
+    def own_endpoints(self) -> tuple[Endpoint, ...]:
+        """Where this machine itself listens, by its own addresses. Empty before it listens."""
+        return self._listener.endpoints() if self._listener is not None else ()
+
+    def announce(self, endpoints: Sequence[Endpoint]) -> None:
+        """Where this node can be dialled besides, since a router leads to it. Replaces the former ones."""
+        self._announced = tuple(endpoints)
+
+    def other_end(self, peer: PeerId) -> str:
+        """ "ip:port" of the other end of the direct connection with a peer; "" without one."""
+        link = self._links.get(peer)
+        remote = link.remote if link is not None else None
+        if remote is None:
+            return ""
+        return f"[{remote.host}]:{remote.port}" if ":" in remote.host else f"{remote.host}:{remote.port}"
+
+    async def probe(self, endpoint: Endpoint, peer: PeerId) -> None:
+        """Whether a peer answers there, proving who it is; the connection is closed then.
+
+        Raises PeerUnreachable: why not.
+        """
+        await self._swarm.probe(endpoint, peer)
 
     @property
     def rejected(self) -> int:

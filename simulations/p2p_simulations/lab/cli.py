@@ -189,7 +189,8 @@ def heal(name: str | None) -> None:
 def nat(region: str, kind: str, name: str | None) -> None:
     """Put a region behind NAT: lab nat west symmetric; or behind none.
 
-    Connections that stand go on. From outside the region is seen as 198.19.NUMBER.1.
+    Connections that stand may break, as when a router is replaced. From outside the region is seen as
+    198.19.NUMBER.1.
     """
     Lab.attach(name).translate(region, None if kind == "none" else kind)
     out.note(f"region {region} is behind {'no' if kind == 'none' else kind} NAT")

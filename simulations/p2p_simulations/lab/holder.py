@@ -150,6 +150,8 @@ def set_up(spec: dict[str, Any]) -> None:
     if spec["router"]:
         _set("/proc/sys/net/ipv4/ip_forward", "1")
         _set("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+        for scope in ("all", "default"):  # what goes from NAT to NAT comes back in on another device
+            _set(f"/proc/sys/net/ipv4/conf/{scope}/rp_filter", "0")
         for family in ("ip", "ip6", "arp"):  # bridged frames are the bridge table's business
             _set(f"/proc/sys/net/bridge/bridge-nf-call-{family}tables", "0")
     else:

@@ -18,8 +18,8 @@ from itertools import permutations
 from typing import Final
 
 from p2p_simulations.lab.commands import LabError, run
-from p2p_simulations.lab.nat import nat_script
-from p2p_simulations.lab.topology import Place, Topology, public_ipv4, router_ipv4, router_ipv6
+from p2p_simulations.lab.nat import between_public, nat_script, wan_batch
+from p2p_simulations.lab.topology import Place, Topology, router_ipv4, router_ipv6
 
 MTU: Final = 1500
 
@@ -49,9 +49,8 @@ def bridges_batch(topology: Topology) -> str:
             f"address add {router_ipv4(index)}/24 dev {bridge}",
             f"address add {router_ipv6(index)}/64 dev {bridge} nodad",
             f"link set {bridge} up",
-            f"address add {public_ipv4(index)}/32 dev lo",
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + wan_batch(topology)
 
 
 def cable_batch(place: Place, node_pid: int) -> str:
@@ -88,6 +87,8 @@ def partition_script(topology: Topology, groups: Sequence[Sequence[str]]) -> str
             else:
                 packets.append(f"ip saddr {a.ipv4} ip daddr {b.ipv4} drop")
                 packets.append(f"ip6 saddr {a.ipv6} ip6 daddr {b.ipv6} drop")
+                if public := between_public(topology, a, b):
+                    packets.append(f"{public} drop")
     lines = []
     for family, rules in (("bridge", frames), ("inet", packets)):
         # made before it is deleted: so it need not be there

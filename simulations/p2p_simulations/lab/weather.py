@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
+from p2p_simulations.lab.nat import between_public
 from p2p_simulations.lab.network import port
 from p2p_simulations.lab.topology import Topology
 
@@ -36,6 +37,8 @@ def weather_script(topology: Topology, lost: Mapping[Pair, float], closed: Colle
         else:
             packets.append(f"ip saddr {a.ipv4} ip daddr {b.ipv4} {verdict}")
             packets.append(f"ip6 saddr {a.ipv6} ip6 daddr {b.ipv6} {verdict}")
+            if public := between_public(topology, a, b):
+                packets.append(f"{public} {verdict}")
     for name in sorted(closed):
         packets.append(f"ip daddr {places[name].ipv4} ct state new drop")
         packets.append(f"ip6 daddr {places[name].ipv6} ct state new drop")
