@@ -21,6 +21,7 @@ from p2p_network.core import log
 from p2p_network.core.errors import MeshError, RemoteViolation
 from p2p_network.core.ids import PeerId
 from p2p_network.host.addresses import Endpoint, endpoints_of
+from p2p_network.membership import MemberState
 
 if TYPE_CHECKING:
     from p2p_network.dataplane.messages import PeerStats
@@ -35,7 +36,7 @@ OWN_EVERY_S: Final = 5.0
 AGAIN_S: Final = 5.0
 """After words that did not arrive."""
 DIAL_BACK_EVERY_S: Final = 600.0
-DIAL_BACK_AGAIN_S: Final = 60.0
+DIAL_BACK_AGAIN_S: Final = 30.0
 DIAL_BACK_LIMIT_S: Final = 12.0
 ASKED: Final = 2
 ASKED_EVERY_S: Final = 5.0
@@ -120,9 +121,15 @@ class Outside:
         return nat.question_s(
             told=self._words.told_by(peer),
             own_ips=self._own_ips(),
-            is_here=peer in self._host.connected(),
+            is_here=self._is_here(peer),
             reachable=self.reachable,
         )
+
+    def _is_here(self, peer: PeerId) -> bool:
+        """Whether somebody watches it: this node's channel with it, or others'."""
+        member = self._replication.view.get(peer)
+        alive = member is not None and member.state is MemberState.ALIVE
+        return alive or peer in self._host.connected()
 
     def told_by(self, peer: PeerId) -> nat.Told | None:
         """What a peer said last."""
@@ -144,7 +151,9 @@ class Outside:
                 here = self._host.connected()
                 for peer in self._peers.keys() - here:
                     del self._peers[peer]
-                    self._words.forget(peer)
+                for peer in self._words.peers():  # a channel may rest: what was said still counts
+                    if not self._is_here(peer):
+                        self._words.forget(peer)
                 for peer in here:
                     self._tell(peer, group.start_soon)
                 self._have_dialled(group.start_soon)
@@ -204,6 +213,8 @@ class Outside:
             told = nat.checked(wire.decode(payload, nat.Told))
         except ValueError as exc:
             raise RemoteViolation(f"how it sees this node: {exc}", peer=peer) from exc
+        if told != self._words.told_by(peer) and not self._tried.reached:  # perhaps another router
+            self._tried.next_at = min(self._tried.next_at, self._runtime.monotonic() + ASKED_EVERY_S)
         self._words.note(peer, told, nat.ip_of(self._host.other_end(peer)))
         self._judge()
         self.changed.raise_()

@@ -1,4 +1,4 @@
-"""Do nodes behind NAT become one cluster over a relay, and meet directly when they can?"""
+"""Do nodes behind NAT become one cluster over a relay, know what they stand behind, and meet if they can?"""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from clusters import ask, wait_ready
 
+from p2p_bootstrap.api.service import NatDoc
 from p2p_simulations.lab.lab import Lab
 from p2p_simulations.lab.node import Node, kairos_p2p
 from p2p_simulations.lab.topology import make_topology
@@ -44,36 +46,67 @@ def going_on(node: Node, script: str, *args: str) -> Iterator[subprocess.Popen[s
 
 def test_two_behind_nat_meet_through_a_third_and_directly_once_they_can(lab: LabFactory) -> None:
     topology = make_topology(
-        {"open": ("n1",), "west": ("n2",), "north": ("n3",)},
+        {"open": ("n1", "n4"), "west": ("n2",), "north": ("n3",)},
         servers=1,
-        nat={"west": "full-cone", "north": "symmetric"},
+        nat={"west": "port-restricted", "north": "symmetric"},
     )
     mine = lab(topology, agents=True)
     seen = wait_ready(mine)
 
-    def row(name: str, other: str) -> dict[str, object]:
+    def row(name: str, other: str) -> dict[str, Any]:
         rows = ask(mine, name, "peers")
-        return next((r for r in rows if r["hostname"] == other), {"carrier": "", "relay": ""})
+        return next(
+            (r for r in rows if r["hostname"] == other), {"carrier": "", "relay": "", "keepalive_s": -1}
+        )
 
-    def through_n1() -> bool:
+    def joined(relay: str, *carriers: str) -> bool:
         pairs = (row("n2", "n3"), row("n3", "n2"))
-        return all(r["relay"] == "n1" and r["carrier"] == "mesh" for r in pairs)
+        return all(r["relay"] == relay and r["carrier"] in carriers for r in pairs)
 
-    mine.wait(through_n1, PATIENCE_S, "n2 and n3 to be joined by n1")
+    def through_a_third() -> bool:
+        pairs = (row("n2", "n3"), row("n3", "n2"))
+        return all(r["relay"] in ("n1", "n4") and r["carrier"] == "mesh" for r in pairs)
+
+    mine.wait(through_a_third, PATIENCE_S, "n2 and n3 to be joined by a third")
     n2, n3 = mine.node("n2"), mine.node("n3")
     there = seen["n3"]["vpn"]["ipv4"]
     ping = n2.exec(["ping", "-n", "-c", "3", "-i", "0.2", "-s", "1372", "-M", "do", there], 30)
     assert " 0% packet loss" in ping.stdout
+    relay = row("n2", "n3")["relay"]
     paths = n2.exec([*kairos_p2p(), "peers", "--paths"], 30).stdout
-    assert "through the mesh; channel relayed by n1: it can't be dialled" in paths or (
-        "through the mesh; channel relayed by n1: the other end" in paths
+    assert f"through the mesh; channel relayed by {relay}: it can't be dialled" in paths or (
+        f"through the mesh; channel relayed by {relay}: the other end" in paths
     )
     # the one that both can dial is reached without a relay, also by its packets
     assert row("n2", "n1")["relay"] == ""
     assert row("n2", "n1")["carrier"] in ("tcp", "udp")
 
+    # what each stands behind, as two others see it; and who keeps idle paths open
+    def nat_of(name: str) -> NatDoc:
+        return ask(mine, name, "status")["nat"]  # type: ignore[no-any-return]
+
+    def all_known() -> bool:
+        return [nat_of(f"n{i}")["kind"] for i in range(1, 5)] == ["none", "cone", "symmetric", "none"]
+
+    mine.wait(all_known, PATIENCE_S, "each to know what it stands behind")
+    assert nat_of("n2")["seen_as"] == "198.19.2.1:4702"
+    assert nat_of("n3")["seen_as"] == "198.19.3.1"
+    assert "nat" in n2.exec([*kairos_p2p(), "status"], 30).stdout
+
+    def dialled_back() -> bool:
+        return [nat_of(f"n{i}")["reachable"] for i in range(1, 5)] == [True, False, False, True]
+
+    mine.wait(dialled_back, PATIENCE_S, "the open ones to be dialled back, and only they")
+    mine.wait(
+        lambda: (
+            [row(*pair)["keepalive_s"] for pair in (("n1", "n4"), ("n4", "n2"), ("n2", "n4"))] == [0, 0, 15]
+        ),
+        PATIENCE_S,
+        "only the one behind NAT to keep idle paths open",
+    )
+
     argv = ["curl", "-sS", "--unix-socket", "/run/kairos-p2p/agent.sock", "http://agent/metrics"]
-    numbers = dict(line.rsplit(" ", 1) for line in mine.node("n1").exec(argv).stdout.splitlines())
+    numbers = dict(line.rsplit(" ", 1) for line in mine.node(relay).exec(argv).stdout.splitlines())
     assert float(numbers["kairos_p2p_mesh_circuits_carried"]) >= 1
     assert float(numbers["kairos_p2p_mesh_relayed_peers"]) == 0
 
@@ -92,11 +125,17 @@ def test_two_behind_nat_meet_through_a_third_and_directly_once_they_can(lab: Lab
                 return say.stdout.readline()
 
             assert said("over the relay\n") == "over the relay\n"
-            mine.translate("west", None)
+            # two that let in only what they asked for: their datagrams meet in the middle, nothing else does
+            mine.translate("north", "port-restricted")
+            mine.wait(lambda: row("n2", "n3")["carrier"] == "udp", PATIENCE_S, "datagrams through two NATs")
+            mine.wait(lambda: row("n3", "n2")["carrier"] == "udp", PATIENCE_S, "datagrams through two NATs")
+            assert said("through two holes\n") == "through two holes\n"
+            assert "through a hole in its NAT at 198.19.3.1:4702" in row("n2", "n3")["carrier_reason"]
+            assert row("n2", "n3")["relay"] in ("n1", "n4"), "its channel is no datagrams"
 
-            def directly() -> bool:
-                pairs = (row("n2", "n3"), row("n3", "n2"))
-                return all(r["relay"] == "" and r["carrier"] in ("tcp", "udp") for r in pairs)
-
-            mine.wait(directly, PATIENCE_S, "n2 and n3 to be joined directly")
+            # one that lets everybody in is found out, and dialled like any other
+            mine.translate("west", "full-cone")
+            mine.wait(lambda: nat_of("n2")["reachable"] is True, PATIENCE_S, "n2 to be dialled back")
+            assert "/ip4/198.19.2.1/tcp/4701" in nat_of("n2")["reached_at"]
+            mine.wait(lambda: joined("", "tcp", "udp"), PATIENCE_S, "n2 and n3 to be joined directly")
             assert said("the same connection\n") == "the same connection\n"

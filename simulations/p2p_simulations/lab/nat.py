@@ -16,33 +16,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from p2p_simulations.lab.topology import Place, Topology, public_ipv4
+from p2p_simulations.lab.topology import NAT_KINDS, Place, Topology, public_ipv4
 
 TABLE: Final = "nat-regions"
 WAN: Final = ("wan0", "wan1")
 """The two ends of the cable that leads from the router to itself; only public addresses are routed there."""
 WAN_MAC: Final = "02:6c:61:62:ff:01"
+_ZONES: Final = 1000
+"""Another kind of NAT is another router: it remembers nothing of what the one before let through."""
 _SOURCE: Final = {"full-cone": "", "port-restricted": "", "symmetric": " fully-random"}
 
 
 def nat_script(topology: Topology, nat: Mapping[str, str]) -> str:
     """nft(8) script that puts these regions (name: kind) behind NAT, and no others. Atomic."""
-    zones: list[str] = []
+    leaving: list[str] = []
+    coming: list[str] = []
     inwards: list[str] = []
     outwards: list[str] = []
     forward: list[str] = []
-    indices: list[int] = []
-    for place in {place.region: place for place in topology.places if place.region in nat}.values():
+    regions = {place.region: place for place in topology.places if place.region in nat}
+    hidden = ", ".join(f'"region{place.region_index}"' for place in regions.values())
+    for place in regions.values():
         kind, index = nat[place.region], place.region_index
-        indices.append(index)
+        zone = _ZONES * (1 + NAT_KINDS.index(kind)) + index
         bridge, public = f"region{index}", public_ipv4(index)
         inside, outside = f"198.18.{index}.0/24", f'oifname != "{bridge}"'
-        zones += [
-            f'iifname "{bridge}" ct zone set {index} return',
-            f"ip daddr {public} ct zone set {index} return",
-        ]
+        leaving.append(f'iifname "{bridge}" ct zone set {zone} return')
+        coming.append(f"ip daddr {public} ct zone set {zone} return")
         if kind == "full-cone":
-            inwards.append(f'iifname != "{bridge}" ip daddr {public} dnat ip to {place.ipv4}')
+            inwards.append(f"iifname != {{ {hidden} }} ip daddr {public} dnat ip to {place.ipv4}")
         outwards.append(f"ip saddr {inside} {outside} snat ip to {public}{_SOURCE[kind]}")
         forward += [
             f'iifname != "{bridge}" ip daddr {inside} ct state new ct status ! dnat drop',
@@ -54,10 +56,9 @@ def nat_script(topology: Topology, nat: Mapping[str, str]) -> str:
     if nat:
         lines += [f"table inet {TABLE} {{"]
         # unasked for: dropped before the router remembers it, or it would take the port of a later answer
-        inside = ", ".join(f'"region{index}"' for index in indices)
-        forward.append(f'oifname "{WAN[0]}" iifname != {{ {inside} }} drop')
+        forward.append(f'oifname "{WAN[0]}" iifname != {{ {hidden} }} drop')
         for name, hook, kind, priority, rules in (
-            ("zones", "prerouting", "filter", "raw", zones),
+            ("zones", "prerouting", "filter", "raw", leaving + coming),
             ("prerouting", "prerouting", "nat", "dstnat", inwards),
             ("postrouting", "postrouting", "nat", "srcnat", outwards),
             ("forward", "forward", "filter", "filter", forward),
