@@ -123,7 +123,7 @@ class NatDoc(TypedDict):
     seen_as: str
     observers: int
     reachable: bool | None
-    reached_at: tuple[str, ...]
+    reached_at: list[str]
     error: str
     reason: str
 

@@ -292,7 +292,7 @@ class Answers:
             seen_as=seen.udp or seen.ip,
             observers=seen.observers,
             reachable=outside.reachable,
-            reached_at=outside.reached,
+            reached_at=list(outside.reached),
             error=outside.why_unreached,
             reason=seen.reason,
         )

@@ -69,7 +69,7 @@ STATUS: StatusDoc = {
         "seen_as": "198.51.100.7:4702",
         "observers": 2,
         "reachable": False,
-        "reached_at": (),
+        "reached_at": [],
         "error": "no answer",
         "reason": "2 members see its datagrams come from 198.51.100.7:4702",
     },

@@ -242,7 +242,10 @@ def test_peers_are_an_aligned_table(agent: Any) -> None:
 
 def test_paths_of_peers_are_told_with_the_reason(agent: Any) -> None:
     lines = run("peers", "--paths", socket=agent.socket).stdout.splitlines()
-    assert lines[0].split() == ["NODE", "IPV4", "CARRIER", "RTT", "LOSS", "RX", "RATE", "TX", "RATE", "WHY"]
+    titles = "NODE IPV4 CARRIER NAT SEEN AT RTT LOSS RX RATE TX RATE WHY"
+    assert lines[0].split() == titles.split()
+    assert "cone" in lines[1]
+    assert "192.0.2." in lines[1]
     assert "1.25%" in lines[1]
     assert "2.5 Mbit/s" in lines[1]
     assert lines[1].rstrip().endswith("records over TCP carry most")
