@@ -13,6 +13,7 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quorums import certified
 
 from p2p_network import wire
 from p2p_network.core.ids import PeerId
@@ -39,7 +40,6 @@ from p2p_roles.genesis.messages import (
     encode,
     encode_value,
     quorum,
-    vote_payload,
 )
 
 SCOPE, MESH = "kairos", "00112233aabbccdd"
@@ -56,12 +56,8 @@ def genesis(number: int) -> Genesis:
 
 
 def signed(instance: Instance, value: Value, nodes: int) -> Certificate:
-    ballot, raw = Ballot(1, identity(0).peer_id), encode_value(value)
-    payload = vote_payload(MESH, instance, ballot, nodes, raw)
-    votes = tuple(
-        Vote(identity(n).peer_id, identity(n).sign(VOTE_PURPOSE, payload)) for n in range(quorum(nodes))
-    )
-    return Certificate(instance, ballot, nodes, raw, votes)
+    voters = [identity(n) for n in range(quorum(nodes))]
+    return certified(MESH, instance, value, nodes, voters, Ballot(1, voters[0].peer_id))
 
 
 class Node:

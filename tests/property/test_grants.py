@@ -9,6 +9,7 @@ from typing import cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quorums import certified
 
 from p2p_bootstrap.node.policy import Judge, ledger_policy, speaks_for
 from p2p_network.identity import Identity
@@ -20,16 +21,12 @@ from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.messages import (
     GENESIS,
     OUTCOME,
-    VOTE_PURPOSE,
     Ballot,
     Certificate,
     Genesis,
     Instance,
     Ready,
     Value,
-    Vote,
-    encode_value,
-    vote_payload,
 )
 
 MESH, SCOPE, WALL_S = "00112233aabbccdd", "kairos", 1_800_000_000.0
@@ -60,15 +57,13 @@ def ledger_of(who: Identity) -> Ledger:
     return made[0]
 
 
-def certified(decree: int, value: Value) -> Certificate:
-    instance, ballot, raw = Instance(SCOPE, 1, decree), Ballot(1, FIRST.peer_id), encode_value(value)
-    signature = FIRST.sign(VOTE_PURPOSE, vote_payload(MESH, instance, ballot, 1, raw))
-    return Certificate(instance, ballot, 1, raw, (Vote(FIRST.peer_id, signature),))
+def alone(decree: int, value: Value) -> Certificate:
+    return certified(MESH, Instance(SCOPE, 1, decree), value, 1, [FIRST], Ballot(1, FIRST.peer_id))
 
 
 def founded() -> list[tuple[str, bytes]]:
     genesis = Genesis("c" * 16, FIRST.peer_id, "10.144.0.1", "ca", "", "", (FIRST.peer_id,), "etcd")
-    both = (certified(GENESIS, genesis), certified(OUTCOME, Ready("uid")))
+    both = (alone(GENESIS, genesis), alone(OUTCOME, Ready("uid")))
     return [(certificates.key_of(c), certificates.encode(c)) for c in both]
 
 

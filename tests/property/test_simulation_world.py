@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quorums import certified
 
 from p2p_bootstrap.node.policy import authorities
 from p2p_network import wire
@@ -31,9 +32,6 @@ from p2p_roles.genesis.messages import (
     Prepare,
     Ready,
     Value,
-    Vote,
-    encode_value,
-    vote_payload,
 )
 from p2p_roles.rules import Rules
 from p2p_roles.view import View, ViewNode
@@ -131,15 +129,13 @@ def test_cuts_stand_side_by_side_and_may_be_one_way() -> None:
 # ---------------------------------------------------------------- what the seeds have taught
 
 
-def certified(epoch: int, decree: int, value: Value) -> Certificate:
-    instance, ballot, raw = Instance("kairos", epoch, decree), Ballot(1, ME.peer_id), encode_value(value)
-    signature = ME.sign(VOTE_PURPOSE, vote_payload(MESH, instance, ballot, 1, raw))
-    return Certificate(instance, ballot, 1, raw, (Vote(ME.peer_id, signature),))
+def alone(epoch: int, decree: int, value: Value) -> Certificate:
+    return certified(MESH, Instance("kairos", epoch, decree), value, 1, [ME], Ballot(1, ME.peer_id))
 
 
 def genesis(epoch: int) -> Certificate:
     value = Genesis("c" * 16, ME.peer_id, "10.144.0.1", "ca", "", "", (ME.peer_id,), "etcd")
-    return certified(epoch, GENESIS, value)
+    return alone(epoch, GENESIS, value)
 
 
 def machine() -> Bootstrap:
@@ -153,7 +149,7 @@ def machine() -> Bootstrap:
 
 
 def test_certificates_that_were_durable_are_published_after_a_power_cut() -> None:
-    known = (genesis(1), certified(1, OUTCOME, Ready("uid")))
+    known = (genesis(1), alone(1, OUTCOME, Ready("uid")))
     durable = wire.encode(Durable("kairos", AcceptorState(1, (), known)))
     effects = machine().step(0.0, events.Started(durable)).effects
     published = [effect.key for effect in effects if isinstance(effect, events.PublishCertificate)]
@@ -161,7 +157,7 @@ def test_certificates_that_were_durable_are_published_after_a_power_cut() -> Non
 
 
 def test_the_authority_is_known_although_older_epochs_are_missing() -> None:
-    held = {certificates.key_of(c): c for c in (genesis(3), certified(3, OUTCOME, Ready("uid")))}
+    held = {certificates.key_of(c): c for c in (genesis(3), alone(3, OUTCOME, Ready("uid")))}
 
     class Known:
         def get(self, key: str) -> Entry | None:

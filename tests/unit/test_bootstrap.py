@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from quorums import certified
 
 from p2p_network import wire
 from p2p_network.core.errors import RoleError
@@ -23,7 +24,6 @@ from p2p_roles.genesis.messages import (
     VOTE_PURPOSE,
     Abort,
     Ballot,
-    Certificate,
     Continuation,
     Decided,
     Genesis,
@@ -32,10 +32,6 @@ from p2p_roles.genesis.messages import (
     Promise,
     Ready,
     Value,
-    Vote,
-    encode_value,
-    quorum,
-    vote_payload,
 )
 from p2p_roles.genesis.proposer import Answered, Ask
 from p2p_roles.rules import Rules
@@ -81,10 +77,7 @@ def genesis(initiator: str, *servers: str, cluster_id: str = "c1") -> Genesis:
 
 def signed(epoch: int, value: Value) -> bytes:
     instance = Instance(SCOPE, epoch, GENESIS if isinstance(value, Genesis) else OUTCOME)
-    ballot, raw = Ballot(1, OTHER), encode_value(value)
-    payload = vote_payload(MESH, instance, ballot, 3, raw)
-    votes = tuple(Vote(i.peer_id, i.sign(VOTE_PURPOSE, payload)) for i in IDS[: quorum(3)])
-    return certificates.encode(Certificate(instance, ballot, 3, raw, votes))
+    return certificates.encode(certified(MESH, instance, value, 3, IDS, Ballot(1, OTHER)))
 
 
 class Machine(Bootstrap):

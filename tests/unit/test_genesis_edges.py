@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from quorums import certified
 
 from p2p_network import wire
 from p2p_network.core.ids import PeerId
@@ -42,7 +43,6 @@ from p2p_roles.genesis.messages import (
     Request,
     Timing,
     Value,
-    Vote,
     decode_value,
     encode_value,
     quorum,
@@ -62,10 +62,7 @@ def genesis(peer: str = A, continues: Continuation | None = None) -> Genesis:
 
 
 def signed(instance: Instance, value: Value, nodes: int = 3, round: int = 1) -> Certificate:
-    ballot, raw = Ballot(round, A), encode_value(value)
-    payload = vote_payload(MESH, instance, ballot, nodes, raw)
-    votes = tuple(Vote(i.peer_id, i.sign(VOTE_PURPOSE, payload)) for i in IDS[: quorum(nodes)])
-    return Certificate(instance, ballot, nodes, raw, votes)
+    return certified(MESH, instance, value, nodes, IDS, Ballot(round, A))
 
 
 def acceptor(*certificates: Certificate, raised: int = 1) -> acc.Acceptor:

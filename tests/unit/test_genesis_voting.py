@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quorums import certified
 
 from p2p_network import wire
 from p2p_network.core.ids import PeerId
@@ -33,7 +34,6 @@ from p2p_roles.genesis.messages import (
     Ready,
     Request,
     Value,
-    Vote,
     covered,
     decode_value,
     encode_value,
@@ -53,10 +53,7 @@ def genesis(peer: str = A, ip: str = "10.144.0.1") -> Genesis:
 
 
 def signed(instance: Instance, value: Value, nodes: int = 3) -> Certificate:
-    ballot, raw = Ballot(1, A), encode_value(value)
-    payload = vote_payload(MESH, instance, ballot, nodes, raw)
-    votes = tuple(Vote(i.peer_id, i.sign(VOTE_PURPOSE, payload)) for i in IDS[: quorum(nodes)])
-    return Certificate(instance, ballot, nodes, raw, votes)
+    return certified(MESH, instance, value, nodes, IDS, Ballot(1, A))
 
 
 def acceptor(state: acc.AcceptorState | None = None) -> acc.Acceptor:
