@@ -63,6 +63,7 @@ from p2p_bootstrap.node.upgrades import Upgrades
 from p2p_bootstrap.node.upgrading import Upgrading
 from p2p_bootstrap.node.upkeep import Upkeep
 from p2p_bootstrap.node.userspace import settled, why_no_device
+from p2p_bootstrap.node.vault import Vault
 from p2p_bootstrap.node.vpn import Vpn
 from p2p_bootstrap.service import LEFT, notify
 from p2p_network import wire
@@ -336,7 +337,7 @@ class _Agent:
                 cluster=cluster,
                 k3s=k3s,
                 blobs=blobs,
-                state_dir=self._state_dir,
+                vault=Vault(self._state_dir / "snapshots"),
                 keep=self._config.p2p.snapshots.keep,
                 max_bytes=self._config.p2p.snapshots.max_mib << 20,
             )

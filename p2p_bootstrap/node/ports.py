@@ -9,6 +9,8 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from p2p_bootstrap.node.runtime import Signal
     from p2p_network.core.ids import PeerId
     from p2p_network.host.presence import PeerDown, PeerUp
@@ -89,6 +91,61 @@ class Facts(Protocol):
     async def facts(self) -> EtcdFacts: ...
 
     async def snapshots(self) -> list[SnapshotFacts]: ...
+
+
+class SnapshotFiles(Protocol):
+    """The snapshots that k3s writes, by file name; see `SnapshotFolder`."""
+
+    def find(self, name: str) -> Path | None: ...
+
+
+class EtcdData(Protocol):
+    """What etcd says of itself, and its snapshots; see `K3sData`. Raise P2PError."""
+
+    @property
+    def folder(self) -> SnapshotFiles: ...
+
+    async def facts(self) -> EtcdFacts: ...
+
+    async def snapshots(self) -> list[SnapshotFacts]: ...
+
+    async def save(self, name: str) -> str: ...
+
+
+class Server(Protocol):
+    """A server's k3s, as far as its snapshots go; see `K3sUnit`."""
+
+    @property
+    def data(self) -> EtcdData: ...
+
+    def server_secret(self, ca_hash: str) -> bytes: ...
+
+
+class SnapshotVault(Protocol):
+    """Sealed copies of snapshots on this disk; blocks. See `node.vault.Vault`."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    def path_of(self, digest: str) -> Path: ...
+
+    def find(self, digest: str) -> Path | None: ...
+
+    def entries(self) -> list[SnapshotFacts]: ...
+
+    def seal_in(self, source: Path, facts: SnapshotFacts, secret: bytes) -> None: ...
+
+    def unseal(self, digest: str, secret: bytes, target: Path) -> None: ...
+
+    def prune(self, *, keep: int, max_bytes: int) -> list[str]: ...
+
+
+class BlobExchange(Protocol):
+    """Files from node to node; see `node.blobs.Blobs`."""
+
+    def offer(self, space: str, find: Callable[[PeerId, str], Path | None]) -> None: ...
+
+    async def fetch(self, peer: PeerId, space: str, name: str, target: Path, *, max_bytes: int) -> None: ...
 
 
 class K3sObserved(Protocol):

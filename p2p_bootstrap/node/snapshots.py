@@ -9,14 +9,12 @@ its machine. Transfers are resumed and checked; the space is bounded.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from p2p_bootstrap.node.blobs import Blobs
 from p2p_bootstrap.node.runtime import Runtime
-from p2p_bootstrap.node.vault import SPACE, Vault
+from p2p_bootstrap.node.vault import SPACE
 from p2p_network import wire
 from p2p_network.core import log
 from p2p_network.core.errors import P2PError, RoleError
@@ -27,8 +25,7 @@ from p2p_roles.view import View
 
 if TYPE_CHECKING:
     from p2p_bootstrap.node.cluster import Cluster
-    from p2p_bootstrap.node.k3s import K3sUnit
-    from p2p_bootstrap.node.ports import Mesh
+    from p2p_bootstrap.node.ports import BlobExchange, Mesh, Server, SnapshotVault
 
 logger = log.get(__name__)
 
@@ -64,13 +61,13 @@ class Snapshots:
         hostname: str,
         host: Mesh,
         cluster: Cluster,
-        k3s: K3sUnit,
-        blobs: Blobs,
-        state_dir: Path,
+        k3s: Server,
+        blobs: BlobExchange,
+        vault: SnapshotVault,
         keep: int,
         max_bytes: int,
     ) -> None:
-        self.vault = Vault(state_dir / "snapshots")
+        self.vault = vault
         self.held: dict[PeerId, tuple[SnapshotFacts, ...]] = {}
         self._runtime = runtime
         self._self_id = self_id

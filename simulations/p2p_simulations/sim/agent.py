@@ -12,8 +12,10 @@ from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.issuing import Issuing
 from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
+from p2p_bootstrap.node.recovery import Recovery
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.scope import ClusterOptions
+from p2p_bootstrap.node.snapshots import Snapshots
 from p2p_bootstrap.node.upgrading import Upgrading
 from p2p_network import wire
 from p2p_network.addressing import ipv6_of
@@ -24,6 +26,7 @@ from p2p_roles.bootstrap import Bootstrap
 from p2p_simulations.sim.mesh import SimHost
 from p2p_simulations.sim.programs import SimPrograms
 from p2p_simulations.sim.runtime import SimRuntime
+from p2p_simulations.sim.snapshots import KEEPS, MAX_BYTES, NoSnapshots, SimBlobs, SimVault
 from p2p_simulations.sim.store import SimDurable, SimStore
 from p2p_simulations.sim.unit import SimK3sUnit
 from p2p_simulations.sim.vpn import SimVpn
@@ -129,6 +132,28 @@ class SimAgent:
                 programs=SimPrograms(self),
                 durable=self.durable,
             )
+        self.snapshots: Snapshots | None = None
+        if world.plan.k3s.snapshots_s:  # likewise
+            self.snapshots = Snapshots(
+                runtime=working,
+                self_id=machine.peer,
+                hostname=machine.name,
+                host=self.host,
+                cluster=self.cluster,
+                k3s=self.k3s,
+                blobs=SimBlobs(self),
+                vault=SimVault(self),
+                keep=KEEPS,
+                max_bytes=MAX_BYTES,
+            )
+        self.recovery = Recovery(
+            runtime=working,
+            self_id=machine.peer,
+            host=self.host,
+            cluster=self.cluster,
+            facts=self.snapshots if self.snapshots is not None else NoSnapshots(self.k3s.data),
+            automatic=world.plan.recovers,
+        )
         self.tasks.start(self._live())
 
     def _kept(self) -> Kept | None:
@@ -195,6 +220,10 @@ class SimAgent:
             self.work.start(work.run())
         if self.upgrading is not None:
             self.work.start(self.upgrading.run())
+        if self.snapshots is not None:
+            self.work.start(self.snapshots.run())
+        if self.machine.world.plan.recovers:
+            self.work.start(self.recovery.run())
         self.work.start(self._keep_record())
 
     async def _keep_record(self) -> None:

@@ -33,8 +33,10 @@ from p2p_roles.k3s.pki import JoinSecret
 from p2p_roles.recovery import is_kin
 from p2p_roles.transitions import State
 from p2p_roles.view import ViewNode
-from p2p_simulations.sim.k3s import DATA, DROP_IN, Data, DropIn, Etcd
+from p2p_simulations.sim.etcd import Etcd
+from p2p_simulations.sim.k3s import DATA, DROP_IN, Data, DropIn
 from p2p_simulations.sim.programs import installed
+from p2p_simulations.sim.violation import Violation
 from p2p_simulations.sim.weight import bytes_held
 
 if TYPE_CHECKING:
@@ -47,10 +49,6 @@ MAX_BYTES_PER_S = 60_000.0  # likewise
 WINDOW_S = 20.0
 MAX_HELD_BYTES = (96 << 10, 16 << 10)
 """What an agent's columns may hold in memory: so much, and so much more for each identity of the mesh."""
-
-
-class Violation(AssertionError):
-    """An invariant does not hold."""
 
 
 class Checkers:

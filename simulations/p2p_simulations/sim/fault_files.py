@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network
 from typing import Final
 
-from p2p_bootstrap.cloudconfig.nodes import ListNode, Node, ScalarNode
+from p2p_bootstrap.cloudconfig.nodes import ListNode, MapNode, Node, ScalarNode
 from p2p_network.core.errors import nearest
 from p2p_roles.upgrade.model import minor_of
 from p2p_simulations.sim.plan import (
@@ -133,6 +133,8 @@ class FaultReader(Reader):
                 return Upgrade(self._nodes_named(node, key), name == "upgrade", every_s)
             case "upgrade_k3s":
                 return self._upgrade_k3s(node, key)
+            case "recover" if isinstance(node, MapNode):
+                return self._recover(node, key)
             case _:
                 return self._fault_of_one(name, node, key, for_s)
 
@@ -147,6 +149,16 @@ class FaultReader(Reader):
             self.fail(node.mark, key, f"must name one node and a version, e.g. {example}")
             return None
         return UpgradeK3s(at[0], version, bad)
+
+    def _recover(self, node: Node, key: str) -> Fault | None:
+        """``{at: n1, snapshot: latest}``; ``n1`` alone goes on with what the survivor has."""
+        nobody: tuple[str, ...] = ()
+        words = self.map(node, key, ("at", "snapshot"))
+        at = self.take(words, "at", self._nodes_named, nobody, key)
+        if len(at) != 1:
+            self.fail(node.mark, key, "must name one node, e.g. {at: n1, snapshot: latest}")
+            return None
+        return Recover(at[0], self.take(words, "snapshot", self.text, "", key))
 
     def _measured(self, name: str, node: Node, key: str, for_s: float | None) -> Fault | None:
         """A fault of one node with a number: ``{n1: -5m}``, ``{n1: 0.001}``, ``{n1: 50}``."""

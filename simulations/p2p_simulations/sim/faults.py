@@ -69,8 +69,8 @@ def happen(world: World, fault: Fault) -> None:
                 )
         case UpgradeK3s():
             programs.order(world, fault)
-        case Recover(node):
-            operator.recover(world, node)
+        case Recover(node, snapshot):
+            operator.recover(world, node, snapshot)
         case JumpClock() | DriftClock() | Freeze() | Slow() | FullDisk() | BreakK3s():
             _hamper(world, world.machines[fault.node], fault)
         case LoseLedger() | CorruptDurable() | CorruptLedger() | Reimage() | Depart() | Byzantine():

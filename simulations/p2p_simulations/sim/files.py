@@ -26,8 +26,8 @@ MAX_NODES: Final = 64
 
 _TOP: Final = (
     "description", "regions", "servers", "minimum_nodes", "cluster", "placement",
-    "home_region", "infer_regions", "relay", "dynamic_roles", "nodes", "network", "vpn", "k3s",
-    "chaos", "max_chaos", "faults", "heal", "expect",
+    "home_region", "infer_regions", "relay", "dynamic_roles", "recovery", "nodes", "network", "vpn",
+    "k3s", "chaos", "max_chaos", "faults", "heal", "expect",
 )  # fmt: skip
 _NODE_KEYS: Final = (
     "role", "zone", "minimum_nodes", "clock", "slowness", "k3s", "boots", "joins", "nat",
@@ -74,6 +74,8 @@ class _ScenarioReader(FaultReader):
             infers_regions=self.take(top, "infer_regions", self.flag, False),
             relays=self.take(top, "relay", self.flag, True),
             replaces=self.take(top, "dynamic_roles", self.flag, False),
+            recovers=self.take(top, "recovery", self.choice(("manual", "automatic")), "manual")
+            == "automatic",
             weather=self.take(top, "network", self.weather, CALM),
             k3s=self.take(top, "k3s", self._k3s, K3sPlan()),
             faults=faults,
@@ -142,10 +144,11 @@ class _ScenarioReader(FaultReader):
         return next((kind for kind in _NATS if kind == said), "open")
 
     def _k3s(self, node: Node, key: str) -> K3sPlan:
-        facts = self.map(node, key, ("start", "failure"))
+        facts = self.map(node, key, ("start", "failure", "snapshots"))
         return K3sPlan(
             start_s=self.take(facts, "start", self.span, K3sPlan().start_s, key),
             failure=self.take(facts, "failure", self.probability, 0.0, key),
+            snapshots_s=self.take(facts, "snapshots", self.seconds, 0.0, key),
         )
 
     def _expect(self, node: Node, key: str) -> Expectations:

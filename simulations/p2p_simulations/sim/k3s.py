@@ -6,21 +6,22 @@ ready means a living majority of the members over the simulated network; a token
 ends the process; a member whose address changed is no member. The process outlives the agent.
 
 Files on the simulated disk: ``k3s/dropin`` (what our drop-in says), ``k3s/data`` (the datastore or the
-agent's certificates), ``k3s/secrets`` (a CA made here), ``k3s/joinsecret``.
+agent's certificates), ``k3s/secrets`` (a CA made here), ``k3s/joinsecret``, ``k3s/snapshots/`` (what k3s
+saves on its schedule; `etcd` says what a datastore and a snapshot hold).
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from p2p_network.core.errors import K3sFailed
 from p2p_roles.events import K3sChanged, K3sState
 from p2p_roles.genesis.messages import Timing
+from p2p_roles.k3s.datastore import EtcdFacts
 from p2p_roles.timing import LAN
-from p2p_simulations.sim.kube import Objects
+from p2p_simulations.sim.etcd import Etcd, Image, store_of
 from p2p_simulations.sim.programs import installed
 from p2p_simulations.world.tasks import Tasks
 
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
 
 DROP_IN, DATA, JOIN_SECRET, SECRETS = "k3s/dropin", "k3s/data", "k3s/joinsecret", "k3s/secrets"
+SNAPSHOTS = "k3s/snapshots/"
 _LOOK_EVERY_S = 1.0
 _JOIN_AGAIN_S = 3.0
 _RESTART_S = 5.0
 _PROMOTION_S = (1.0, 8.0)
+_RETENTION = 5  # k3s's default
 
 
 class DropIn(msgspec.Struct, frozen=True):
@@ -56,28 +59,7 @@ class Data(msgspec.Struct, frozen=True):
     @property
     def store(self) -> str:
         """The datastore that it is a part of: a reset one is another."""
-        return f"{self.ca_hash}/{self.reset}" if self.reset else self.ca_hash
-
-
-@dataclass(slots=True)
-class Etcd:
-    """One datastore: what its members have agreed on.
-
-    Attributes:
-        members: voters: peer -> the address it is known by.
-        learner: who is joining; one at a time.
-        workloads: objects of users.
-        reset: see `Data`.
-        kube: the objects that it holds.
-    """
-
-    ca_hash: str
-    uid: str
-    members: dict[str, str] = field(default_factory=dict)
-    learner: str = ""
-    workloads: int = 0
-    reset: int = 0
-    kube: Objects = field(default_factory=Objects)
+        return store_of(self.ca_hash, self.reset)
 
 
 class Exited(Exception):
@@ -94,6 +76,7 @@ class K3sProcess:
         self.joined = False
         self.is_frozen = False
         self.is_held = False
+        self._saves_at = 0.0
 
     @property
     def is_running(self) -> bool:
@@ -107,23 +90,47 @@ class K3sProcess:
         self._tasks = Tasks(self._world.engine, self._machine.resume_at, self._machine.touched)
         self._tasks.start(self._live())
 
-    def reset(self, epoch: int) -> Data | None:
-        """``--cluster-reset``: what was stored here becomes a datastore with this machine alone in it."""
+    def reset(self, epoch: int, image: Image | None = None) -> Data | None:
+        """``--cluster-reset``: what was stored here becomes a datastore with this machine alone in it.
+
+        image: ``--cluster-reset-restore-path``: what it holds, instead of what this member held.
+        """
+        data: Data | None = self._machine.disk.read(DATA)
+        if image is None and (data is None or data.role != "server"):
+            return None
+        world, machine = self._world, self._machine
+        before = world.etcds[data.store] if data is not None else None
+        if image is None:
+            assert before is not None, "looked at above"
+            image = before.image(machine.peer)
+        after = Data("server", image.ca_hash, machine.tun_ipv4, epoch)
+        world.etcds[after.store] = Etcd.of(image, {machine.peer: machine.tun_ipv4}, epoch)
+        world.users.carried_on(machine, image, after.store)
+        return after
+
+    def facts(self) -> EtcdFacts:
+        """What its etcd says of itself; how new it is, only while it runs."""
         data: Data | None = self._machine.disk.read(DATA)
         if data is None or data.role != "server":
-            return None
-        before = self._world.etcds[data.store]
-        after = Data("server", data.ca_hash, self._machine.tun_ipv4, epoch)
-        members: dict[str, str] = {self._machine.peer: self._machine.tun_ipv4}
-        self._world.etcds[after.store] = Etcd(
-            data.ca_hash,
-            before.uid,
-            members,
-            workloads=before.workloads,
-            reset=epoch,
-            kube=copy.deepcopy(before.kube),
-        )
-        return after
+            return EtcdFacts()
+        if self._tasks is None or not self.joined:
+            return EtcdFacts(has_data=True)
+        etcd = self._world.etcds[data.store]
+        revision = etcd.image(self._machine.peer).revision
+        return EtcdFacts(True, self._has_quorum(etcd), 1 + etcd.reset, revision, revision)
+
+    async def save(self, name: str, tasks: Tasks) -> str:
+        """``etcd-snapshot save``: the file's name. Raises K3sFailed."""
+        etcd = self.serving()
+        if etcd is None:
+            raise K3sFailed("k3s did not save a snapshot: etcd has no leader", hint="kairos-p2p status")
+        file = f"{name}-{self._machine.name}-{int(self._machine.wall_s())}"
+        image = etcd.image(self._machine.peer, file, self._machine.wall_s())
+        self._world.users.saved(self._machine, image, etcd)
+        kept = [n for n in self._machine.disk.names(SNAPSHOTS) if n.startswith(f"{SNAPSHOTS}{name}-")]
+        gone = dict.fromkeys(kept[: max(0, len(kept) - _RETENTION + 1)])
+        await self._machine.fsync(tasks, self._machine.disk.write({**gone, f"{SNAPSHOTS}{file}": image}))
+        return file
 
     def stop(self) -> None:
         """Stop it; data stays."""
@@ -261,6 +268,9 @@ class K3sProcess:
                 if machine.peer not in etcd.members:
                     await self._removed(tasks, etcd)
                 ready = self._has_quorum(etcd)
+                if ready:
+                    etcd.caught_up(machine.peer)
+                    await self._save_now_and_then(tasks)
             if ready:
                 self._world.checkers.k3s_ready(machine, data, etcd)
                 drop_in: DropIn = machine.disk.read(DROP_IN)
@@ -269,6 +279,13 @@ class K3sProcess:
             else:
                 self._observe("running", error="etcd has no leader")
             await tasks.sleep(_LOOK_EVERY_S)
+
+    async def _save_now_and_then(self, tasks: Tasks) -> None:
+        """k3s's own schedule."""
+        every_s = self._world.plan.k3s.snapshots_s
+        if every_s and self._world.engine.now >= self._saves_at:
+            self._saves_at = self._world.engine.now + every_s
+            await self.save("etcd-snapshot", tasks)
 
     async def _removed(self, tasks: Tasks, etcd: Etcd) -> None:
         """The cluster has removed this server: a tombstone; when it starts again, it joins anew."""
@@ -292,10 +309,18 @@ class K3sProcess:
         etcd = self._world.etcds[data.store]
         return etcd if self._has_quorum(etcd) else None
 
+    def in_touch(self, peer: str) -> bool:
+        """Whether this server's etcd hears the member now."""
+        other = self._world.machine_of(peer)
+        if other is None or other.is_frozen:
+            return False
+        return other is self._machine or (other.k3s.joined and self._world.joined(self._machine, other))
+
     def _register(self, etcd: Etcd) -> None:
         """The kubelet registers its Node."""
         machine, nodes = self._machine, etcd.kube.nodes
         if all(peer != machine.peer for peer, _ in nodes.values()):
+            etcd.writes(self.in_touch)
             name = machine.name if machine.name not in nodes else self._world.name(machine.peer)
             nodes[name] = (machine.peer, machine.tun_ipv4)
 
@@ -325,10 +350,7 @@ class K3sProcess:
         alive = 0
         for peer, ipv4 in etcd.members.items():
             other = self._world.machine_of(peer)
-            if other is None or other.tun_ipv4 != ipv4 or other.is_frozen:
-                continue
-            itself = other is self._machine
-            alive += itself or (other.k3s.joined and self._world.joined(self._machine, other))
+            alive += other is not None and other.tun_ipv4 == ipv4 and self.in_touch(peer)
         return alive > len(etcd.members) // 2 and (joining or self._machine.peer in etcd.members)
 
     def _observe(

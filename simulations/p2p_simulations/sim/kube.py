@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from p2p_roles.k3s import kube as api
 
 if TYPE_CHECKING:
-    from p2p_simulations.sim.k3s import Etcd
+    from p2p_simulations.sim.etcd import Etcd
     from p2p_simulations.sim.machine import SimMachine
 
 Json = dict[str, Any]
@@ -29,6 +29,10 @@ class Objects:
     revision: int = 0
     stored: dict[str, Json] = field(default_factory=dict)
     nodes: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def copy(self) -> Objects:
+        """The same objects in another datastore: they are replaced, never changed."""
+        return Objects(self.revision, dict(self.stored), dict(self.nodes))
 
 
 class SimKube:
@@ -61,6 +65,7 @@ class SimKube:
     def delete(self, path: str, *, version: str = "") -> None:
         etcd = self._etcd()
         collection, _, name = path.rpartition("/")
+        etcd.writes(self._machine.k3s.in_touch)
         if collection != api.NODES:
             self._found(etcd, path)
             del etcd.kube.stored[path]
@@ -104,6 +109,7 @@ class SimKube:
         return stored
 
     def _store(self, etcd: Etcd, key: str, item: Json) -> Json:
+        etcd.writes(self._machine.k3s.in_touch)
         etcd.kube.revision += 1
         stored = _copy(item)
         stored["metadata"]["resourceVersion"] = str(etcd.kube.revision)

@@ -14,7 +14,8 @@ from p2p_network.admission.kept import Kept, from_network_token
 from p2p_network.core.ids import PeerId
 from p2p_network.identity import Identity
 from p2p_simulations.sim.agent import SimAgent
-from p2p_simulations.sim.k3s import DATA, Data, Etcd, K3sProcess
+from p2p_simulations.sim.etcd import Etcd
+from p2p_simulations.sim.k3s import DATA, Data, K3sProcess
 from p2p_simulations.sim.slots import SlotDisk, booted
 from p2p_simulations.world.disk import Disk
 from p2p_simulations.world.sectors import Script, SectorDisk, Sync, SyncDirectory

@@ -1,71 +1,53 @@
-"""What does a person do when the cluster has lost its majority? Orders its recovery, on any node that runs.
+"""What does a person do when the cluster has lost its majority, or its data? Orders its recovery.
 
-The plan is the production's (`p2p_roles.recovery`), made from what the machines in reach know; the order goes
-to the agent's own `Cluster`. The operator is honest: only machines that are off are declared lost.
+By the production's own column (`node.recovery`), on any node that runs: it asks those in reach, makes the
+plan and has it decided. The operator is honest: only machines that are off, or whose disk is gone, are
+declared lost; but nothing keeps several from ordering different things at once.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from p2p_roles.recovery import ClusterFacts, plan_recovery
-from p2p_simulations.sim.k3s import DATA, Data
+from p2p_network.core.errors import P2PError
 
 if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
     from p2p_simulations.sim.world import World
 
 
-def recover(world: World, name: str) -> None:
-    """An operator at the machine `name` orders a recovery; nothing if there is nothing to be done there."""
+def recover(world: World, name: str, snapshot: str) -> None:
+    """``cluster recover [--snapshot NAME]`` at the machine `name`; nothing if no agent runs there."""
     asker = world.machines[name]
-    agent = asker.agent
-    if agent is None or agent.bootstrap.member is None:
-        return world.note(name, "the operator finds no member of a cluster here")
-    machine = agent.bootstrap
-    lost = [m.peer for m in world.machines.values() if not m.is_on and m.scope == asker.scope]
-    facts = {m.peer: _facts(m) for m in world.machines.values() if _is_in_reach(world, asker, m)}
-    member = machine.member
-    assert member is not None, "looked at above"
-    plan = plan_recovery(
-        machine.view,
-        facts,
-        member.genesis,
-        machine.up_epoch(),
-        nodes=machine.voting.acceptor.nodes,
-        lost=[peer for peer in lost if peer in machine.view.by_peer],
-    )
-    if plan.genesis is None or plan.forbidden:
-        return world.note(name, f"no recovery: {'; '.join(plan.forbidden)}")
-    world.note(name, f"an operator orders a recovery by {world.name(plan.genesis.initiator)}")
-    agent.tasks.start(_order(world, name, agent.cluster.recover(plan.genesis)))
+    if asker.agent is None:
+        return world.note(name, "the operator finds no agent here")
+    asker.agent.tasks.start(_order(world, asker, snapshot))
     return None
 
 
-async def _order(world: World, name: str, order: object) -> None:
-    refusal = await order  # type: ignore[misc]
-    world.note(name, f"the recovery was not decided: {refusal}" if refusal else "the recovery was decided")
+def lost(world: World, asker: SimMachine) -> tuple[str, ...]:
+    """Of those that the machine knows, the identities that have no power or no disk any more."""
+    assert asker.agent is not None, "an agent knows"
+    known = asker.agent.bootstrap.view.nodes
+    found = [(node.peer, world.machine_of(node.peer)) for node in known]
+    return tuple(peer for peer, machine in found if machine is None or not machine.is_on)
 
 
-def _is_in_reach(world: World, asker: SimMachine, other: SimMachine) -> bool:
-    if other.agent is None or other.scope != asker.scope:
-        return False
-    return other is asker or world.joined(asker, other)
-
-
-def _facts(machine: SimMachine) -> ClusterFacts:
-    agent = machine.agent
-    assert agent is not None, "only running agents are asked"
-    member = agent.bootstrap.member
-    data: Data | None = machine.disk.read(DATA)
-    observed = agent.k3s.observed.event
-    is_server = member is not None and member.role == "server"
-    return ClusterFacts(
-        state=agent.bootstrap.status.state.value,
-        role=member.role if member is not None else "",
-        k3s=observed.state,
-        genesis=member.genesis if member is not None else None,
-        epoch=member.epoch if member is not None else 0,
-        has_data=data is not None and data.role == "server",
-        is_ready=is_server and observed.state == "ready",
-    )
+async def _order(world: World, asker: SimMachine, snapshot: str) -> None:
+    agent = asker.agent
+    assert agent is not None, "it was there when this was ordered"
+    try:
+        look = await agent.recovery.look(lost=lost(world, asker), snapshot=snapshot)
+        plan = look.plan
+        if plan.genesis is None or plan.forbidden:
+            return world.note(asker.name, f"no recovery: {'; '.join(plan.forbidden)}")
+        back = (
+            f" from the snapshot {plan.genesis.continues.snapshot[:12]}"
+            if snapshot and plan.genesis.continues
+            else ""
+        )
+        world.note(asker.name, f"an operator orders a recovery by {world.name(plan.genesis.initiator)}{back}")
+        await agent.recovery.approve(plan)
+    except P2PError as exc:
+        return world.note(asker.name, f"the recovery was not decided: {exc.message}")
+    return world.note(asker.name, "the recovery was decided")

@@ -47,11 +47,17 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True)
 class K3sPlan:
-    """How k3s behaves. `start_s`: how long it takes to start, from and to; `failure`: how often it ends
-    instead, a probability, until everything heals."""
+    """How k3s behaves.
+
+    Attributes:
+        start_s: how long it takes to start, from and to.
+        failure: how often it ends instead, a probability, until everything heals.
+        snapshots_s: how often a server saves a snapshot; 0: never. People write into the cluster then.
+    """
 
     start_s: tuple[float, float] = (3.0, 15.0)
     failure: float = 0.0
+    snapshots_s: float = 0.0
 
 
 # ---------------------------------------------------------------- faults
@@ -254,9 +260,11 @@ class Revoke:
 
 @dataclass(frozen=True, slots=True)
 class Recover:
-    """An operator at the node orders ``cluster recover``, and declares lost what has no power."""
+    """An operator at the node orders ``cluster recover``, and declares lost what has no power or no disk.
+    `snapshot`: to go back to, e.g. "latest"; "": what the survivor has."""
 
     node: str
+    snapshot: str = ""
 
 
 Fault: TypeAlias = (
@@ -321,6 +329,7 @@ class Plan:
     Attributes:
         servers, minimum_nodes: what the nodes' cloud-configs declare.
         per_region: each region is a cluster of its own.
+        recovers: a cluster that lost its majority comes back by itself (`p2p.recovery: automatic`).
         replaces: a server that is silent for a while is replaced (`p2p.dynamic_roles`).
         placement: where servers may stand.
         infers_regions: no node is told its region; all find it out (``p2p.region: auto``).
@@ -340,6 +349,7 @@ class Plan:
     minimum_nodes: int
     per_region: bool = False
     replaces: bool = False
+    recovers: bool = False
     placement: Placement = SPREAD
     infers_regions: bool = False
     unsaid_regions: bool = False

@@ -14,8 +14,10 @@ import msgspec
 from p2p_roles import events
 from p2p_roles.k3s import pki
 from p2p_roles.rules import Authorization
+from p2p_simulations.sim.etcd import Image
 from p2p_simulations.sim.k3s import DATA, DROP_IN, JOIN_SECRET, SECRETS, DropIn
 from p2p_simulations.sim.kube import SimKube
+from p2p_simulations.sim.snapshots import SimEtcdData
 from p2p_simulations.world.tasks import Lock
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class SimK3sUnit:
 
     def __init__(self, agent: SimAgent) -> None:
         self._agent, self._machine, self._tasks = agent, agent.machine, agent.tasks
+        self.data = SimEtcdData(agent)
         self._process = agent.machine.k3s
         self.changed = agent.runtime.signal()
         self._asked = agent.runtime.signal()
@@ -140,7 +143,10 @@ class SimK3sUnit:
             self._process.stop()
             self._is_ours = False
             await self._tasks.sleep(self._chance(1.0, 8.0))
-            data = self._process.reset(effect.epoch)
+            image: Image | None = self._machine.disk.read(snapshot) if snapshot else None
+            if snapshot and (image is None or image.ca_hash != effect.ca_hash):
+                return "the snapshot's bootstrap data cannot be decrypted with this cluster's token"
+            data = self._process.reset(effect.epoch, image)
             if data is None:
                 return "there is no datastore here"
             dropped = DropIn("server", effect.epoch, effect.ca_hash, False, "")
@@ -235,6 +241,11 @@ class SimK3sUnit:
         self._machine.world.checkers.secret_kept(self._machine, checked)
         self._keep(JOIN_SECRET, checked)
         return checked.ca_hash
+
+    def server_secret(self, ca_hash: str) -> bytes:
+        """What only servers of that cluster know; b"" if this node does not."""
+        held = self._held(ca_hash)
+        return held.server_token.encode() if held is not None else b""
 
     def hand_out(self, verdict: Authorization, ca_hash: str) -> pki.JoinAnswer:
         """What to answer a peer that asks for the join secret of this node's cluster."""

@@ -24,6 +24,7 @@ def bytes_held(agent: SimAgent) -> int:
     """What the columns of an agent hold, each object once."""
     todo: list[Any] = [
         agent.replication, agent.admission, agent.places, agent.bootstrap, agent.cluster, agent.issuing,
+        agent.snapshots, agent.recovery,
         *agent.host.under_way(),
     ]  # fmt: skip
     seen: set[int] = set()

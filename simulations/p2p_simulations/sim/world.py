@@ -17,11 +17,14 @@ from p2p_network.token import NetworkToken, mesh_keys
 from p2p_roles.bootstrap import Bootstrap
 from p2p_roles.transitions import State
 from p2p_simulations.sim import faults
-from p2p_simulations.sim.checkers import Checkers, Violation
-from p2p_simulations.sim.k3s import DATA, Data, Etcd
+from p2p_simulations.sim.checkers import Checkers
+from p2p_simulations.sim.etcd import Etcd
+from p2p_simulations.sim.k3s import DATA, Data
 from p2p_simulations.sim.machine import SimMachine
 from p2p_simulations.sim.plan import Plan, UpgradeK3s
 from p2p_simulations.sim.record import Record, Recorder
+from p2p_simulations.sim.users import Users
+from p2p_simulations.sim.violation import Violation
 from p2p_simulations.world.engine import Engine
 from p2p_simulations.world.net import Network
 from p2p_simulations.world.sectors import Script
@@ -98,6 +101,7 @@ class World:
             machine = self.machines[node.name] = SimMachine(self, node)
             self.named(machine)
         self.checkers = Checkers(self)
+        self.users = Users(self)
         self._triggers = list(plan.triggers)
         self.identities = len(plan.nodes)
         self.waiting = [self.machines[node.name] for node in plan.nodes if node.joins_later]
@@ -191,6 +195,8 @@ class World:
                 engine.at(node.boots_at_s, lambda machine=machine: self._boot(machine))  # type: ignore[misc]
         for at_s, fault in plan.faults:
             engine.at(at_s, lambda fault=fault: faults.happen(self, fault))  # type: ignore[misc]
+        if plan.k3s.snapshots_s:
+            self.users.begin()
         self._go(plan.heal_at_s)
         limit = plan.expect.clusters_before_healing
         if limit is not None and (count := self._ready_clusters()) > limit:
@@ -207,6 +213,7 @@ class World:
         self.checkers.memory()
         self.checkers.addresses_unique()
         self.checkers.one_k3s()
+        self.users.settled()
         self.checkers.revoked_are_gone()
         if plan.expect.alarm and not any(plan.expect.alarm in text for _, text in self.alarms):
             raise Violation(f"nobody raised an alarm with {plan.expect.alarm!r}")

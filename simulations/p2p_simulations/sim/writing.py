@@ -120,6 +120,7 @@ def _top(plan: Plan) -> Facts:
         "infer_regions": plan.infers_regions or None,
         "relay": None if plan.relays else False,
         "dynamic_roles": plan.replaces or None,
+        "recovery": "automatic" if plan.recovers else None,
         "nodes": nodes,
         "network": _weather(plan.weather),
         "vpn": None if plan.network == DEFAULT_NETWORK else str(plan.network),
@@ -154,6 +155,8 @@ def _k3s(k3s: K3sPlan) -> Facts:
         said["start"] = [duration(end) for end in k3s.start_s]
     if k3s.failure:
         said["failure"] = k3s.failure
+    if k3s.snapshots_s:
+        said["snapshots"] = duration(k3s.snapshots_s)
     return said
 
 
@@ -255,7 +258,7 @@ def _fault_of_one(
             return {"leave" if said else "vanish": node}
         case Byzantine(node, how):
             return {how: node}
-        case Recover(node):
-            return {"recover": node}
+        case Recover(node, snapshot):
+            return {"recover": {"at": node, "snapshot": snapshot} if snapshot else node}
         case _:
             assert_never(fault)
