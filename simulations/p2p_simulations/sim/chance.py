@@ -40,10 +40,14 @@ from p2p_simulations.sim.plan import (
     Partition,
     Plan,
     PowerCut,
+    Recover,
     Reimage,
+    Revoke,
+    Rotate,
     Slow,
     Trigger,
     Upgrade,
+    UpgradeK3s,
 )
 from p2p_simulations.world.net import DIALLED, Nat, PairWeather, Weather
 
@@ -52,10 +56,13 @@ _FOUNDS_NONE: Final = 64  # nodes before a genesis, for a machine that comes lat
 _STATES: Final = ("ELECT", "INIT", "WAIT", "JOIN", "MEMBER", "FENCED")
 
 
-def random_plan(seed: int) -> Plan:
-    """The plan of a seed: the same on every machine."""
-    dice = _Dice(seed)
-    return dice.later(dice.more(dice.plan()))
+def random_plan(seed: int, *, dice: int = 4) -> Plan:
+    """The plan of a seed: the same on every machine. `dice`: with fewer, as it was before there were more."""
+    die = _Dice(seed)
+    plan = die.plan()
+    for throw in (die.more, die.later, die.operated)[: dice - 1]:
+        plan = throw(plan)
+    return plan
 
 
 class _Dice:
@@ -363,6 +370,46 @@ class _Dice:
                 faults.append((at_s, Depart(goes, chance.random() < 0.5)))
         heal_at_s = plan.heal_at_s + chance.choice((0.0, 120.0, 300.0))
         return dataclasses.replace(plan, nodes=tuple(nodes), heal_at_s=heal_at_s), faults
+
+    # ------------------------------------------------------------ of a fourth die
+
+    def _recover(self) -> Fault:
+        return Recover(self._one(), self.chance.choice(("", "latest")))
+
+    def _rotate(self) -> Fault:
+        return Rotate(self._one())
+
+    def _upgrade_k3s(self) -> Fault:
+        chance = self.chance
+        bad = tuple(sorted(chance.sample(self.names, chance.choice((0, 0, 1)))))
+        return UpgradeK3s(self._one(), chance.choice(("v1.36.1+k3s1", "v1.36.2+k3s1")), bad)
+
+    def operated(self, plan: Plan) -> Plan:
+        """Snapshots, and operators who recover, go back, rotate, upgrade and put out; several at once, who
+        know nothing of each other. One node at most is put out: who has the token is no enemy."""
+        self.chance = chance = random.Random(f"operated {self.seed}")
+        if not self._has(0.4):
+            return plan
+        k3s = dataclasses.replace(plan.k3s, snapshots_s=chance.choice((0.0, 15.0, 40.0)))
+        heal_at_s = plan.heal_at_s + chance.choice((0.0, 60.0, 180.0))
+        faults = list(plan.faults)
+        kinds = [
+            kind for kind in (self._recover, self._recover, self._rotate, self._upgrade_k3s) if self._has(0.5)
+        ]
+        for _ in range(chance.choice((1, 2, 4)) if kinds else 0):
+            at_s, kind = chance.uniform(heal_at_s / 4, heal_at_s), chance.choice(kinds)
+            faults.append((at_s, kind()))
+            if self._has(0.4):  # somebody else has the same idea, or another one
+                faults.append((at_s + chance.choice((0.0, chance.uniform(0, 10))), chance.choice(kinds)()))
+        if self._has(0.25):
+            faults.append((chance.uniform(heal_at_s / 4, heal_at_s), Revoke(self._one())))
+        return dataclasses.replace(
+            plan,
+            k3s=k3s,
+            recovers=self._has(0.2),
+            heal_at_s=heal_at_s,
+            faults=tuple(sorted(faults, key=lambda planned: planned[0])),
+        )
 
 
 def _behind(nodes: Iterable[NodePlan], nats: Mapping[str, Nat]) -> tuple[NodePlan, ...]:
