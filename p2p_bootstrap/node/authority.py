@@ -23,7 +23,7 @@ from p2p_bootstrap.node.scope import ClusterOptions, first_ipv4
 from p2p_network.core import log
 from p2p_network.core.errors import P2PError, RoleError
 from p2p_network.core.ids import PeerId
-from p2p_network.ledger.reading import left_peers, read_by_peer
+from p2p_network.ledger.reading import left_peers, read_by_peer, revoked_peers
 from p2p_network.records import NodeRecord, Wish
 from p2p_roles import assign, grants, placement
 from p2p_roles.assign import Assignment
@@ -118,6 +118,7 @@ class Authority:
         self._standing = standing
         self._lease = Lease(self_id)
         self._quiet: dict[PeerId, float] = {}
+        self._met: dict[str, PeerId] = {}  # VPN address -> whose it is, or was before it was revoked
         self._joining: dict[PeerId, float] = {}
         self._overtaken: set[str] = set()
         self._assigned_version = ""  # of what the last look saw
@@ -353,7 +354,8 @@ class Authority:
         known = {node.peer for node in found}
         concerned = {*facts.assigned, *facts.first, *(m.peer for m in facts.members)}
         concerned |= {k.peer for k in facts.kube_nodes}
-        for peer in (left_peers(self._replication.ledger) & concerned) - known:
+        gone = left_peers(self._replication.ledger) | revoked_peers(self._replication.ledger)
+        for peer in (gone & concerned) - known:
             kube = facts.kube_of(peer)
             name = kube.name if kube is not None else f"...{peer[-8:]}"
             found.append(NodeFact(peer, name, alive=False, left=True))
@@ -371,7 +373,10 @@ class Authority:
 
     def _addresses(self, view: View) -> dict[str, PeerId]:
         if self._uses_vpn:
-            return {ipv4: peer for peer, (ipv4, _) in self._replication.addresses().items() if ipv4}
+            current = {ipv4: p for p, (ipv4, _) in self._replication.addresses().items() if ipv4}
+            revoked = revoked_peers(self._replication.ledger)  # their words are gone, their members are not
+            self._met = {ipv4: p for ipv4, p in self._met.items() if p in revoked} | current
+            return self._met
         records = read_by_peer(self._replication.ledger, "node/", NodeRecord)
         found = {first_ipv4(r.addresses): peer for peer, r in records.items()}
         found |= {node.vpn_ipv4: node.peer for node in view.nodes}

@@ -51,5 +51,10 @@ def left_peers(ledger: Ledger) -> frozenset[PeerId]:
     return frozenset(map(_peer, ledger.deleted("node/")))
 
 
+def revoked_peers(ledger: Ledger) -> frozenset[PeerId]:
+    """The nodes that were put out."""
+    return frozenset(_peer(entry.key) for entry in ledger.items("revoked/"))
+
+
 def _peer(key: str) -> PeerId:
     return PeerId(key.rpartition("/")[2])

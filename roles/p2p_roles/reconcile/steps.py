@@ -44,6 +44,15 @@ def _quorum(facts: Facts) -> Step | None:
     return None
 
 
+def _stranger(facts: Facts) -> Step | None:
+    """Somebody whom no node of the mesh is (it was revoked, say) is being added to the datastore: k3s gives
+    that up by itself; until then the membership is not changed."""
+    learner = next((m for m in facts.members if m.learner and m.peer not in facts.by_peer), None)
+    if learner is None:
+        return None
+    return Step("wait", f"{learner.name} is being added to the datastore, and no node of the mesh is it")
+
+
 def _left_behind(facts: Facts) -> Step | None:
     """Nodes of machines that left or were reinstalled, and our words about them."""
     for node in facts.nodes:
@@ -64,7 +73,8 @@ def _left_behind(facts: Facts) -> Step | None:
 def _newcomers(facts: Facts) -> Step | None:
     """A living node without a role: a server where a place is free for it, else an agent."""
     wanted = desired(facts)
-    is_busy = _under_way(facts) is not None or any(
+    is_busy = _under_way(facts) is not None or _stranger(facts) is not None
+    is_busy = is_busy or any(
         facts.role_of(m.peer) != "server" for m in facts.members if m.peer in facts.by_peer
     )
     for node in sorted(facts.nodes, key=lambda n: (facts.wish_of(n) != "server", n.peer)):
@@ -142,6 +152,8 @@ def _change(facts: Facts) -> Step | None:
     for peer in to_go:
         if facts.is_healthy(peer):
             continue  # first the dead: as long as one is a member, another failure costs more
+        if peer not in facts.by_peer:
+            continue  # whose member it is may only be unknown so far: a person knows
         if facts.may_lose(peer):
             return Step("demote", f"{facts.name(peer)} {_dead_reason(facts, peer, wanted)}", peer)
     if sick:
@@ -187,6 +199,7 @@ _RULES: Final[tuple[Callable[[Facts], Step | None], ...]] = (
     _quorum,
     _left_behind,
     _newcomers,
+    _stranger,
     _finish,
     _change,
     _short,
@@ -203,7 +216,10 @@ def _sick(facts: Facts) -> list[PeerId]:
 def _sick_reason(facts: Facts, peer: PeerId) -> str:
     node = facts.by_peer.get(peer)
     if node is None:
-        return f"the datastore has a member that no node of the mesh is ({facts.voters[peer].name})"
+        name = facts.voters[peer].name
+        return (
+            f"the datastore has a member that no node of the mesh is ({name}): delete its Node if it is to go"
+        )
     what = "is not ready" if node.alive else f"has been silent for {node.quiet_s:.0f} s"
     if node.alive and not to_replace(facts, peer):
         return f"{node.name} {what}; the members are not changed meanwhile"

@@ -51,6 +51,16 @@ MAX_HELD_BYTES = (96 << 10, 16 << 10)
 """What an agent's columns may hold in memory: so much, and so much more for each identity of the mesh."""
 
 
+def _begins_again(certificate: Certificate) -> bool:
+    """Whether it is the GENESIS of a recovery that resets the datastore."""
+    value = certificates.value_of(certificate)
+    return isinstance(value, Genesis) and value.continues is not None and value.continues.reset
+
+
+SNAPSHOTS_HELD_BYTES = 16 << 10
+"""And for each identity in worlds with snapshots: who holds which."""
+
+
 class Checkers:
     """The invariants of one world."""
 
@@ -315,8 +325,9 @@ class Checkers:
             if instance.scope == scope and instance.decree == GENESIS
         }
 
-    def wipe_wanted(self, machine: SimMachine, epoch: int, certificate: Certificate) -> None:
-        """The data of an epoch is to be set aside: only if a certificate ends that epoch."""
+    def wipe_wanted(self, machine: SimMachine, core: Bootstrap, epoch: int, certificate: Certificate) -> None:
+        """The data of an epoch is to be set aside: only if a certificate ends that epoch. One that is READY
+        ends with the READY of a newer one; for who never got in, when it is to begin again without it."""
         self._certified(machine, certificate)
         newer = certificate.instance.epoch > epoch
         if certificate.instance.scope != machine.scope or not (
@@ -326,7 +337,8 @@ class Checkers:
         if not certificates.verify(certificate, self._world.mesh_id):
             self._fail(f"{machine.name} wipes epoch {epoch} without a valid certificate")
         ready = self.ready(machine.scope)
-        if ready is not None and ready[0] == epoch:
+        has_joined = core.member is not None and core.member.joined
+        if ready is not None and ready[0] == epoch and (has_joined or not _begins_again(certificate)):
             self._fail(f"{machine.name} wipes epoch {epoch}, which is READY")
         self._wipes_allowed.add((machine.peer, epoch))
 
@@ -407,7 +419,7 @@ class Checkers:
         agent = machine.agent
         if agent is not None:
             identities = self._world.identities
-            rotations = self._world.token.generation  # one more may be under way
+            rotations = max(self._world.token.generation, 1 + self._world.rotations)
             each = 8 if self._world.plan.upgrades_k3s else 7  # two of them grants: a holder's and a liar's
             limit = each * identities + 2 * (len(self.certified) + 2) + len(self._world.revoked)
             limit += rotations * (identities + 1)
@@ -487,6 +499,8 @@ class Checkers:
     def memory(self) -> None:
         """What a node remembers is bounded by the size of the mesh, whatever the others said to it."""
         first, each = MAX_HELD_BYTES
+        if self._world.plan.k3s.snapshots_s:  # what the others hold
+            each += SNAPSHOTS_HELD_BYTES
         limit = first + each * self._world.identities
         for machine in self._world.machines.values():
             if machine.agent is None:

@@ -35,7 +35,7 @@ from p2p_simulations.sim.plan import (
     UpgradeK3s,
 )
 from p2p_simulations.sim.store import DURABLE, STORED, damaged_row
-from p2p_simulations.sim.trust import change_trust
+from p2p_simulations.sim.trust import change_trust, hand_out
 from p2p_simulations.sim.writing import describe
 from p2p_simulations.world.net import CALM, groups_cut
 
@@ -176,6 +176,9 @@ def heal(world: World) -> None:
     world.note("(world)", "everything heals")
     world.mark("healing", "everything heals")
     world.healing = True
+    if world.rotations:
+        for after_s in (1.0, 60.0):
+            world.engine.after(after_s, lambda: hand_out(world))
     world.network.mend()
     world.network.weather = CALM
     for machine in world.machines.values():

@@ -33,14 +33,43 @@ def _rotate(world: World, machine: SimMachine) -> None:
 
     async def move() -> None:
         try:
-            world.token = parse_token(await agent.issuing.rotate())
+            token = parse_token(await agent.issuing.rotate())
         except MeshError as exc:
             world.note(machine.name, f"does not rotate: {exc.message}")
             world.rotations -= 1
             return
-        world.note("(world)", f"generation {world.token.generation} is announced by {machine.name}")
+        if token.generation > world.token.generation:
+            world.token = token
+            world.note("(world)", f"generation {token.generation} is announced by {machine.name}")
+        hand_out(world)
 
     agent.tasks.start(move())
+
+
+def hand_out(world: World) -> None:
+    """A person gives the newest token to who was no member when the keys were rotated, and starts it again.
+
+    The newest is looked up on the nodes: the agent at which it was ordered may have died over it.
+    """
+    agents = [m.agent for m in world.machines.values() if m.agent is not None]
+    best = max(agents, key=lambda a: a.admission.kept.generation, default=None)
+    if best is None or best.admission.kept.token is None:
+        return
+    token = best.admission.kept.token
+    if token.generation > world.token.generation:
+        world.token = token
+        world.note("(world)", f"generation {token.generation} was announced")
+    for agent in agents:
+        seat = best.replication.ledger.get(f"seat/{token.generation}/{agent.peer}")
+        if agent.admission.kept.generation < token.generation and seat is None:
+            world.note(agent.machine.name, "is given the new token by a person")
+            agent.machine.crash_agent()
+            world.engine.after(1.0, agent.machine.start_agent)
+
+
+def knows_revoked(machine: SimMachine, peer: str) -> bool:
+    """Whether the agent of this machine refuses the peer, which was put out."""
+    return machine.agent is not None and machine.agent.admission.trust.is_revoked(peer)
 
 
 def _revoke(world: World, gone: SimMachine) -> None:

@@ -44,7 +44,7 @@ class AgentWitness:
                 agent.note(f"sets aside what k3s has as {was}")
                 agent.k3s.will_set_aside()
             case events.WipeK3s(epoch, certificate):
-                checkers.wipe_wanted(node, epoch, certificate)
+                checkers.wipe_wanted(node, agent.bootstrap, epoch, certificate)
                 agent.note(f"sets aside what k3s has of epoch {epoch}")
                 agent.k3s.will_set_aside()
             case addressing.Assign(ipv4):
