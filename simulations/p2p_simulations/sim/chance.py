@@ -401,6 +401,12 @@ class _Dice:
             faults.append((at_s, kind()))
             if self._has(0.4):  # somebody else has the same idea, or another one
                 faults.append((at_s + chance.choice((0.0, chance.uniform(0, 10))), chance.choice(kinds)()))
+        if any(
+            isinstance(fault, UpgradeK3s) for _, fault in faults
+        ):  # one node after the other starts k3s anew
+            each_s = 30.0 + 2 * plan.k3s.start_s[1]
+            expect = dataclasses.replace(plan.expect, within_s=900.0 + len(plan.nodes) * each_s)
+            plan = dataclasses.replace(plan, expect=expect)
         if self._has(0.25):
             faults.append((chance.uniform(heal_at_s / 4, heal_at_s), Revoke(self._one())))
         return dataclasses.replace(

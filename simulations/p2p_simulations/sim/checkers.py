@@ -550,9 +550,20 @@ class Checkers:
                 self._fail(f"{machine.name} was left behind in generation {agent.admission.trust.generation}")
 
     def one_k3s(self) -> None:
-        """After an upgrade, carried out or given up, all nodes run one version: it is one minor version."""
+        """After an upgrade, carried out or given up, all nodes run one version: it is one minor version.
+        Where it was stopped, since a node is not well with its old k3s either, a person was told."""
         found: dict[str, dict[str, str]] = {}
+        stopped = {
+            m.scope
+            for m in self._world.machines.values()
+            if m.agent is not None
+            and m.agent.upgrading is not None
+            and (order := m.agent.upgrading.order()) is not None
+            and order.state == "stopped"
+        }
         for machine in self._world.machines.values():
+            if machine.scope in stopped:
+                continue
             if machine.agent is not None and machine.peer not in self._world.revoked:
                 found.setdefault(machine.scope, {})[machine.name] = installed(machine)
         for versions in found.values():

@@ -23,7 +23,7 @@ FIRST: Final = "v1.36.0+k3s1"
 PROGRAM: Final = "k3s/program"
 _PREVIOUS, _STAGED = "k3s/previous", "k3s/staged"
 _FETCH_S: Final = (1.0, 20.0)
-_PATIENCE_S: Final = 90.0
+_PATIENCE_S: Final = 60.0  # and as long as k3s takes to start at most
 
 
 def installed(machine: SimMachine) -> str:
@@ -93,7 +93,11 @@ async def _order(world: World, machine: SimMachine, fault: UpgradeK3s) -> None:
 
     try:
         await agent.upgrading.give_order(
-            fault.version, bring, wave=0, patience_s=_PATIENCE_S, by="an operator"
+            fault.version,
+            bring,
+            wave=0,
+            patience_s=_PATIENCE_S + 2 * machine.world.plan.k3s.start_s[1],
+            by="an operator",
         )
     except P2PError as exc:
         world.note(machine.name, f"no upgrade of k3s: {exc.message}")
