@@ -106,6 +106,7 @@ class Bootstrap(Duties):
             Cause.CONTINUED: lambda now: self.is_continued(),
             Cause.CONTESTED: lambda now: self.is_contested(),
             Cause.WITHDRAWN: lambda now: not (self.recovers() or self.is_held()),
+            Cause.ONLY_RECOVERY: lambda now: self.open_genesis() is None and self.up_epoch() > 0,
         }
 
     # ------------------------------------------------------------ what others may ask

@@ -53,6 +53,7 @@ class Cause(StrEnum):
     CONTINUED = "READY certificate for the recovery"
     CONTESTED = "READY of another cluster, and workloads here"
     WITHDRAWN = "the recovery was given up"
+    ONLY_RECOVERY = "a recovery was given up, only another may follow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +82,14 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition(_S.ELECT, _C.RECOVERS, _S.RECOVER),
     Transition(_S.ELECT, _C.CHOSEN, _S.INIT),
     Transition(_S.ELECT, _C.OTHER_CHOSEN, _S.WAIT),
+    Transition(_S.ELECT, _C.ONLY_RECOVERY, _S.DISCOVER),
     Transition(_S.ELECT, _C.TOO_FEW_NODES, _S.DISCOVER),
     Transition(_S.INIT, _C.OVERTAKEN, _S.FENCED),
     Transition(_S.INIT, _C.INITIALISED, _S.MEMBER),
     Transition(_S.WAIT, _C.CLUSTER_EXISTS, _S.JOIN),
     Transition(_S.WAIT, _C.RECOVERS, _S.RECOVER),
     Transition(_S.WAIT, _C.CHOSEN, _S.INIT),
+    Transition(_S.WAIT, _C.ONLY_RECOVERY, _S.DISCOVER),
     Transition(_S.WAIT, _C.ABORTED, _S.ELECT),
     Transition(_S.JOIN, _C.OVERTAKEN, _S.FENCED),
     Transition(_S.JOIN, _C.RECOVERS, _S.RECOVER),

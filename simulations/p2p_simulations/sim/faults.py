@@ -176,6 +176,8 @@ def heal(world: World) -> None:
     world.note("(world)", "everything heals")
     world.mark("healing", "everything heals")
     world.healing = True
+    if any(isinstance(fault, Recover) for _, fault in world.plan.faults) or world.plan.recovers:
+        world.engine.after(30.0, lambda: operator.look_after(world))
     if world.rotations:
         for after_s in (1.0, 60.0):
             world.engine.after(after_s, lambda: hand_out(world))

@@ -7,9 +7,12 @@ declared lost; but nothing keeps several from ordering different things at once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from p2p_network.core.errors import P2PError
+from p2p_roles.transitions import State
+
+_LOOKS_EVERY_S: Final = 45.0
 
 if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
@@ -23,6 +26,21 @@ def recover(world: World, name: str, snapshot: str) -> None:
         return world.note(name, "the operator finds no agent here")
     asker.agent.tasks.start(_order(world, asker, snapshot))
     return None
+
+
+def look_after(world: World) -> None:
+    """Where a recovery was given up, since two operators wanted different ones, nothing goes
+    on before a person orders another. One does, at the first node that says so, and looks again."""
+    world.engine.after(_LOOKS_EVERY_S, lambda: look_after(world))
+    waiting: dict[str, SimMachine] = {}
+    for machine in world.machines.values():
+        agent = machine.agent
+        if agent is None or machine.peer in world.revoked or not agent.witness.started:
+            continue
+        if agent.bootstrap.state in (State.HELD, State.DISCOVER) and "given up" in agent.bootstrap.reason:
+            waiting.setdefault(machine.scope, machine)
+    for machine in waiting.values():
+        recover(world, machine.name, "")
 
 
 def lost(world: World, asker: SimMachine) -> tuple[str, ...]:
