@@ -127,17 +127,21 @@ class Recovery:
         if machine.member is not None:
             known.insert(0, facts[self._self_id])
         current = max(known, key=lambda f: f.epoch, default=None)
-        if current is None or current.genesis is None or not machine.up_epoch():
+        epoch = machine.up_epoch()
+        if current is None or current.genesis is None or not epoch:
             raise RoleError(
                 "no cluster was ever up here, so there is nothing to recover",
                 hint="to begin from a backup: kairos-p2p restore FILE",
             )
+        genesis = current.genesis
+        if current.epoch < epoch:  # they answered before it was certified, or who is in it can't be reached
+            genesis = machine.certified_genesis(epoch) or genesis
         wanted, holders = find_snapshot(facts, snapshot) if snapshot else (None, ())
         plan = plan_recovery(
             view,
             facts,
-            current.genesis,
-            machine.up_epoch(),
+            genesis,
+            epoch,
             nodes=machine.voting.acceptor.nodes,
             lost=[find_peer(view, name) for name in lost],
             survivor=find_peer(view, survivor) if survivor else None,

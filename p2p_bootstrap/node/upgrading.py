@@ -228,7 +228,7 @@ class Upgrading:
         if stored is None:
             return
         order = model.from_object(stored)
-        turn = turns.next_turn(self._facts(standing, order))
+        turn = turns.next_turn(self._facts(standing, turns.carried_over(order, standing.genesis)))
         if turn.order != order:
             if not self._cluster.authority.is_deciding:
                 return

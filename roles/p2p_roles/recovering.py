@@ -95,6 +95,17 @@ class RecoveryDuties(JoinDuties):
     def _objection(self, value: Genesis, nodes: int) -> str:
         member = self.member
         serving = member is not None and member.role == "server" and self.k3s.state == "ready"
+        after, certified = value.continues, self.certified_genesis(carries_on(value))
+        if (
+            after is not None
+            and after.cluster_id
+            and certified is not None
+            and certified.cluster_id not in (after.cluster_id, *after.abandons)
+        ):  # who proposes asked the others before they knew; the present cluster would not follow
+            return (
+                f"of epoch {after.epoch} the cluster {certified.cluster_id} was certified, and "
+                f"{after.cluster_id} is to be carried on: look again"
+            )
         return objection(self.view, value, nodes, self.voting.acceptor.nodes, is_serving=serving)
 
     # ------------------------------------------------------------ causes
@@ -158,6 +169,11 @@ class RecoveryDuties(JoinDuties):
             return carries_on(opened)
         before = self.voting.acceptor.certificate(self.epoch - 1, OUTCOME)
         return carries_on(certificates.value_of(before)) if before is not None else 0
+
+    def certified_genesis(self, epoch: int) -> Genesis | None:
+        """What was certified as GENESIS of an epoch, as far as it is still known."""
+        known = self.voting.acceptor.certificate(epoch, GENESIS)
+        return certificates.genesis_of(known) if known is not None else None
 
     # ------------------------------------------------------------ in any state
 

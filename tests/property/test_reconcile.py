@@ -283,3 +283,19 @@ def test_every_step_is_safe_and_the_end_is_the_declaration(facts: Facts) -> None
     for n in healed.nodes:
         if n.left and not next_step(healed).pending:
             assert healed.kube_of(n.peer) is None
+
+
+def test_a_member_of_the_datastore_that_no_node_is_changes_nothing_and_breaks_nothing() -> None:
+    """A revoked server's words are gone, and with them whose its address was."""
+    facts = cluster(5, 5, 3)
+    stranger = Member("n4-0", PeerId(""))
+    facts = facts.but(nodes=facts.nodes[:4], members=(*facts.members[:4], stranger))
+    step = next_step(facts)
+    assert (step.action, step.pending) == ("wait", True)
+    assert "no node of the mesh is (n4-0)" in step.reason
+
+    coming = cluster(4, 3, 3, dead=(1,))
+    coming = coming.but(members=(*coming.members, Member("n9-0", PeerId(""), learner=True)))
+    step = next_step(coming)
+    assert step.action == "wait"
+    assert "n9-0 is being added" in step.reason

@@ -57,7 +57,7 @@ def test_two_of_three_servers_lose_power_the_third_brings_the_cluster_back(nodes
     held = [m.disk.read(DATA) for m in world.machines.values()]
     stores = {data.store for data in held if data.role == "server"}
     assert len(stores) == 1, f"all are in one datastore: {stores}"
-    assert ready[0] == 2, "a recovery was decided"
+    assert ready[0] >= 2, "a recovery was decided"
     assert ready[1].continues is not None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
+import msgspec
 import pytest
 
 from p2p_network.core.ids import PeerId
@@ -16,7 +17,7 @@ from p2p_roles import events as ev
 from p2p_roles.assign import Assignment, role_of
 from p2p_roles.bootstrap import Bootstrap
 from p2p_roles.genesis.acceptor import Asked, Reply
-from p2p_roles.genesis.messages import VOTE_PURPOSE, Genesis
+from p2p_roles.genesis.messages import VOTE_PURPOSE, Continuation, Genesis
 from p2p_roles.genesis.proposer import Answered, Ask
 from p2p_roles.quorum import judge
 from p2p_roles.reconcile import objects
@@ -354,6 +355,27 @@ def test_two_of_three_servers_lost_for_ever() -> None:
     wipes = [e for h in (a, b) for e in h.did if isinstance(e, ev.WipeK3s)]
     assert wipes
     assert all(w.keep and w.only_datastore for w in wipes)
+
+
+def test_an_order_from_before_the_last_recovery_was_certified_is_refused() -> None:
+    """Who asked the others before, and reads the epoch afterwards, would carry on what is gone."""
+    net = formed()
+    survivor, a, b = net.server(0), net.server(1), net.server(2)
+    before = survivor.machine.member
+    assert before is not None
+    net.off(a, b)
+    net.run(30)
+    assert net.recover(survivor, a, b) == ()
+    assert survivor.machine.status.epoch == 2
+    stale = plan_recovery(
+        net.view_of(survivor), net.facts(survivor), before.genesis, 2, nodes=5, lost=[a.peer, b.peer]
+    )
+    assert stale.genesis is None, "nobody is of that cluster any more"
+    after = Continuation(2, before.genesis.cluster_id, reset=True, lost=(a.peer, b.peer))
+    order = msgspec.structs.replace(before.genesis, cluster_id="stale", continues=after)
+    (refusal,) = net.order(survivor, order)
+    assert "look again" in refusal
+    assert survivor.machine.certified_genesis(2) == survivor.machine.ready_genesis()[1]
 
 
 def test_agents_are_carried_over_without_losing_anything() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from p2p_network.core.ids import PeerId
 from p2p_roles.assign import Role
+from p2p_roles.genesis.messages import Continuation, Genesis
 from p2p_roles.upgrade import model, own, turns
 from p2p_roles.upgrade.model import Order, Program, Progress, UpgradeFacts, UpgradeNode
 
@@ -233,3 +234,29 @@ def test_orders_come_from_others_and_are_checked() -> None:
         assert model.fence_of(raw) == 0
     with pytest.raises(ValueError, match="holds no upgrade"):
         model.from_object({"data": {"order": 7}})
+
+
+def test_an_order_goes_on_where_the_cluster_was_recovered_and_stops_where_it_was_restored() -> None:
+    from_c1 = Genesis(
+        "c2",
+        "p1",
+        "10.0.0.1",
+        "ca",
+        "args",
+        NEW,
+        ("p1",),
+        "etcd",
+        continues=Continuation(1, "c1", reset=True),
+    )
+    assert turns.carried_over(ORDER, from_c1) == msgspec.structs.replace(ORDER, cluster_id="c2")
+    assert turns.carried_over(ORDER, msgspec.structs.replace(from_c1, cluster_id="c1")) is ORDER
+    later = msgspec.structs.replace(
+        from_c1, cluster_id="c3", continues=Continuation(2, "c2", reset=True, lineage=("c1",))
+    )
+    assert turns.carried_over(ORDER, later).state == "running"
+
+    restored = msgspec.structs.replace(from_c1, continues=Continuation(1, "", reset=True, snapshot="0" * 64))
+    stopped = turns.carried_over(ORDER, restored)
+    assert (stopped.state, stopped.cluster_id) == ("stopped", "c2")
+    done = msgspec.structs.replace(ORDER, state="done")
+    assert turns.carried_over(done, restored).state == "done"

@@ -15,6 +15,7 @@ from typing import Final
 from msgspec.structs import replace as change
 
 from p2p_network.core.ids import PeerId
+from p2p_roles.genesis.messages import Genesis
 from p2p_roles.upgrade.model import (
     MAX_REASON_CHARS,
     MAX_TURNS,
@@ -129,6 +130,21 @@ def abort(facts: UpgradeFacts, by: str) -> Order:
 
 
 # ---------------------------------------------------------------- back
+
+
+def carried_over(order: Order, genesis: Genesis) -> Order:
+    """The order of a cluster that was recovered since: under its new name it goes on, where it was. In one
+    that was begun from a backup it is stopped: nobody knows whether it is still wanted."""
+    if order.cluster_id == genesis.cluster_id:
+        return order
+    named = change(order, cluster_id=genesis.cluster_id)
+    after = genesis.continues
+    is_kin = after is not None and order.cluster_id in (after.cluster_id, *after.lineage)
+    if is_kin or order.state not in ("running", "back"):
+        return named
+    return change(
+        named, state="stopped", reason="the cluster was restored from a backup since it was ordered"
+    )
 
 
 def _back(facts: UpgradeFacts) -> Turn:

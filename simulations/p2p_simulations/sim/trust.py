@@ -38,9 +38,8 @@ def _rotate(world: World, machine: SimMachine) -> None:
             world.note(machine.name, f"does not rotate: {exc.message}")
             world.rotations -= 1
             return
-        if token.generation > world.token.generation:
-            world.token = token
-            world.note("(world)", f"generation {token.generation} is announced by {machine.name}")
+        world.token = max(token, world.token, key=lambda token: token.generation)
+        world.note("(world)", f"generation {token.generation} is announced by {machine.name}")
         hand_out(world)
 
     agent.tasks.start(move())
