@@ -27,7 +27,7 @@ def change_trust(world: World, machine: SimMachine, fault: Rotate | Revoke) -> N
 def _rotate(world: World, machine: SimMachine) -> None:
     """``token rotate``; its new token goes into the configuration of machines that come later."""
     agent = machine.agent
-    if agent is None or agent.admission.kept.authority is None:
+    if agent is None or agent.admission.kept.authority is None or machine.peer in world.revoked:
         return
     world.rotations += 1
 
@@ -36,6 +36,9 @@ def _rotate(world: World, machine: SimMachine) -> None:
             token = parse_token(await agent.issuing.rotate())
         except MeshError as exc:
             world.note(machine.name, f"does not rotate: {exc.message}")
+            world.rotations -= 1
+            return
+        if machine.peer in world.revoked:  # it was put out meanwhile: nobody follows
             world.rotations -= 1
             return
         world.token = max(token, world.token, key=lambda token: token.generation)
@@ -50,7 +53,7 @@ def hand_out(world: World) -> None:
 
     The newest is looked up on the nodes: the agent at which it was ordered may have died over it.
     """
-    agents = [m.agent for m in world.machines.values() if m.agent is not None]
+    agents = [m.agent for m in world.machines.values() if m.agent is not None and m.peer not in world.revoked]
     best = max(agents, key=lambda a: a.admission.kept.generation, default=None)
     if best is None or best.admission.kept.token is None:
         return

@@ -42,8 +42,9 @@ class Users:
         machine = self._world.engine.random.choice(machines)
         etcd = machine.k3s.serving()
         assert etcd is not None, "it was asked"
-        if machine.plan.stale_k3s:
-            return  # somebody else's cluster
+        ready = self._world.checkers.ready(machine.scope)
+        if ready is None or ready[1].ca_hash != etcd.ca_hash:
+            return  # it may be given up yet, or is somebody else's
         self.written += 1
         etcd.writes(machine.k3s.in_touch)
         etcd.log.append(self.written)
