@@ -58,6 +58,10 @@ async def _nothing(genesis: messages.Genesis) -> None:
     pass
 
 
+async def _no_objection(genesis: messages.Genesis) -> str:
+    return ""
+
+
 async def _no_snapshots(digest: str) -> str:
     raise RoleError(f"there are no snapshots here, so none with the digest {digest[:12]}")
 
@@ -104,6 +108,7 @@ class Cluster:
         self._changed = changed
         self._recovered = runtime.signal()
         self.find_snapshot: Callable[[str], Awaitable[str]] = _no_snapshots
+        self.before_reset: Callable[[messages.Genesis], Awaitable[str]] = _no_objection
         self.before_certified: Callable[[messages.Genesis], Awaitable[None]] = _nothing
         self._tasks: TaskGroup | None = None
         self._started = False
@@ -369,8 +374,10 @@ class Cluster:
         await self._feed(events.K3sWiped(effect.epoch))
 
     async def _reset(self, effect: events.ResetK3s) -> None:
-        error = snapshot = ""
-        if effect.snapshot:
+        snapshot = ""
+        decided = self._machine.open_genesis()
+        error = await self.before_reset(decided) if decided is not None else ""
+        if effect.snapshot and not error:
             try:
                 snapshot = await self.find_snapshot(effect.snapshot)
             except P2PError as exc:

@@ -20,11 +20,14 @@ from p2p_network import wire
 from p2p_network.core import log
 from p2p_network.core.errors import P2PError, QuorumMissing, RoleError, UsageError, nearest
 from p2p_network.core.ids import PeerId
+from p2p_roles.genesis.messages import Genesis
+from p2p_roles.quorum import servers_of
 from p2p_roles.recovery import (
     FACTS_METHOD,
     ClusterFacts,
     Plan,
     SnapshotFacts,
+    could_decide,
     plan_recovery,
     plan_resolution,
 )
@@ -75,6 +78,7 @@ class Recovery:
         self._own = facts
         self._automatic = automatic
         host.serve(FACTS_METHOD, self._answer)
+        cluster.before_reset = self.who_could_go_on
 
     # ------------------------------------------------------------ facts
 
@@ -184,6 +188,32 @@ class Recovery:
                 f"no quorum decided it: {refusal}", hint="look again: kairos-p2p cluster recover"
             )
         return f"decided: {plan.survivor.hostname if plan.survivor else 'a server'} carries the cluster on"
+
+    async def who_could_go_on(self, genesis: Genesis) -> str:
+        """Which servers could still decide without this one, which begins their etcd anew; "" if too few.
+
+        A quorum of nodes signed the recovery; the servers need not be among them. One that has not heard of it
+        (a cut came in between) goes on, and a majority of such would be a second cluster with the same keys.
+        """
+        after = genesis.continues
+        if after is None or not after.reset or not after.cluster_id:
+            return ""
+        view, facts = self._cluster.machine.view, await self.ask_all()
+        servers = servers_of(view, after.cluster_id)
+        free = [
+            node
+            for node in servers
+            if node.peer != self._self_id
+            and node.peer not in after.lost
+            and ((told := facts.get(node.peer)) is None or could_decide(told, after.cluster_id))
+        ]
+        if len(free) < len(servers) // 2 + 1:
+            return ""
+        names = ", ".join(sorted(node.hostname for node in free))
+        return (
+            f"{names} did not say yet that k3s stays down there, and could go on without this server. If they "
+            "are lost for ever, order it again and say so: kairos-p2p cluster recover --lost"
+        )
 
     # ------------------------------------------------------------ by itself
 

@@ -336,6 +336,16 @@ def _keeps(facts: ClusterFacts, keep: str) -> bool:
     return _keeps_id(facts, keep) and facts.role == "server" and facts.is_ready
 
 
+def could_decide(facts: ClusterFacts, cluster_id: str) -> bool:
+    """Whether that node may be a working server of the cluster: it has not put its k3s down for a recovery."""
+    if facts.genesis is None or facts.genesis.cluster_id != cluster_id or facts.role != "server":
+        return False
+    is_down = (
+        facts.k3s in ("stopped", "absent") and not facts.term
+    )  # etcd answers while an old k3s still runs
+    return facts.state != "HELD" or not is_down
+
+
 def objection(view: View, value: Genesis, nodes: int, known: int, *, is_serving: bool) -> str:
     """What this voter holds against a proposed recovery; "" if nothing.
 

@@ -46,6 +46,19 @@ ONCE_FAILED = (
     # a member that lies about the time drove the clock on by days, step by step (see `byzantine`)
     430_017_096,
 )  # fmt: skip
+"""Before operators had a die: played with the three dice that there were."""
+OPERATED = (
+    # a revoked server was etcd's member still, and whoever decided ended with an error over it
+    520_000_040,
+    # somebody deleted a Node while a revoked one was being added to etcd
+    520_000_123,
+    # two operators ordered different recoveries: some proposed what nobody may vote for, and never another
+    520_000_195,
+    # an order made from what others had said before a recovery was certified was carried out after it
+    520_000_393,
+    # an upgrade was under way when the cluster was recovered: nobody took it for this cluster's any more
+    520_000_409,
+)  # fmt: skip
 
 
 def checked(outcome: Outcome) -> Outcome:
@@ -55,9 +68,14 @@ def checked(outcome: Outcome) -> Outcome:
     return outcome
 
 
-@pytest.mark.parametrize("seed", [*range(10), *ONCE_FAILED])
+@pytest.mark.parametrize("seed", [*range(10), *OPERATED])
 def test_a_world_keeps_every_promise(seed: int) -> None:
     checked(run_world(random_plan(seed), seed))
+
+
+@pytest.mark.parametrize("seed", ONCE_FAILED)
+def test_a_world_that_failed_before_operators_had_a_die_keeps_every_promise(seed: int) -> None:
+    checked(run_world(random_plan(seed, dice=3), seed))
 
 
 def test_worlds_one_after_another_keep_every_promise() -> None:

@@ -32,6 +32,11 @@ STORIES = {
     "power-cut": ("k3s initialises a cluster",),
     "region-cut-off": ("alive -> suspect", "partition: [[n4, n5], [n1, n2, n3]]"),
     "reimaged-machine": ("reimage: n5", "minimum_nodes is understated: 6 nodes were seen"),
+    "restored-cluster": (
+        "n4       an operator orders a recovery by n3 from the snapshot",
+        "begins",
+        "n1       MEMBER: server",
+    ),
     "rolling-restart": ("power_cut: n5",),
     "rolling-upgrade": (
         "n3       the active slot is blessed",

@@ -16,8 +16,6 @@ from p2p_simulations.sim.plan import (
     NodePlan,
     Plan,
     Recover,
-    Revoke,
-    Rotate,
     Slow,
     Upgrade,
     UpgradeK3s,
@@ -27,13 +25,14 @@ from p2p_simulations.world.net import Nat, Network
 
 Nodes = Callable[..., tuple[NodePlan, ...]]
 PLANS = 600
-AN_OPERATORS = {Recover, Revoke, Rotate, UpgradeK3s}  # of scenarios: they need a person's plan, not chance
 
 
 def test_chance_draws_every_fault() -> None:
     plans = [random_plan(seed) for seed in range(PLANS)]
     faults = [fault for plan in plans for _, fault in plan.faults]
-    assert {type(fault) for fault in faults} == set(get_args(Fault)) - AN_OPERATORS
+    assert {type(fault) for fault in faults} == set(get_args(Fault))
+    assert {fault.snapshot for fault in faults if isinstance(fault, Recover)} == {"", "latest"}
+    assert {bool(fault.bad) for fault in faults if isinstance(fault, UpgradeK3s)} == {True, False}
     assert {fault.what for fault in faults if isinstance(fault, Slow)} == {"disk", "cpu"}
     assert {fault.said for fault in faults if isinstance(fault, Depart)} == {True, False}
     assert {fault.is_good for fault in faults if isinstance(fault, Upgrade)} == {True, False}
@@ -43,7 +42,8 @@ def test_chance_draws_every_fault() -> None:
     assert {node.nat for node in nodes} == set(get_args(Nat))
     for field in ("joins_later", "k3s_broken", "stale_k3s"):
         assert {getattr(node, field) for node in nodes} == {True, False}, field
-    for field in ("replaces", "relays", "per_region"):
+    assert {bool(plan.k3s.snapshots_s) for plan in plans} == {True, False}
+    for field in ("replaces", "relays", "per_region", "recovers"):
         assert {getattr(plan, field) for plan in plans} == {True, False}, field
     weathers = [plan.weather for plan in plans]
     for field in ("loss", "duplication", "links"):

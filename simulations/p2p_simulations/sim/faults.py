@@ -179,8 +179,9 @@ def heal(world: World) -> None:
     if any(isinstance(fault, Recover) for _, fault in world.plan.faults) or world.plan.recovers:
         world.engine.after(30.0, lambda: operator.look_after(world))
     if world.rotations:
-        for after_s in (1.0, 60.0):
-            world.engine.after(after_s, lambda: hand_out(world))
+        hand_out(world)
+        for minute in range(15):
+            world.engine.after(1.0 + 60.0 * minute, lambda: hand_out(world))
     world.network.mend()
     world.network.weather = CALM
     for machine in world.machines.values():

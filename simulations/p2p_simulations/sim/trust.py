@@ -39,7 +39,6 @@ def _rotate(world: World, machine: SimMachine) -> None:
             world.rotations -= 1
             return
         if machine.peer in world.revoked:  # it was put out meanwhile: nobody follows
-            world.rotations -= 1
             return
         world.token = max(token, world.token, key=lambda token: token.generation)
         world.note("(world)", f"generation {token.generation} is announced by {machine.name}")
