@@ -31,7 +31,7 @@ from p2p_roles.recovery import (
     plan_recovery,
     plan_resolution,
 )
-from p2p_roles.view import View
+from p2p_roles.view import View, ViewNode
 
 if TYPE_CHECKING:
     from p2p_bootstrap.node.cluster import Cluster
@@ -41,6 +41,7 @@ logger = log.get(__name__)
 
 FACTS_TIMEOUT_S: Final = 6.0
 AUTOMATIC_EVERY_S: Final = 15.0
+FENCE_TRIES: Final = 5
 AUTOMATIC_AFTER: Final = 4  # looks in a row at which nothing worked
 
 
@@ -192,28 +193,38 @@ class Recovery:
     async def who_could_go_on(self, genesis: Genesis) -> str:
         """Which servers could still decide without this one, which begins their etcd anew; "" if too few.
 
-        A quorum of nodes signed the recovery; the servers need not be among them. One that has not heard of it
-        (a cut came in between) goes on, and a majority of such would be a second cluster with the same keys.
+        A quorum of nodes signed the recovery; the servers need not be among them. One that has not heard of
+        it (a cut came in between) goes on, and a majority of such would be a second cluster with its keys.
+        They are asked for some seconds: to stop k3s takes as long.
         """
         after = genesis.continues
         if after is None or not after.reset or not after.cluster_id:
             return ""
-        view, facts = self._cluster.machine.view, await self.ask_all()
-        servers = servers_of(view, after.cluster_id)
-        free = [
+        for _ in range(FENCE_TRIES):
+            view, facts = self._cluster.machine.view, await self.ask_all()
+            servers = servers_of(view, after.cluster_id)
+            free = self._free(genesis, servers, facts)
+            if len(free) < len(servers) // 2 + 1:
+                return ""
+            await self._runtime.signal().wait(timeout_s=1.0)
+        names = ", ".join(sorted(node.hostname for node in free))
+        return (
+            f"{names} did not say yet that k3s stays down there, and could go on without this server. If they"
+            " are lost for ever, order it again and say so: kairos-p2p cluster recover --lost"
+        )
+
+    def _free(
+        self, genesis: Genesis, servers: tuple[ViewNode, ...], facts: dict[PeerId, ClusterFacts]
+    ) -> list[ViewNode]:
+        after = genesis.continues
+        assert after is not None, "looked at by who asks"
+        return [
             node
             for node in servers
             if node.peer != self._self_id
             and node.peer not in after.lost
             and ((told := facts.get(node.peer)) is None or could_decide(told, after.cluster_id))
         ]
-        if len(free) < len(servers) // 2 + 1:
-            return ""
-        names = ", ".join(sorted(node.hostname for node in free))
-        return (
-            f"{names} did not say yet that k3s stays down there, and could go on without this server. If they "
-            "are lost for ever, order it again and say so: kairos-p2p cluster recover --lost"
-        )
 
     # ------------------------------------------------------------ by itself
 

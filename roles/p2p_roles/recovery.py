@@ -337,12 +337,10 @@ def _keeps(facts: ClusterFacts, keep: str) -> bool:
 
 
 def could_decide(facts: ClusterFacts, cluster_id: str) -> bool:
-    """Whether that node may be a working server of the cluster: it has not put its k3s down for a recovery."""
+    """Whether that node may be a working server of the cluster: it has not put k3s down for a recovery."""
     if facts.genesis is None or facts.genesis.cluster_id != cluster_id or facts.role != "server":
         return False
-    is_down = (
-        facts.k3s in ("stopped", "absent") and not facts.term
-    )  # etcd answers while an old k3s still runs
+    is_down = facts.k3s in ("stopped", "absent") and not facts.term  # whose etcd answers, runs still
     return facts.state != "HELD" or not is_down
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from p2p_simulations.sim.k3s import DATA
-from p2p_simulations.sim.plan import K3sPlan, KillAgent, NodePlan, Plan, PowerCut, Recover
+from p2p_simulations.sim.plan import K3sPlan, KillAgent, NodePlan, Partition, Plan, PowerCut, Recover
 from p2p_simulations.sim.world import World
 
 Nodes = Callable[..., tuple[NodePlan, ...]]
@@ -59,6 +59,31 @@ def test_two_of_three_servers_lose_power_the_third_brings_the_cluster_back(nodes
     assert len(stores) == 1, f"all are in one datastore: {stores}"
     assert ready[0] >= 2, "a recovery was decided"
     assert ready[1].continues is not None
+
+
+@pytest.mark.parametrize(("seed", "cut_after_s"), [(1, 0.08), (4, 0.12)])
+def test_servers_that_have_not_heard_of_a_recovery_are_waited_for(
+    nodes: Nodes, seed: int, cut_after_s: float
+) -> None:
+    """A cut right after the decision: two of three go on, so the third may not begin etcd anew."""
+    machines = tuple(replace(n, wish="server" if n.name in ("n1", "n2", "n3") else "agent") for n in nodes(6))
+    plan = Plan(
+        "cut off",
+        machines,
+        servers=3,
+        minimum_nodes=6,
+        k3s=K3sPlan((2.0, 6.0), snapshots_s=20.0),
+        faults=(
+            (150.0, Recover("n4", "latest")),
+            (150.0 + cut_after_s, Partition((("n2", "n3"),), 60.0)),
+        ),
+        heal_at_s=300.0,
+    )
+    world = played(plan, seed)
+    ready = world.checkers.ready("kairos")
+    assert ready is not None
+    assert ready[0] == 2, "it went on when they had heard of it"
+    assert any("could go on without this server" in line for line in world.engine.trace)
 
 
 @pytest.mark.parametrize("seed", range(1, 2))
