@@ -314,6 +314,8 @@ class Checkers:
         data: Data | None = machine.disk.read(DATA)
         if data is None or data.role != "server" or data.ca_hash not in self._cas(machine.scope):
             return  # a datastore of somebody else's (`stale_k3s`) has no quorum of ours to lose
+        if machine.peer in self._world.revoked:
+            return  # the others don't hear it any more: it is lost to them in any case
         if machine.peer in self._world.etcds[data.store].members:
             self._fail(f"{machine.name} sets its server's data aside while it is a member of etcd")
 
@@ -553,7 +555,7 @@ class Checkers:
         """After an upgrade, carried out or given up, all nodes run one version: it is one minor version.
         Where it was stopped, since a node is not well with its old k3s either, a person was told."""
         found: dict[str, dict[str, str]] = {}
-        stopped = {
+        stopped = self._world.upgrades_may_wait() | {
             m.scope
             for m in self._world.machines.values()
             if m.agent is not None

@@ -309,18 +309,23 @@ class K3sProcess:
         etcd = self._world.etcds[data.store]
         return etcd if self._has_quorum(etcd) else None
 
-    def in_touch(self, peer: str) -> bool:
-        """Whether this server's etcd hears the member now."""
+    def in_touch(self, etcd: Etcd, peer: str) -> bool:
+        """Whether this server hears that member of the datastore now."""
         other = self._world.machine_of(peer)
         if other is None or other.is_frozen:
             return False
-        return other is self._machine or (other.k3s.joined and self._world.joined(self._machine, other))
+        if other is self._machine:
+            return True
+        if not other.k3s.joined or not self._world.joined(self._machine, other):
+            return False
+        data: Data | None = other.disk.read(DATA)  # it may be in another one by now
+        return data is not None and data.store == etcd.store
 
     def _register(self, etcd: Etcd) -> None:
         """The kubelet registers its Node."""
         machine, nodes = self._machine, etcd.kube.nodes
         if all(peer != machine.peer for peer, _ in nodes.values()):
-            etcd.writes(self.in_touch)
+            etcd.writes(lambda peer: self.in_touch(etcd, peer))
             name = machine.name if machine.name not in nodes else self._world.name(machine.peer)
             nodes[name] = (machine.peer, machine.tun_ipv4)
 
@@ -350,7 +355,7 @@ class K3sProcess:
         alive = 0
         for peer, ipv4 in etcd.members.items():
             other = self._world.machine_of(peer)
-            alive += other is not None and other.tun_ipv4 == ipv4 and self.in_touch(peer)
+            alive += other is not None and other.tun_ipv4 == ipv4 and self.in_touch(etcd, peer)
         return alive > len(etcd.members) // 2 and (joining or self._machine.peer in etcd.members)
 
     def _observe(

@@ -65,7 +65,7 @@ class SimKube:
     def delete(self, path: str, *, version: str = "") -> None:
         etcd = self._etcd()
         collection, _, name = path.rpartition("/")
-        etcd.writes(self._machine.k3s.in_touch)
+        etcd.writes(lambda peer: self._machine.k3s.in_touch(etcd, peer))
         if collection != api.NODES:
             self._found(etcd, path)
             del etcd.kube.stored[path]
@@ -109,7 +109,7 @@ class SimKube:
         return stored
 
     def _store(self, etcd: Etcd, key: str, item: Json) -> Json:
-        etcd.writes(self._machine.k3s.in_touch)
+        etcd.writes(lambda peer: self._machine.k3s.in_touch(etcd, peer))
         etcd.kube.revision += 1
         stored = _copy(item)
         stored["metadata"]["resourceVersion"] = str(etcd.kube.revision)

@@ -46,7 +46,7 @@ class Users:
         if ready is None or ready[1].ca_hash != etcd.ca_hash:
             return  # it may be given up yet, or is somebody else's
         self.written += 1
-        etcd.writes(machine.k3s.in_touch)
+        etcd.writes(lambda peer: machine.k3s.in_touch(etcd, peer))
         etcd.log.append(self.written)
         self.answered(machine, etcd)
 

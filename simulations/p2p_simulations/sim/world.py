@@ -324,10 +324,16 @@ class World:
             if status.state is not State.MEMBER or not status.ready:
                 return f"{machine.name} is in {status.state}: {status.reason}"
             clusters.setdefault(machine.scope, set()).add(status.cluster_id)
-            if agent.upgrading is not None and (why := agent.upgrading.under_way):
+            upgrading = agent.upgrading if machine.scope not in self.upgrades_may_wait() else None
+            if upgrading is not None and (why := upgrading.under_way):
                 return f"an upgrade of k3s is under way: {why}"
         wrong = {scope: ids for scope, ids in clusters.items() if len(ids) != 1}
         return f"several clusters: {wrong}" if wrong else ""
+
+    def upgrades_may_wait(self) -> set[str]:
+        """Scopes in which a node is gone for ever: as long as it is a server, none other is taken down for an
+        upgrade of k3s; to say that it is to be replaced is a person's work."""
+        return {m.scope for m in self.machines.values() if self._is_out(m)}
 
     def _is_out(self, machine: SimMachine) -> bool:
         """It left, is gone for ever, or was put out."""
