@@ -189,7 +189,7 @@ class RecoveryDuties(JoinDuties):
         is_reset = not after.reset or self.durable.reset_epoch == epoch
         is_mine = decided.initiator == self.self_id and is_reset
         if epoch == member.epoch:
-            carried = is_mine
+            carried = is_mine and member.initiator  # later it may be another's server, or an agent
         elif not is_kin(member.genesis, decided) or not member.joined:
             carried = False
         elif member.role == "agent":

@@ -155,6 +155,8 @@ class SimHost:
         )
 
     def _open(self, agent: SimAgent, via: SimAgent | None) -> None:
+        if agent.admission.trust.is_revoked(self.machine.peer):
+            return  # its gate lets nobody in who was put out
         if self._engine.random.random() < _DIAL and self._meets(agent):
             self._links[agent.peer] = _Link(agent.life, self._engine.now, via)
             if via is not None:
@@ -301,6 +303,8 @@ class SimHost:
     ) -> None:
         """A request has arrived."""
         peer = source.peer
+        if self.agent.admission.trust.is_revoked(peer):
+            return  # this end has closed the connection
         lag_s = self.machine.lag_s()
         self._tasks.call(
             lambda: self._tasks.start(self._serve(source, peer, via, method, payload, answered)), lag_s

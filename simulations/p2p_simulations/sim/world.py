@@ -331,9 +331,9 @@ class World:
         return f"several clusters: {wrong}" if wrong else ""
 
     def upgrades_may_wait(self) -> set[str]:
-        """Scopes in which a node is gone for ever: as long as it is a server, none other is taken down for an
-        upgrade of k3s; to say that it is to be replaced is a person's work."""
-        return {m.scope for m in self.machines.values() if self._is_out(m)}
+        """Scopes in which a node is gone for ever, or never gets in: as long as it is to be a server, none
+        other is taken down for an upgrade of k3s; to say that it is to be replaced is a person's work."""
+        return {m.scope for m in self.machines.values() if self._is_out(m) or m.plan.stale_k3s}
 
     def _is_out(self, machine: SimMachine) -> bool:
         """It left, is gone for ever, or was put out."""
