@@ -16,12 +16,15 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from p2p_bootstrap.boot import cmdline, coldplug, emergency, modules, plan, record, syscalls
-from p2p_bootstrap.boot.facts import Places
-from p2p_bootstrap.boot.kernel import LinuxKernel
-from p2p_bootstrap.boot.observe import Observer
-from p2p_bootstrap.boot.run import Runner
-from p2p_bootstrap.boot.stagerun import StagesOnRoot
+from p2p_network.lean import loading
+
+with loading():  # half of the time from process 1 to the first look at the machine
+    from p2p_bootstrap.boot import cmdline, coldplug, emergency, modules, plan, record, syscalls
+    from p2p_bootstrap.boot.facts import Places
+    from p2p_bootstrap.boot.kernel import LinuxKernel
+    from p2p_bootstrap.boot.observe import Observer
+    from p2p_bootstrap.boot.run import Runner
+    from p2p_bootstrap.boot.stagerun import StagesOnRoot
 
 _BASE_MOUNTS: Final = (
     ("proc", "/proc", "proc"), ("sysfs", "/sys", "sysfs"), ("devtmpfs", "/dev", "devtmpfs"),

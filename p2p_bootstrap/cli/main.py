@@ -17,6 +17,7 @@ import click
 
 from p2p_bootstrap import __version__
 from p2p_network.core.errors import P2PError, UsageError, nearest
+from p2p_network.lean import late_methods
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -141,7 +142,10 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
-        code = cli.main(args=None if argv is None else list(argv), prog_name=PROGRAM, standalone_mode=False)
+        with late_methods():
+            code = cli.main(
+                args=None if argv is None else list(argv), prog_name=PROGRAM, standalone_mode=False
+            )
         return code if isinstance(code, int) else 0
     except P2PError as exc:
         return _fail(exc.message, exc.hint, exc.exit_code)
