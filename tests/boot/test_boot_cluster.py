@@ -3,11 +3,13 @@
 Power-on to a role without a person: kernel, our initramfs, stages, agent, mesh (mDNS on a network of their
 own), VPN, genesis, k3s (the stand-in). Each machine has another init: busybox, systemd, OpenRC; the last two
 supervise k3s. The slot of each is on trial, and its agent blesses it. After a power cut what must last is
-there. The network is a multicast group in a private network namespace.
+there, and systemd has merged an extension that was put there before it. The network is a multicast group in
+a private network namespace.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 from collections.abc import Iterator
@@ -54,6 +56,7 @@ stages:
     - name: the second time, tell how it went
       if: '[ -e /srv/data/n ]'
       commands:
+        - echo "MARK extended $(from-extension) $(grep -c '^sysext /usr/bin overlay' /proc/mounts)" >/dev/console
         - |
           kairos-p2p boot status >/run/status
           echo "MARK status $? $(grep -q 'what went wrong' /run/status && echo told)" >/dev/console
@@ -61,6 +64,9 @@ stages:
       if: '[ ! -e /srv/data/n ]'
       commands:
         - echo x >>/srv/data/n; echo x >>/var/lib/kairos-p2p/n; echo x >/srv/gone
+        - |
+          cd /var/lib/kairos && mkdir -p extensions/active && cd extensions
+          echo {extension} | base64 -d >tool.raw && ln -s ../tool.raw active/
         - sync
     - name: an address by the card's number
       commands:
@@ -88,6 +94,19 @@ stages:
 """
 
 
+def extension(folder: Path) -> str:
+    """An extension of the system with one program, as a squashfs in base64."""
+    tree, image = folder / "tool", folder / "tool.raw"
+    release = tree / "usr/lib/extension-release.d/extension-release.tool"
+    program = tree / "usr/bin/from-extension"
+    for path, text in ((release, "ID=_any\n"), (program, "#!/bin/sh\necho merged\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    program.chmod(0o755)
+    run("mksquashfs", tree, image, "-quiet", "-no-progress", "-all-root")
+    return base64.b64encode(image.read_bytes()).decode()
+
+
 @pytest.fixture
 def network() -> Iterator[list[str]]:
     """A network namespace in which multicast reaches all who listen."""
@@ -109,7 +128,7 @@ def pointer(state: Path) -> slots.SlotTable:
 def test_three_machines_from_one_image_become_a_cluster_and_bless_what_they_booted(
     whole: Whole, network: list[str], tmp_path: Path
 ) -> None:
-    config = CONFIG.format(token=new_token(), nodes=NODES)
+    config = CONFIG.format(token=new_token(), nodes=NODES, extension=extension(tmp_path))
     inits = ["busybox", "systemd", "openrc" if whole.has_openrc else "busybox"]
     machines, states = [], []
     for number, init in enumerate(inits, start=1):
@@ -164,6 +183,7 @@ def test_three_machines_from_one_image_become_a_cluster_and_bless_what_they_boot
         assert mark(after, "name") == mark(before, "name")
         # `boot status` has the error of the stage before the switch, and says so by its exit code
         assert mark(after, "status") == "1 told"
+    assert mark(second[0], "extended") == "merged 1", "systemd merges what the boot offered"
 
 
 def lives(init: str, console: str) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import struct
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -40,15 +41,17 @@ QEMU = "qemu-system-x86_64"
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 PANICS = ("Kernel panic", "Oops:", "this machine can't boot")
 POLL_S = 0.1
+ZSTD = b"\x28\xb5\x2f\xfd"
 # a busy machine misses ticks, which the kernel takes for a broken timer; page tables of five levels cost time
 QUIET = "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off rd.immucore.sysrootwait=5"
 CPU = "max,-cx16,-la57"
 # for machines whose clock counts instructions: an emulated processor finds translated code again by its
-# address, forgets more than it must where pages are large, and copies byte by byte with erms.
+# address, forgets more than it must where pages are large, and copies byte by byte with erms. ACPI would spend
+# a seventh of a second on each interrupt line.
 # Not for others: a busy machine mistakes their time stamp counter, and with tsc=reliable never finds out.
 SPARING = (
     "tsc=reliable nokaslr norandmaps transparent_hugepage=never init_on_alloc=0 cryptomgr.notests audit=0 "
-    "apparmor=0 nowatchdog random.trust_cpu=on"
+    "apparmor=0 nowatchdog random.trust_cpu=on acpi=noirq"
 )
 SPARING_CPU = f"{CPU},-erms"
 
@@ -244,9 +247,29 @@ class Whole:
 
 def unpack(initrd: Path) -> None:
     """Take the compression off: here that is quicker done by us than by the machine's kernel."""
-    if initrd.read_bytes()[:4] == b"\x28\xb5\x2f\xfd":
+    if initrd.read_bytes().startswith(ZSTD):
         plain = subprocess.run(["zstd", "-dqc", initrd], capture_output=True, check=True).stdout
         initrd.write_bytes(plain)
+
+
+def plain_kernel(kernel: Path, folder: Path) -> Path:
+    """The kernel without its compression, as `unpack`; as it is where that can't be done.
+
+    What is in a bzImage, and where, is told by its header (the kernel's Documentation/arch/x86/boot.rst); an
+    ELF file with a PVH entry is booted by QEMU as it is.
+    """
+    image = kernel.read_bytes()
+    sectors, (offset, length) = image[0x1F1], struct.unpack_from("<2I", image, 0x248)
+    packed = image[(sectors + 1) * 512 + offset :][:length]
+    if image[0x202:0x206] != b"HdrS" or not packed.startswith(ZSTD):
+        return kernel
+    # the last four bytes are not the archive's, and the program complains of them
+    found = subprocess.run(["zstd", "-dqc"], input=packed[:-4], capture_output=True, check=False).stdout
+    if not found.startswith(b"\x7fELF"):
+        return kernel
+    plain = folder / "vmlinux"
+    plain.write_bytes(found)
+    return plain
 
 
 def make_whole(folder: Path) -> Whole:
@@ -266,4 +289,4 @@ def make_whole(folder: Path) -> Whole:
     unpack(initrd)
     has_openrc = (tree / "usr/sbin/openrc-init").exists()
     shutil.rmtree(tree)
-    return Whole(folder, state, kernel, initrd, has_openrc)
+    return Whole(folder, state, plain_kernel(kernel, folder), initrd, has_openrc)
