@@ -56,7 +56,7 @@ stages:
     - name: the second time, tell how it went
       if: '[ -e /srv/data/n ]'
       commands:
-        - echo "MARK extended $(from-extension) $(grep -c '^sysext /usr/bin overlay' /proc/mounts)" >/dev/console
+        - echo "MARK extended $(from-extension) $(grep -c '^sysext /usr/bin' /proc/mounts)" >/dev/console
         - |
           kairos-p2p boot status >/run/status
           echo "MARK status $? $(grep -q 'what went wrong' /run/status && echo told)" >/dev/console

@@ -16,14 +16,14 @@ from pathlib import Path
 import firmware_lab as lab
 import pytest
 from boot_lab import Disk, make_image, root_tree, run
-from vm_lab import kernels, mark
+from vm_lab import SPARING, kernels, mark
 
 from p2p_bootstrap.boot import measure, signing
 from p2p_bootstrap.boot.entries import LoaderFile, loader_files
 from p2p_bootstrap.cli.main import main
 
 # efi=runtime: real-time kernels leave EFI's services alone, and with them the variables
-CMDLINE = "console=ttyS0 quiet no_timer_check efi=runtime panic=1 rd.immucore.sysrootwait=5"
+CMDLINE = f"console=ttyS0 quiet no_timer_check efi=runtime panic=1 rd.immucore.sysrootwait=5 {SPARING}"
 INIT = """#!/bin/sh
 export PATH=/bin
 busybox echo "MARK version $(busybox cat /etc/version)"

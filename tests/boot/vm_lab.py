@@ -42,18 +42,19 @@ DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 PANICS = ("Kernel panic", "Oops:", "this machine can't boot")
 POLL_S = 0.1
 ZSTD = b"\x28\xb5\x2f\xfd"
-# a busy machine misses ticks, which the kernel takes for a broken timer; page tables of five levels cost time
-QUIET = "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off rd.immucore.sysrootwait=5"
-CPU = "max,-cx16,-la57"
-# for machines whose clock counts instructions: an emulated processor finds translated code again by its
-# address, forgets more than it must where pages are large, and copies byte by byte with erms. ACPI would spend
-# a seventh of a second on each interrupt line.
-# Not for others: a busy machine mistakes their time stamp counter, and with tsc=reliable never finds out.
+# what an emulated machine need not do: it finds translated code again by its address, and forgets more than
+# it must where pages are large
 SPARING = (
-    "tsc=reliable nokaslr norandmaps transparent_hugepage=never init_on_alloc=0 cryptomgr.notests audit=0 "
-    "apparmor=0 nowatchdog random.trust_cpu=on acpi=noirq"
+    "mitigations=off nokaslr norandmaps transparent_hugepage=never init_on_alloc=0 cryptomgr.notests audit=0 "
+    "apparmor=0 nowatchdog random.trust_cpu=on"
 )
-SPARING_CPU = f"{CPU},-erms"
+# a busy machine misses ticks, which the kernel takes for a broken timer
+QUIET = f"console=ttyS0 quiet panic=-1 no_timer_check {SPARING} rd.immucore.sysrootwait=5"
+# page tables of five levels cost time; with erms it copies byte by byte
+CPU = "max,-cx16,-la57,-erms"
+# for machines whose clock counts instructions: a busy machine mistakes the time stamp counter of others, and
+# these would never find out; ACPI spends a seventh of a second on each interrupt line
+OWN_CLOCK = "tsc=reliable acpi=noirq"
 
 
 def kernels() -> list[tuple[Path, Path]]:
@@ -136,12 +137,12 @@ class Machine:
         self.stop()
         self.boots += 1
         console = self._files.enter_context(self.log.open("wb"))
-        sparing, cpu = (SPARING, SPARING_CPU) if self.own_clock else ("", CPU)
+        sparing = OWN_CLOCK if self.own_clock else ""
         boot = ["-kernel", self.kernel, "-initrd", self.initrd, "-append", f"{QUIET} {sparing} {cmdline}"]
         clock = ["-icount", "shift=0", "-rtc", "clock=vm"] if self.own_clock else []
         drives = [arg for number, drive in enumerate(self.drives) for arg in drive.arguments(number)]
         self.process = subprocess.Popen(
-            [*DIES_WITH_US, *self.prefix, QEMU, "-accel", "tcg", *clock, "-cpu", cpu,
+            [*DIES_WITH_US, *self.prefix, QEMU, "-accel", "tcg", *clock, "-cpu", CPU,
              "-m", str(self.memory_mib), "-display", "none", "-serial", "stdio", "-monitor", "none",
              *([] if self.restarts else ["-no-reboot"]), *self.net, *(boot if self.kernel else []), *drives],
             stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, start_new_session=True,
