@@ -1,0 +1,360 @@
+"""What does the mesh cost, and what does it bear? Prints tables; asserts nothing.
+
+    python tests/bench/bench_mesh.py churn [--cycles 10000]   memory, as members come and go
+    python tests/bench/bench_mesh.py attack [--seconds 15]    strangers turned away per second
+    python tests/bench/bench_mesh.py bytes [--agents 10]      bytes per node, idle and for a change
+
+`churn` and `attack` run a host with a gate, as an agent has it, in a process of its own on loopback. `bytes`
+starts whole agents without VPN and k3s on loopback and reads the kernel's count of every TCP connection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import trio
+
+from p2p_bootstrap.node.admission import Admission
+from p2p_bootstrap.node.trio_runtime import TrioRuntime
+from p2p_network.admission.kept import Kept, authority_of, from_network_token
+from p2p_network.core.ids import PeerId
+from p2p_network.host.mesh import MeshHost
+from p2p_network.identity import Identity
+from p2p_network.token import NetworkToken, mesh_keys
+
+TOKEN = NetworkToken(bytes(range(32)))
+KEYS = mesh_keys(TOKEN)
+NOW_MS = 1_900_000_000_000
+SERVER_SEED = b"\x01" * 32
+KIB = 1024
+
+
+class Forgets:
+    """A disk that keeps nothing."""
+
+    def get(self, key: str) -> bytes | None:
+        return None
+
+    def set(self, key: str, value: bytes) -> None:
+        """Nothing."""
+
+
+def make_host(seed: bytes, *, member: bool = True, psk: bytes = KEYS.psk) -> MeshHost:
+    """A host with an agent's gate: a member's, or one without a certificate."""
+    identity, runtime = Identity(seed), TrioRuntime()
+    kept = from_network_token(TOKEN, "kairos", None, identity.peer_id, NOW_MS)
+    if not member:
+        public = authority_of(KEYS).public
+        kept = Kept(KEYS.mesh_id, "kairos", KEYS.rendezvous, 1, {1: psk}, {1: public}, b"")
+    gate = Admission(runtime=runtime, identity=identity, kept=kept, durable=Forgets(), moved=runtime.signal())
+    host = MeshHost(
+        identity=identity,
+        psk=psk,
+        mesh_id=KEYS.mesh_id,
+        rendezvous=KEYS.rendezvous,
+        listen=["127.0.0.1:0"],
+        mdns=False,
+        dht=True,
+        gate=gate,
+    )
+    host.serve("echo", echo)
+    return host
+
+
+async def echo(peer: PeerId, payload: bytes) -> bytes:
+    """What it was sent."""
+    return payload
+
+
+@asynccontextmanager
+async def running(host: MeshHost) -> AsyncIterator[trio.Nursery]:
+    """The host runs inside the block."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(host.run)
+        yield nursery
+        nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], object], limit_s: float = 600) -> None:
+    """Poll; raises trio.TooSlowError."""
+    with trio.fail_after(limit_s):
+        while not condition():
+            await trio.sleep(0.005)
+
+
+def rss_kib(pid: int | str = "self") -> int:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") // KIB
+
+
+# ---------------------------------------------------------------- a host of its own process
+
+
+async def serve() -> None:
+    """Be the host that is visited: says where, then what it counts whenever it is asked."""
+    host = make_host(SERVER_SEED)
+    async with running(host) as nursery:
+        nursery.start_soon(_forget_events, host)
+        print(host.addresses()[0], flush=True)
+        while await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
+            print(host.rejected, len(host.connected()), flush=True)
+        nursery.cancel_scope.cancel()
+
+
+async def _forget_events(host: MeshHost) -> None:
+    async for _ in host.events:
+        pass
+
+
+@contextmanager
+def visited() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that runs `serve`, and its address."""
+    server = subprocess.Popen(
+        [sys.executable, __file__, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        yield server, server.stdout.readline().strip()
+    finally:
+        server.kill()
+        server.wait()
+
+
+def counts(server: subprocess.Popen[str]) -> tuple[int, int]:
+    """How many the server has turned away, and how many members are connected."""
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write("\n")
+    server.stdin.flush()
+    rejected, connected = server.stdout.readline().split()
+    return int(rejected), int(connected)
+
+
+# ---------------------------------------------------------------- churn
+
+
+async def visit(address: str, seed: bytes) -> None:
+    """Connect, ask something, go."""
+    host = make_host(seed)
+    server = Identity(SERVER_SEED).peer_id
+    async with running(host):
+        host.learn(server, [address], "bench")
+        await until(lambda: server in host.connected())
+        await host.request(server, "echo", b"hello")
+
+
+async def churn(cycles: int, told: Callable[[int, int, int], None], identities: int = 64) -> None:
+    """Tells cycles so far, KiB of the visited process and of the visitors', ten times on the way."""
+    every = max(1, cycles // 10)
+    with visited() as (server, address):
+        for number in range(cycles + 1):
+            if number % every == 0:
+                await until(lambda: counts(server)[1] == 0)
+                told(number, rss_kib(server.pid), rss_kib())
+            if number < cycles:
+                await visit(address, (1000 + number % identities).to_bytes(32, "big"))
+
+
+def print_churn(cycles: int) -> None:
+    """The table of `churn`."""
+    began = time.monotonic()
+    print(f"{'cycles':>8} {'visited MiB':>12} {'visitors MiB':>13}")
+
+    def told(number: int, visited_kib: int, own_kib: int) -> None:
+        print(f"{number:>8} {visited_kib / KIB:>12.1f} {own_kib / KIB:>13.1f}", flush=True)
+
+    trio.run(churn, cycles, told)
+    print(f"{time.monotonic() - began:.0f} s")
+
+
+# ---------------------------------------------------------------- attack
+
+
+async def attack(seconds: float) -> None:
+    """Strangers of three kinds, as many as can, while two members talk."""
+    logging.disable(logging.WARNING)
+    with visited() as (server, address):
+        peer = Identity(SERVER_SEED).peer_id
+        friend = make_host(b"\x02" * 32)
+        async with running(friend):
+            friend.learn(peer, [address], "bench")
+            await until(lambda: peer in friend.connected())
+            for name, attacker in ATTACKERS.items():
+                before, began = counts(server)[0], time.monotonic()
+                trips: list[float] = []
+                with trio.move_on_after(seconds):
+                    async with trio.open_nursery() as nursery:
+                        for _ in range(8):
+                            nursery.start_soon(attacker, address)
+                        while True:
+                            asked = time.monotonic()
+                            await friend.request(peer, "echo", b"still there?", timeout_s=10)
+                            trips.append(time.monotonic() - asked)
+                            await trio.sleep(0.02)
+                took_s = time.monotonic() - began
+                turned_away = counts(server)[0] - before
+                worst = statistics.quantiles(trips, n=100)[98]
+                print(
+                    f"{name:<34} {turned_away / took_s:>7.0f} turned away per second; a member's request: "
+                    f"{statistics.median(trips) * 1000:.0f} ms, 99 % within {worst * 1000:.0f} ms, "
+                    f"{len(trips)} of {len(trips)} answered",
+                    flush=True,
+                )
+                await trio.sleep(1)
+
+
+async def _garbage(address: str) -> None:
+    _, _, ip, _, port = address.split("/")
+    while True:
+        try:
+            stream = await trio.open_tcp_stream(ip, int(port))
+            async with stream:
+                await stream.send_all(secrets.token_bytes(64))
+                await stream.receive_some()
+        except (OSError, trio.BrokenResourceError):
+            await trio.sleep(0.001)
+
+
+async def _silent(address: str) -> None:
+    _, _, ip, _, port = address.split("/")
+    while True:
+        try:
+            stream = await trio.open_tcp_stream(ip, int(port))
+            async with stream:
+                with trio.move_on_after(0.2):
+                    await stream.receive_some()
+        except (OSError, trio.BrokenResourceError):
+            await trio.sleep(0.001)
+
+
+async def _uncertified(address: str) -> None:
+    """Knows the pre-shared key, and has no certificate: a whole handshake each time."""
+    peer = Identity(SERVER_SEED).peer_id
+    while True:
+        host = make_host(secrets.token_bytes(32), member=False)
+        async with running(host):
+            host.learn(peer, [address], "bench")
+            with trio.move_on_after(10):
+                while not host.refused:
+                    await trio.sleep(0.005)
+
+
+ATTACKERS = {
+    "garbage instead of the key": _garbage,
+    "connections that say nothing": _silent,
+    "the key, but no certificate": _uncertified,
+}
+
+
+# ---------------------------------------------------------------- bytes
+
+
+def sent_bytes(pids: list[int]) -> dict[int, int]:
+    """Bytes sent over the TCP connections that each process has now, as the kernel counts them."""
+    text = subprocess.run(["ss", "-tinpOH"], capture_output=True, text=True, check=True).stdout
+    found = dict.fromkeys(pids, 0)
+    for line in text.splitlines():
+        pid, sent = re.search(r"pid=(\d+)", line), re.search(r"bytes_sent:(\d+)", line)
+        if pid and sent and int(pid[1]) in found:
+            found[int(pid[1])] += int(sent[1])
+    return found
+
+
+def measure_bytes(agents: int, idle_s: float) -> None:
+    """Whole agents, idle and after one change."""
+    cli = str(Path(sys.executable).with_name("kairos-p2p"))
+    with tempfile.TemporaryDirectory(prefix="kp2p-bench-") as folder:
+        token = subprocess.run([cli, "token", "generate"], capture_output=True, text=True, check=True).stdout
+        processes = []
+        try:
+            for number in range(agents):
+                place = Path(folder) / f"n{number}"
+                place.mkdir()
+                config = place / "config.yaml"
+                config.write_text(
+                    "#cloud-config\n"
+                    f"hostname: n{number}\n"
+                    f"p2p:\n  network_token: {token.strip()}\n  listen: ['127.0.0.1:{24000 + number}']\n"
+                    "  bootstrap: ['127.0.0.1:24000']\n  vpn: {create: false}\n  auto: {enable: false}\n"
+                    "  region: bench\n  disable_dht: true\n"
+                )
+                words = [cli, "agent", "--cloud-config", str(config), "--state-dir", str(place / "state")]
+                words += ["--socket", str(place / "api.sock")]
+                log = (place / "log").open("w")
+                processes.append(subprocess.Popen(words, stdout=log, stderr=log))
+            sockets = [str(Path(folder) / f"n{number}" / "api.sock") for number in range(agents)]
+            _wait_joined(cli, sockets, agents)
+            time.sleep(45)  # until all that was news has gone round
+            pids = [process.pid for process in processes]
+            before = sent_bytes(pids)
+            time.sleep(idle_s)
+            idle = sum(sent_bytes(pids).values()) - sum(before.values())
+            before, began = sent_bytes(pids), time.monotonic()
+            words = [cli, "service", "expose", "web", "--to", "127.0.0.1:9", "--socket", sockets[0]]
+            subprocess.run(words, check=True, capture_output=True)
+            time.sleep(8)
+            took_s = time.monotonic() - began
+            change = sum(sent_bytes(pids).values()) - sum(before.values()) - idle / idle_s * took_s
+            print(
+                f"{agents} agents: {idle / idle_s / agents:.0f} B per node and second idle, "
+                f"{max(0, change) / agents:.0f} B per node for one change; "
+                f"{statistics.median(rss_kib(pid) for pid in pids) / KIB:.0f} MiB each"
+            )
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
+
+
+def _wait_joined(cli: str, sockets: list[str], agents: int) -> None:
+    deadline = time.monotonic() + 180
+    for path in sockets:
+        while time.monotonic() < deadline:
+            done = subprocess.run(
+                [cli, "status", "-o", "json", "--socket", path], capture_output=True, text=True
+            )
+            peers = re.search(r'"peers": *(\d+)', done.stdout)
+            if done.returncode == 0 and peers and int(peers[1]) >= min(agents - 1, 30):
+                break
+            time.sleep(0.5)
+
+
+def main() -> None:
+    """Read the verb and run it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("serve")
+    verbs.add_parser("churn").add_argument("--cycles", type=int, default=10_000)
+    verbs.add_parser("attack").add_argument("--seconds", type=float, default=15.0)
+    wire = verbs.add_parser("bytes")
+    wire.add_argument("--agents", type=int, default=10)
+    wire.add_argument("--idle", type=float, default=30.0)
+    args = parser.parse_args()
+    match args.verb:
+        case "serve":
+            trio.run(serve)
+        case "churn":
+            print_churn(args.cycles)
+        case "attack":
+            trio.run(attack, args.seconds)
+        case "bytes":
+            measure_bytes(args.agents, args.idle)
+
+
+if __name__ == "__main__":
+    main()
