@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from p2p_network.core.ids import PeerId
-from p2p_network.host.addresses import Endpoint
+from p2p_network.host.addresses import MAX_ADDRESSES_PER_PEER, Endpoint
 from p2p_network.host.dialer import (
     MAX_DIALLING,
     MAX_PEERS,
     RECENT_CAP_S,
+    SEEN_CAP_S,
     SELF_PAUSE_S,
     STRANGE_CAP_S,
     WANTED_S,
@@ -228,3 +229,35 @@ def test_a_peer_that_is_wanted_is_dialled_whatever_the_degree() -> None:
     assert core.wake_at() is None  # nobody wants it any more
     assert run(core, 3 * WANTED_S, Tick()) == ()
     assert run(core, 3 * WANTED_S, Wanted(PeerId("unheard of"))) == ()
+
+
+def test_after_a_partition_of_an_hour_a_peer_is_still_dialled_every_few_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("p2p_network.host.dialer.RELAY_AFTER_S", float("inf"))
+    core = dialer()
+    run(core, 0, Connected(OTHER))  # not alone
+    run(core, 0, Learned(PEER, (HERE,), "ledger"))
+    run(core, 0, Connected(PEER))
+    run(core, 100, Lost(PEER))
+    now = 0.0
+    while now < 3700:
+        wake = core.wake_at()
+        assert wake is not None
+        assert wake - now <= SEEN_CAP_S or now == 0
+        now = wake
+        run(core, now, Tick())
+        run(core, now, DialEnded(PEER, None))
+
+
+def test_hearsay_never_displaces_what_a_peer_said_itself() -> None:
+    core = dialer()
+    run(core, 0, Learned(PEER, (HERE, THERE), "hello"))
+    crowd = [Endpoint("10.9.9.9", port) for port in range(1, 200)]
+    for start in range(0, 190, 10):
+        run(core, 1, Learned(PEER, tuple(crowd[start : start + 10]), "dht"))
+    known = core.known()[PEER]
+    assert {HERE, THERE} <= set(known)
+    assert len(known) <= MAX_ADDRESSES_PER_PEER
+    run(core, 2, Learned(PEER, (SEED,), "hello"))
+    assert core.known()[PEER][0] == SEED

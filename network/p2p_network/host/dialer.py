@@ -3,7 +3,7 @@
 A pure core: it hears which peers are known, connected and lost, and says what to dial. It dials all of a
 peer's endpoints at once, wants a connection to every known peer up to `target_degree`, and never gives up:
 the pause between attempts doubles up to `RECENT_CAP_S` for a peer seen lately (or while we are alone), up
-to `STRANGE_CAP_S` for one never seen. Half of each pause is jitter, so that nodes that lost each other at
+to `SEEN_CAP_S` for one seen at all, up to `STRANGE_CAP_S` for one never seen. Half of each pause is jitter, so that nodes that lost each other at
 the same moment don't all dial at the same moment again.
 
 Beyond the degree a peer is dialled that somebody wants to talk to (`Wanted`): a vote, or a session for
@@ -28,6 +28,8 @@ from p2p_network.host.addresses import MAX_ADDRESSES_PER_PEER, Endpoint
 
 FIRST_PAUSE_S: Final = 0.5
 RECENT_CAP_S: Final = 5.0
+SEEN_CAP_S: Final = 10.0
+"""However long a partition was, its end is noticed within seconds."""
 STRANGE_CAP_S: Final = 60.0
 RECENT_S: Final = 600.0
 SELF_PAUSE_S: Final = 600.0
@@ -39,6 +41,8 @@ RELAY_CAP_S: Final = 60.0
 UPGRADE_CAP_S: Final = 10.0
 MAX_PEERS: Final = 4096
 MAX_DIALLING: Final = 16
+HEARSAY: Final = frozenset({"dht", "mdns"})
+"""Sources that say of others where they are: such addresses never displace what a peer said itself."""
 
 Target = PeerId | Endpoint
 
@@ -126,7 +130,7 @@ Effect = Dial | Relay
 @dataclass(slots=True)
 class _State:
     next_at: float
-    endpoints: dict[Endpoint, None] = field(default_factory=dict)
+    endpoints: dict[Endpoint, bool] = field(default_factory=dict)  # oldest first; whether it is hearsay
     dialling: bool = False
     failures: int = 0
     connected_at: float | None = None
@@ -160,7 +164,7 @@ class Dialer:
         self._target_degree = target_degree
         self._peers: dict[PeerId, _State] = {}
         self._anonymous: dict[Endpoint, _State] = {
-            endpoint: _State(0.0, {endpoint: None}) for endpoint in anonymous
+            endpoint: _State(0.0, {endpoint: False}) for endpoint in anonymous
         }
         self._whose: dict[Endpoint, PeerId] = {}
         self._direct: set[PeerId] = set()
@@ -249,11 +253,13 @@ class Dialer:
         if state is None:
             return ""
         new = [e for e in event.endpoints if e not in state.endpoints]
+        is_hearsay = event.source in HEARSAY
         for endpoint in reversed(event.endpoints[:MAX_ADDRESSES_PER_PEER]):
-            state.endpoints.pop(endpoint, None)
-            state.endpoints[endpoint] = None
-        while len(state.endpoints) > MAX_ADDRESSES_PER_PEER:
-            del state.endpoints[next(iter(state.endpoints))]
+            was_hearsay = state.endpoints.pop(endpoint, True)
+            state.endpoints[endpoint] = is_hearsay and was_hearsay
+        while len(state.endpoints) > MAX_ADDRESSES_PER_PEER:  # what others say of it goes first
+            oldest = next((e for e, hearsay in state.endpoints.items() if hearsay), None)
+            del state.endpoints[oldest or next(iter(state.endpoints))]
         if not new:
             return ""
         if state.connected_at is None or state.relayed:
@@ -320,6 +326,8 @@ class Dialer:
         alone = all(s.connected_at is None for s in self._peers.values())
         recent = alone or (state.seen_at is not None and now - state.seen_at < RECENT_S)
         cap_s = UPGRADE_CAP_S if state.relayed else None
+        if cap_s is None and not recent and state.seen_at is not None:
+            cap_s = SEEN_CAP_S
         state.next_at = now + pause_s(state.failures, recent=recent, jitter=self._jitter(), cap_s=cap_s)
 
     def _peer(self, now: float, peer: PeerId) -> _State | None:
