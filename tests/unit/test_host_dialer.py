@@ -239,6 +239,7 @@ def test_after_a_partition_of_an_hour_a_peer_is_still_dialled_every_few_seconds(
     run(core, 0, Connected(OTHER))  # not alone
     run(core, 0, Learned(PEER, (HERE,), "ledger"))
     run(core, 0, Connected(PEER))
+    run(core, 0, DialEnded(PEER, PEER))
     run(core, 100, Lost(PEER))
     now = 0.0
     while now < 3700:

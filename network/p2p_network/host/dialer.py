@@ -3,8 +3,8 @@
 A pure core: it hears which peers are known, connected and lost, and says what to dial. It dials all of a
 peer's endpoints at once, wants a connection to every known peer up to `target_degree`, and never gives up:
 the pause between attempts doubles up to `RECENT_CAP_S` for a peer seen lately (or while we are alone), up
-to `SEEN_CAP_S` for one seen at all, up to `STRANGE_CAP_S` for one never seen. Half of each pause is jitter, so that nodes that lost each other at
-the same moment don't all dial at the same moment again.
+to `SEEN_CAP_S` for one seen at all, up to `STRANGE_CAP_S` for one never seen. Half of each pause is jitter,
+so that nodes that lost each other at the same moment don't all dial at the same moment again.
 
 Beyond the degree a peer is dialled that somebody wants to talk to (`Wanted`): a vote, or a session for
 packets.
