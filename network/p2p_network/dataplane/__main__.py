@@ -26,11 +26,14 @@ from p2p_network.lean import loading
 with loading():
     from p2p_network.dataplane.control import ControlServer
     from p2p_network.dataplane.loop import READ, Loop
+    from p2p_network.dataplane.memory import release_code
     from p2p_network.dataplane.messages import ALREADY_RUNNING, Estate
     from p2p_network.dataplane.plane import Plane
     from p2p_network.dataplane.succession import take_over
 
 _USAGE = "usage: python -m p2p_network.dataplane --socket PATH [--log PATH] [--from PATH]"
+_SETTLED_S = 20.0
+"""By then the device and the first sessions are up."""
 _LOCK_PATIENCE_S = 10.0
 _LOCK_POLL_S = 0.002
 
@@ -102,6 +105,8 @@ def _run(path: str, loop: Loop, plane: Plane, estate: Estate, device: int | None
         log.event(logger, "network.plane_failed", logging.ERROR, path=path, error=exc.message)
     control = ControlServer(loop, path, plane.answer, plane.carry, lambda: plane.device)
     log.event(logger, "network.plane_started", path=path, pid=os.getpid())
+    release_code()
+    loop.call_at(loop.now() + _SETTLED_S, release_code)
     try:
         loop.run()
     finally:
