@@ -252,6 +252,11 @@ class P2P(_Section):
     disable_dht: Flag = Field(
         default=False, description="Find nodes by bootstrap and on the local network only."
     )
+    upnp: Flag = Field(
+        default=True,
+        description="Ask the router before this node to lead its ports here (UPnP), if others see it behind "
+        "one and can't dial it. They are given back at the end.",
+    )
     relay: Flag = Field(
         default=True,
         description="Carry connections between two members that can't reach each other; sealed end to end, "

@@ -45,6 +45,7 @@ from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.outside import Outside
 from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
+from p2p_bootstrap.node.port_mapping import PortMapping
 from p2p_bootstrap.node.proxy import Proxy
 from p2p_bootstrap.node.reach import ReachAnswers
 from p2p_bootstrap.node.recovery import Recovery
@@ -464,6 +465,9 @@ class _Agent:
                 nursery.start_soon(columns.routing.run)
                 nursery.start_soon(columns.vpn.run)
                 nursery.start_soon(columns.outside.run)
+                if self._config.p2p.upnp:
+                    vpn = self._config.p2p.vpn
+                    nursery.start_soon(PortMapping(columns.outside, vpn.port if vpn.create else 0).run)
                 nursery.start_soon(columns.services.run)
                 nursery.start_soon(columns.proxy.run)
                 nursery.start_soon(columns.cluster.run)

@@ -168,7 +168,12 @@ class Outside:
             self.changed.raise_()
         self.nat = found
 
-    def _own_endpoints(self) -> tuple[Endpoint, ...]:
+    def dial_back_soon(self) -> None:
+        """Something changed on the way from outside."""
+        self._tried.next_at = float("-inf")
+
+    def own_endpoints(self) -> tuple[Endpoint, ...]:
+        """Where this node listens, by addresses of this machine."""
         at, found = self._own
         now = self._runtime.monotonic()
         if now - at >= OWN_EVERY_S or not found:
@@ -177,7 +182,7 @@ class Outside:
         return found
 
     def _own_ips(self) -> frozenset[str]:
-        return frozenset(endpoint.host for endpoint in self._own_endpoints())
+        return frozenset(endpoint.host for endpoint in self.own_endpoints())
 
     def _told_to(self, peer: PeerId) -> nat.Told:
         stats = self._planes().get(peer)
@@ -224,7 +229,7 @@ class Outside:
 
     def _have_dialled(self, start: Callable[..., object]) -> None:
         tried, now = self._tried, self._runtime.monotonic()
-        wanted = nat.to_dial_back(self.nat, self._own_endpoints())
+        wanted = nat.to_dial_back(self.nat, self.own_endpoints())
         if tried.busy or not wanted or not self.nat.observers:
             return
         if wanted == tried.wanted and now < tried.next_at:

@@ -71,6 +71,7 @@ PURE = (
     "network/p2p_network/admission",
     "network/p2p_network/records.py",
     "network/p2p_network/nat.py",
+    "network/p2p_network/igd.py",
     "network/p2p_network/access.py",
     "network/p2p_network/services.py",
     "network/p2p_network/socks.py",
