@@ -162,6 +162,22 @@ async def test_files_are_private_and_a_seed_never_replaces_another_ca(machine: M
         assert (Path(machine.paths.data_dir) / "set-aside-epoch-1/server/tls/server-ca.crt").exists()
 
 
+async def test_what_a_former_owners_k3s_had_is_moved_but_never_deleted(machine: Machine) -> None:
+    driver = machine.driver()
+    data, drop_in = Path(machine.paths.data_dir), Path(machine.paths.drop_in)
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    theirs, ours = (dict(pki.make(epoch, now).files)["server-ca.crt"] for epoch in (1, 2))
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    for number, ca in enumerate((theirs, ours, ours, ours)):
+        (data / "server" / "tls").mkdir(parents=True)
+        (data / "server" / "tls" / "server-ca.crt").write_bytes(ca)
+        drop_in.write_text(f"token: K10{pki.bundle_hash(ours)}::server:x\n")
+        await driver.set_aside(machine.paths, f"epoch-{number}")
+    left = sorted(path.name for path in data.glob("set-aside-*"))
+    assert left == ["set-aside-epoch-2", "set-aside-epoch-3", "set-aside-kept-epoch-0"]
+    assert (data / "set-aside-kept-epoch-0/server/tls/server-ca.crt").read_bytes() == theirs
+
+
 async def test_it_is_started_again_and_the_cause_is_told(machine: Machine) -> None:
     (machine.root / "fail").write_text(
         'time="x" level=fatal msg="listen tcp :6443: bind: address already in use"\n'

@@ -24,7 +24,7 @@ from p2p_network.core import log
 from p2p_network.core.errors import K3sFailed, RoleError
 from p2p_roles import programs
 from p2p_roles.events import K3sChanged, K3sState
-from p2p_roles.k3s import causes, probe
+from p2p_roles.k3s import causes, pki, probe
 from p2p_roles.k3s.causes import Cause
 from p2p_roles.k3s.probe import NotReady, Readiness
 from p2p_roles.k3s.spec import FileSpec, K3sPaths, K3sSpec
@@ -200,7 +200,8 @@ class K3sDriver:
     async def set_aside(self, paths: K3sPaths, label: str, *, keep: bool = False) -> None:
         """Stop, and move k3s's data and our drop-in out of its way; nothing of value is deleted.
 
-        The data stays below ``<data dir>/set-aside-<label>``; the last two are kept, with `keep` for ever.
+        The data stays below ``<data dir>/set-aside-<label>``; the last two are kept, with `keep` for ever,
+        and so is what a k3s that was here before us had.
         """
         await self.stop()
         async with self._lock:
@@ -425,8 +426,21 @@ def _write_durably(file: FileSpec, path: Path) -> None:
         os.close(directory)
 
 
+def _is_foreign(data: Path, drop_in: Path) -> bool:
+    """Whether a server's data is of a cluster that our drop-in does not name: its owner may want it yet."""
+    try:
+        ca_hash = pki.bundle_hash((data / "server" / "tls" / "server-ca.crt").read_bytes())
+    except (OSError, ValueError):
+        return False
+    with suppress(OSError):
+        return f"K10{ca_hash}::".encode() not in drop_in.read_bytes()
+    return True
+
+
 def _set_aside(paths: K3sPaths, label: str) -> None:
     data = Path(paths.data_dir)
+    if not label.startswith("kept-") and _is_foreign(data, Path(paths.drop_in)):
+        label = f"kept-{label}"
     Path(paths.drop_in).unlink(missing_ok=True)
     Path(paths.kubeconfig).unlink(missing_ok=True)
     present = [name for name in ("server", "agent") if (data / name).exists()]
