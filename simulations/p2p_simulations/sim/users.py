@@ -97,7 +97,8 @@ class Users:
         stores: dict[str, set[str]] = {}
         for machine in self._world.machines.values():
             served = machine.k3s.serving()
-            if served is not None and not machine.plan.stale_k3s:
+            is_other = machine.plan.stale_k3s or machine.peer in self._world.revoked
+            if served is not None and not is_other:
                 stores.setdefault(machine.scope, set()).add(served.store)
         for scope, found in stores.items():
             if len(found) > 1:
