@@ -3,9 +3,11 @@
     python tests/bench/bench_mesh.py churn [--cycles 10000]   memory, as members come and go
     python tests/bench/bench_mesh.py attack [--seconds 15]    strangers turned away per second
     python tests/bench/bench_mesh.py bytes [--agents 10]      bytes per node, idle and for a change
+    python tests/bench/bench_mesh.py times [--long 300]       start to mesh, a kill, healing (root)
 
 `churn` and `attack` run a host with a gate, as an agent has it, in a process of its own on loopback. `bytes`
 starts whole agents without VPN and k3s on loopback and reads the kernel's count of every TCP connection.
+`times` has ten nodes in a lab, mesh and VPN only.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -33,6 +36,9 @@ from p2p_network.core.ids import PeerId
 from p2p_network.host.mesh import MeshHost
 from p2p_network.identity import Identity
 from p2p_network.token import NetworkToken, mesh_keys
+from p2p_simulations.lab.lab import Lab
+from p2p_simulations.lab.node import Node
+from p2p_simulations.lab.topology import make_topology
 
 TOKEN = NetworkToken(bytes(range(32)))
 KEYS = mesh_keys(TOKEN)
@@ -332,6 +338,64 @@ def _wait_joined(cli: str, sockets: list[str], agents: int) -> None:
             time.sleep(0.5)
 
 
+# ---------------------------------------------------------------- times
+
+
+def _peers(node: Node) -> int:
+    seen = node.observe()
+    return seen["mesh"]["peers"] if seen is not None else 0
+
+
+def _until(what: str, condition: Callable[[], bool], limit_s: float = 120.0) -> float:
+    """Seconds that it took; printed."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > limit_s:
+            print(f"{what}: not within {limit_s:.0f} s", flush=True)
+            return limit_s
+        time.sleep(0.1)
+    print(f"{what}: {time.monotonic() - began:.1f} s", flush=True)
+    return time.monotonic() - began
+
+
+def measure_times(long_s: float) -> None:
+    """From the start of an agent to its first peer, and to all; after kills and partitions."""
+    names = [f"n{number}" for number in range(1, 11)]
+    topology = make_topology(
+        {"east": names[:5], "west": names[5:]}, config={"p2p": {"auto": {"enable": False}}}
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="kp2p-bench-") as root,
+        Lab.create(topology, "times", root=Path(root)) as lab,
+    ):
+        lab.up(agents=False)
+        nodes = list(lab.nodes.values())
+        for number, node in enumerate(nodes):
+            lab.start_agent(node.name)
+            if number in (1, 9):
+                which = "second" if number == 1 else "tenth"
+                _until(f"{which} node, start to its first peer", lambda node=node: _peers(node) >= 1)  # type: ignore[misc]
+            if number != 9:
+                _until(f"  {node.name} knows {number}", lambda n=node, k=number: _peers(n) >= k)  # type: ignore[misc]
+        _until("tenth node, after that all others", lambda: _peers(nodes[-1]) == 9)
+        everybody = partial(_all, nodes, 9)
+        _until("all know all", everybody)
+        for pause_s in (5.0, long_s):
+            time.sleep(15)
+            lab.partition([names[:4]])
+            time.sleep(pause_s)
+            lab.heal()
+            _until(f"all know all after a partition of {pause_s:.0f} s", everybody)
+        time.sleep(5)
+        lab.kill("n10", "node")
+        _until("a node without power is missed by one", lambda: _peers(nodes[0]) < 9)
+        _until("  and by all nine", lambda: all(_peers(node) < 9 for node in nodes[:9]))
+
+
+def _all(nodes: list[Node], peers: int) -> bool:
+    return all(_peers(node) >= peers for node in nodes)
+
+
 def main() -> None:
     """Read the verb and run it."""
     parser = argparse.ArgumentParser(
@@ -344,6 +408,7 @@ def main() -> None:
     wire = verbs.add_parser("bytes")
     wire.add_argument("--agents", type=int, default=10)
     wire.add_argument("--idle", type=float, default=30.0)
+    verbs.add_parser("times").add_argument("--long", type=float, default=300.0)
     args = parser.parse_args()
     match args.verb:
         case "serve":
@@ -354,6 +419,8 @@ def main() -> None:
             trio.run(attack, args.seconds)
         case "bytes":
             measure_bytes(args.agents, args.idle)
+        case "times":
+            measure_times(args.long)
 
 
 if __name__ == "__main__":
