@@ -267,7 +267,9 @@ def scale(
             f"{count:>6} nodes: equal after {cost.converged_s:.1f} s; {cost.messages:,.0f} messages and "
             f"{out.bytes_text(int(cost.sent_bytes))} per node until then, {cost.idle_messages:.0f} and "
             f"{out.bytes_text(int(cost.idle_bytes))} per minute idle (broadcasting: "
-            f"{out.bytes_text(int(cost.broadcast_bytes))}); {time.process_time() - began:.0f} s of one core"
+            f"{out.bytes_text(int(cost.broadcast_bytes))}); a change reaches all in "
+            f"{cost.change_s:.1f} s for {out.bytes_text(int(cost.change_bytes))} per node; "
+            f"{time.process_time() - began:.0f} s of one core"
         )
     if svg is not None and len(costs) < 2:
         raise UsageError("--svg: a curve needs two sizes", hint="for example --nodes 10,100")

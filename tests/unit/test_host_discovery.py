@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2p_network.core.ids import peer_id_of
-from p2p_network.host.discovery import derived, seal, service_type, unseal
+from p2p_network.host.discovery import DHT_KEY_S, derived, dht_keys, seal, service_type, unseal
 
 KEY, OTHER = b"r" * 32, b"s" * 32
 PEER = peer_id_of(b"k" * 32)
@@ -53,3 +53,17 @@ def test_the_service_type_is_one_that_mdns_accepts_and_names_the_mesh() -> None:
 
 def test_each_use_has_its_own_value() -> None:
     assert len({derived(KEY, use) for use in ("mdns-type", "mdns-seal", "dht-key")}) == 3
+
+
+def test_the_dht_keys_change_every_day_and_clocks_may_differ_by_one() -> None:
+    noon = 1_800_000_000.0 // DHT_KEY_S * DHT_KEY_S + DHT_KEY_S / 2
+    now, previous, following = dht_keys(KEY, noon)
+    assert len({now, previous, following}) == 3
+    assert dht_keys(KEY, noon + 3600)[0] == now
+    for clock in (noon - DHT_KEY_S, noon + DHT_KEY_S):
+        assert now in dht_keys(KEY, clock)  # it looks where we are,
+        assert dht_keys(KEY, clock)[0] in (previous, following)  # and we where it is
+    assert now not in dht_keys(KEY, noon + 3 * DHT_KEY_S)
+    assert now not in dht_keys(b"another".ljust(32), noon)
+    assert now[:2] == b"\x12\x20"
+    assert len(now) == 34

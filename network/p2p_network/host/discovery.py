@@ -5,8 +5,9 @@ Three ways besides bootstrap addresses and what the owner teaches (`MeshHost.lea
 - mDNS on the local network, through python-zeroconf in threads of its own. The service type is a hash of
   the rendezvous key, the instance name is random, and the TXT record is sealed (ChaCha20-Poly1305 under a key
   derived from the rendezvous key): a listener learns that something is announced, not what nor by whom.
-- DHT rendezvous: members provide and look up one key, a hash of the rendezvous key, in a Kademlia DHT that
-  exists only inside the private mesh.
+- DHT rendezvous: members provide one key, a hash of the rendezvous key and of the day, in a Kademlia DHT that
+  exists only inside the private mesh. They look up that of the day before and of the day after too, so clocks
+  may differ, and whoever learned a key of the past learns nothing of the mesh of today.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -59,6 +61,8 @@ DHT_PROVIDERS: Final = 20
 """How many providers of one key a Kademlia node keeps."""
 DHT_ADDRESS_TTL_S: Final = 3600
 DHT_LIMIT_S: Final = 15.0
+DHT_KEY_S: Final = 86_400
+"""How long a key of the DHT is in use."""
 
 
 class _Announcement(msgspec.Struct, frozen=True, array_like=True):
@@ -92,6 +96,17 @@ def unseal(rendezvous: bytes, sealed: bytes) -> tuple[PeerId, tuple[str, ...]]:
     found = wire.decode(body, _Announcement)
     public_key_of(found.peer)
     return PeerId(found.peer), found.addresses
+
+
+def dht_keys(rendezvous: bytes, wall_s: float) -> tuple[bytes, bytes, bytes]:
+    """The keys to use in the DHT: that of now, the previous and the next. Multihashes (SHA-256)."""
+    period = int(wall_s // DHT_KEY_S)
+
+    def key(number: int) -> bytes:
+        digest = hashlib.sha256(derived(rendezvous, f"dht-key/{number}")).digest()
+        return b"\x12\x20" + digest  # as provider records want it
+
+    return key(period), key(period - 1), key(period + 1)
 
 
 class LocalDiscovery:
@@ -190,8 +205,7 @@ class DhtRendezvous:
     def __init__(self, host: MeshBasicHost, rendezvous: bytes, learn: Learn) -> None:
         self._host = host
         self._learn = learn
-        digest = hashlib.sha256(derived(rendezvous, "dht-key")).digest()
-        self._key = b"\x12\x20" + digest  # a sha2-256 multihash, as provider records want it
+        self._rendezvous = rendezvous
         self._dht = KadDHT(host, DHTMode.SERVER, max_peers_per_subnet=0)
         self._store = self._dht.provider_store
         self._new: dict[ID, int] = {}  # peers not yet introduced to, and how often that was tried
@@ -237,24 +251,32 @@ class DhtRendezvous:
 
     async def _introduce(self, peer_id: ID, tried: int) -> None:
         """Tell and ask one peer; again soon if it refused (it serves 12 at a time)."""
-        await self._store._send_add_provider(peer_id, self._key)
-        providers = await self._ask(peer_id)
+        now, *others = self._keys()
+        await self._store._send_add_provider(peer_id, now)
+        providers = await self._ask(peer_id, now)
+        for key in others:
+            await self._ask(peer_id, key)
         known = len(providers) >= DHT_PROVIDERS or self._host.get_id() in providers
         if not known and tried < DHT_TRIES:
             self._new.setdefault(peer_id, tried)
             self._met.set()
 
     async def _round(self) -> None:
-        await self._store.provide(self._key)
-        closest = await self._dht.peer_routing.find_closest_peers_network(self._key)
+        now, *others = self._keys()
+        await self._store.provide(now)
+        closest = await self._dht.peer_routing.find_closest_peers_network(now)
         for peer_id in closest:
             if peer_id != self._host.get_id():
-                await self._ask(peer_id)
+                for key in (now, *others):
+                    await self._ask(peer_id, key)
         self._store.cleanup_expired()
 
-    async def _ask(self, peer_id: ID) -> list[ID]:
+    def _keys(self) -> tuple[bytes, bytes, bytes]:
+        return dht_keys(self._rendezvous, time.time())
+
+    async def _ask(self, peer_id: ID, key: bytes) -> list[ID]:
         """Ask one peer who provides. (The library's own look-up stops at what this node knows itself.)"""
-        providers, _ = await self._store._get_providers_from_peer_with_closers(peer_id, self._key)
+        providers, _ = await self._store._get_providers_from_peer_with_closers(peer_id, key)
         for provider in providers:
             self._learn(PeerId(str(provider.peer_id)), _texts(provider), "dht")
         return [provider.peer_id for provider in providers]

@@ -3,8 +3,9 @@
 Lower detail than a whole world: of each node only what replication costs. The scheduler is the production
 core (`ledger.anti_entropy`), with the production's degree, fanout and frames; a ledger is a set of bits,
 one per entry, and a session takes the round trips and bytes that `ledger.sync` would need for what differs.
-All nodes come up within two seconds, each writes its record, address and role; then the mesh idles. Beside
-it stands a model of what other meshes do: every node broadcasts its whole ledger every ten seconds.
+All nodes come up within two seconds, each writes its record, address and role; then the mesh idles, and
+near the end one node writes once more. Beside it stands a model of what other meshes do: every node
+broadcasts its whole ledger every ten seconds.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Cost:
         converged_s: virtual seconds from the first start until all ledgers were equal and whole.
         messages, sent_bytes: per node up to then.
         idle_messages, idle_bytes: per node and minute, after that.
+        change_s, change_bytes: one more entry: until all have it, and what that took per node beyond idling.
         broadcast_bytes: per node and minute, if every node broadcast its whole ledger every 10 s.
         events: of the simulation, in all.
         virtual_s: how long the mesh was watched.
@@ -56,6 +58,8 @@ class Cost:
     sent_bytes: float
     idle_messages: float
     idle_bytes: float
+    change_s: float
+    change_bytes: float
     broadcast_bytes: float
     events: int
     virtual_s: float
@@ -77,19 +81,24 @@ def measure(
             thousands of nodes.
             0: at each message, as production does.
     """
-    mesh = _Mesh(nodes, regions, seed, tick_s)
+    mesh = _Mesh(nodes, regions, seed, tick_s, change_at=0.8 * virtual_s)
     mesh.run(virtual_s, progress)
-    if mesh.converged_at is None:
+    if mesh.converged_at is None or mesh.converged_at >= mesh.change_at:
         raise ValueError(f"{nodes} nodes did not converge within {virtual_s:.0f} virtual seconds")
     sent, sent_bytes = mesh.until_converged
-    rest_min = (virtual_s - mesh.converged_at) / 60
+    rest_min = (mesh.change_at - mesh.converged_at) / 60
+    idle_sent, idle_bytes = mesh.before_change[0] - sent, mesh.before_change[1] - sent_bytes
+    change_s = (mesh.changed_at or virtual_s) - mesh.change_at
+    change_bytes = mesh.change_bytes - idle_bytes / rest_min * change_s / 60
     return Cost(
         nodes=nodes,
         converged_s=mesh.converged_at,
         messages=sent / nodes,
         sent_bytes=sent_bytes / nodes,
-        idle_messages=(mesh.sent - sent) / nodes / rest_min,
-        idle_bytes=(mesh.sent_bytes - sent_bytes) / nodes / rest_min,
+        idle_messages=idle_sent / nodes / rest_min,
+        idle_bytes=idle_bytes / nodes / rest_min,
+        change_s=change_s,
+        change_bytes=max(0.0, change_bytes) / nodes,
         broadcast_bytes=(nodes - 1) * nodes * ENTRIES_PER_NODE * ENTRY_BYTES * 60 / BROADCAST_EVERY_S,
         events=mesh.engine.events,
         virtual_s=virtual_s,
@@ -112,7 +121,10 @@ class _Node:
 class _Mesh:
     """All nodes, and what they send."""
 
-    def __init__(self, count: int, regions: int, seed: int, tick_s: float) -> None:
+    def __init__(self, count: int, regions: int, seed: int, tick_s: float, *, change_at: float) -> None:
+        self.change_at = change_at
+        self.changed_at: float | None = None
+        self.before_change, self.change_bytes = (0, 0), 0
         self._tick_s = tick_s
         self._looking: set[PeerId] = set()
         self.engine = Engine(seed, keep_trace=False)
@@ -128,6 +140,7 @@ class _Mesh:
         for number, name in enumerate(names):
             own = ((1 << ENTRIES_PER_NODE) - 1) << (ENTRIES_PER_NODE * number)
             self.engine.at(starts[name], partial(self._start, name, own))
+        self.engine.at(change_at, lambda: self._change(names[-1]))
         for one, other in channels(names, chance):
             opens = max(starts[one], starts[other]) + chance.uniform(0.05, 1.0)
             self.engine.at(opens, partial(self._open, one, other))
@@ -183,12 +196,26 @@ class _Mesh:
         if node.held == self._all:
             self._behind -= 1
             if not self._behind:
-                self.converged_at, self.until_converged = self.engine.now, (self.sent, self.sent_bytes)
+                self._note_equal()
         if self._tick_s:
             node.news |= news
             self._look_later(node)
             return
         self._say(node, news, source)
+
+    def _note_equal(self) -> None:
+        if self.converged_at is None:
+            self.converged_at, self.until_converged = self.engine.now, (self.sent, self.sent_bytes)
+        elif self.engine.now >= self.change_at:
+            self.changed_at, self.change_bytes = self.engine.now, self.sent_bytes - self.before_change[1]
+
+    def _change(self, name: PeerId) -> None:
+        """One node writes one more entry."""
+        self.before_change = (self.sent, self.sent_bytes)
+        entry = self._all + 1
+        self._all |= entry
+        self._behind = len(self._nodes)
+        self._take(self._nodes[name], entry, None)
 
     def _look_later(self, node: _Node) -> None:
         if node.name not in self._looking:
