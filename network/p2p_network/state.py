@@ -2,7 +2,7 @@
 
 The state directory (0700) holds, besides what other modules put there::
 
-    identity.key    the node's key, 0600: made once, atomically, and never overwritten
+    identity.key    the node's key, 0600: made once, atomically; open, or sealed by a TPM (`Vault`)
     lock            held as long as an agent uses the directory, so that two can't share it
     store.sqlite    the ledger (`ledger.store`)
     durable/        promises of the genesis acceptor and the like (`ledger.durable`)
@@ -29,7 +29,7 @@ from p2p_network.identity import Identity
 _logger = log.get(__name__)
 
 _HEADER: Final = "kairos-p2p identity 1"
-_MAX_IDENTITY_BYTES: Final = 1024
+_MAX_IDENTITY_BYTES: Final = 4096
 _TEMPORARY: Final = ".tmp-"
 
 
@@ -50,6 +50,18 @@ class System(Protocol):
     def replace(self, source: Path, target: Path, /) -> None: ...
 
     def unlink(self, path: Path, /) -> None: ...
+
+
+class Vault(Protocol):
+    """What keeps a secret so that only this machine can read it: a TPM. Both raise P2PError."""
+
+    def seal(self, secret: bytes) -> str:
+        """A text of one line."""
+        ...
+
+    def unseal(self, text: str) -> bytes:
+        """The secret."""
+        ...
 
 
 class StateDirectory:
@@ -94,23 +106,27 @@ class StateDirectory:
         """Where the durable state of cores lies."""
         return self.path / "durable"
 
-    def identity(self) -> Identity:
+    def identity(self, vault: Vault | None = None) -> Identity:
         """This node's identity: read, or made at the first call ever.
 
+        With a vault the key is sealed in it; one that lies there openly is sealed now, and stays the same.
         Raises MeshError if the file is damaged (it is left as it is), or the directory read-only or full.
         """
         path = self.path / "identity.key"
         try:
             try:
-                return _read_identity(path)
+                found, is_sealed = _read_identity(path, vault)
+                if vault is not None and not is_sealed:
+                    replace_atomically(path, _identity_text(found, vault))
+                    log.event(_logger, "state.identity_sealed", peer=found.peer_id, path=str(path))
+                return found
             except FileNotFoundError:
                 made = Identity(secrets.token_bytes(32))
-                text = f"{_HEADER}\nseed {made.seed.hex()}\npeer {made.peer_id}\n"
-                create_atomically(path, text.encode())
+                create_atomically(path, _identity_text(made, vault))
         except OSError as exc:
             raise explain(exc, path) from exc
         log.event(_logger, "state.identity_made", peer=made.peer_id, path=str(path))
-        return _read_identity(path)  # what counts is what the disk says
+        return _read_identity(path, vault)[0]  # what counts is what the disk says
 
     def close(self) -> None:
         """Unlock the directory. Safe to call twice."""
@@ -245,7 +261,13 @@ def _lock(path: Path) -> int:
     return fd
 
 
-def _read_identity(path: Path) -> Identity:
+def _identity_text(identity: Identity, vault: Vault | None) -> bytes:
+    key = f"seed {identity.seed.hex()}" if vault is None else f"sealed {vault.seal(identity.seed).strip()}"
+    return f"{_HEADER}\n{key}\npeer {identity.peer_id}\n".encode()
+
+
+def _read_identity(path: Path, vault: Vault | None = None) -> tuple[Identity, bool]:
+    """The identity, and whether its key was sealed."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         facts = os.fstat(fd)
@@ -263,13 +285,22 @@ def _read_identity(path: Path) -> Identity:
         hint="restore it from a backup; if there is none, move it away, and the node joins as a new one",
     )
     try:
-        header, seed, peer = raw.decode("ascii").splitlines()
-        identity = Identity(bytes.fromhex(seed.removeprefix("seed ")))
+        header, key, peer = raw.decode("ascii").splitlines()
+        kind, _, rest = key.partition(" ")
+        if kind == "sealed" and vault is None:
+            raise MeshError(
+                f"the key in {path} is sealed by this machine's TPM, which is not to be used",
+                hint="set p2p.seal_identity: true, and see that the TPM is switched on",
+            )
+        if kind not in ("seed", "sealed"):
+            raise damaged
+        seed = vault.unseal(rest) if kind == "sealed" and vault is not None else bytes.fromhex(rest)
+        identity = Identity(seed)
     except (ValueError, AssertionError):
         raise damaged from None  # the cause could quote the key
     if header != _HEADER or peer != f"peer {identity.peer_id}":
         raise damaged
-    return identity
+    return identity, kind == "sealed"
 
 
 def _temporary(path: Path) -> Path:

@@ -1,8 +1,9 @@
 """How does a TPM keep a secret for one boot and no other? The few commands for that, spoken directly.
 
 `seal` binds a secret to the value that PCR 11 will have (`measure.predict`), under the TPM's own storage key;
-`unseal` gives it back while PCR 11 has that value. No library, no daemon: an initramfs has neither. Between
-the TPM and us nothing is encrypted: against who listens on its bus take a passphrase, or a key service.
+`unseal` gives it back while PCR 11 has that value. `seal_here` binds a secret to this TPM alone, for what
+must outlive an upgrade of the image: a node's identity. No library, no daemon: an initramfs has neither.
+Between the TPM and us nothing is encrypted: against who listens on its bus take a passphrase, or a key service.
 """
 
 from __future__ import annotations
@@ -33,15 +34,30 @@ _FLUSH, _START_SESSION, _POLICY_PCR = 0x165, 0x176, 0x17F
 # the storage key of the TCG's profile: ECC P-256, AES-128-CFB, restricted, no dictionary locks
 _STORAGE_KEY: Final = struct.pack(">HHIHHHHHHHHH", 0x23, 0x0B, 0x30472, 0, 6, 128, 0x43, 0x10, 3, 0x10, 0, 0)
 _SEALED_FLAGS: Final = 0x492  # this TPM, this parent, by policy only, without dictionary locks
+_HERE_FLAGS: Final = 0x452  # the same, with an empty password instead of a policy
+_HERE: Final = "here"
 
 
 def seal(secret: bytes, value: str, channel: Channel | None = None, *, bank: str = "sha256") -> str:
     """The secret as a text that only this TPM opens, and only while PCR 11 has `value` (hexadecimal)."""
     if not 0 < len(secret) <= MAX_SECRET_BYTES:
         raise BootError(f"a TPM seals 1 to {MAX_SECRET_BYTES} bytes", hint="seal a key, not the data")
+    return _seal(secret, _SEALED_FLAGS, measure.policy(value, bank), bank, channel)
+
+
+def seal_here(secret: bytes, channel: Channel | None = None) -> str:
+    """The secret (up to `MAX_SECRET_BYTES`) as a text that this TPM opens, whatever was booted."""
+    return _seal(secret, _HERE_FLAGS, b"", _HERE, channel)
+
+
+def has_tpm() -> bool:
+    """Whether this machine has one that can be used."""
+    return any(os.access(path, os.R_OK | os.W_OK) for path in DEVICES)
+
+
+def _seal(secret: bytes, flags: int, policy: bytes, bank: str, channel: Channel | None) -> str:
     with _Tpm(channel) as tpm:
-        policy = measure.policy(value, bank)
-        public = struct.pack(">HHI", 0x08, 0x0B, _SEALED_FLAGS) + _sized(policy) + struct.pack(">HH", 0x10, 0)
+        public = struct.pack(">HHI", 0x08, 0x0B, flags) + _sized(policy) + struct.pack(">HH", 0x10, 0)
         sensitive = _sized(_sized(b"") + _sized(secret))
         made = tpm.command(_CREATE, [tpm.storage_key()], sensitive + _sized(public) + _sized(b"") + bytes(4))
         private, rest = _take(made)
@@ -55,14 +71,14 @@ def unseal(text: str, channel: Channel | None = None) -> bytes:
     try:
         raw: Any = json.loads(text[:MAX_SEALED_BYTES])
         private, public = (base64.b64decode(raw[name], validate=True) for name in ("private", "public"))
-        bank = measure.BANKS[measure.BANKS.index(raw["bank"])]
+        bank = raw["bank"] if raw["bank"] == _HERE else measure.BANKS[measure.BANKS.index(raw["bank"])]
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise BootError("the sealed secret is damaged", hint="seal it anew: boot seal") from exc
     with _Tpm(channel) as tpm:
         loaded = tpm.command(_LOAD, [tpm.storage_key()], _sized(private) + _sized(public), handles=1)
         (item,) = struct.unpack_from(">I", loaded)
         tpm.opened.append(item)
-        session = tpm.policy_session(bank)
+        session = _PASSWORD if bank == _HERE else tpm.policy_session(bank)
         secret, _ = _take(tpm.command(_UNSEAL, [item], b"", session=session))
         return secret
 

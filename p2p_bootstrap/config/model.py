@@ -358,6 +358,11 @@ class P2P(_Section):
         "is safe whatever can't be seen: a majority of its servers is in reach, and nobody is declared lost.",
     )
     snapshots: Snapshots = Field(default_factory=Snapshots, description="Copies of the cluster's data.")
+    seal_identity: bool = Field(
+        default=False,
+        description="Keep this node's key sealed by the machine's TPM, if it has one: a copied disk is no "
+        "node then.",
+    )
     listen: ListenList = Field(
         default=DEFAULT_LISTEN, max_length=16, description="IP:port on which to take peers."
     )

@@ -40,6 +40,7 @@ from p2p_bootstrap.node.forwarding import Forwarding
 from p2p_bootstrap.node.issuing import Issuing
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.k3s_programs import K3sPrograms
+from p2p_bootstrap.node.key_vault import machine_vault
 from p2p_bootstrap.node.local_k3s import LocalK3s, role_of
 from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.outside import Outside
@@ -157,7 +158,8 @@ class _Agent:
 
     async def run(self) -> None:
         with StateDirectory.open(self._state_dir) as state:
-            identity = await trio.to_thread.run_sync(state.identity)
+            vault = machine_vault(self._config.p2p.seal_identity)
+            identity = await trio.to_thread.run_sync(state.identity, vault)
             durable = DurableFiles(state.durable_path)
             kept = await trio.to_thread.run_sync(begin, self._config, durable, identity.peer_id)
             if self._userspace:

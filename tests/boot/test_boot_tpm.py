@@ -22,7 +22,9 @@ from tiny_stub import PARTS
 from p2p_bootstrap.boot import measure, uki
 from p2p_bootstrap.boot.signing import public_key, sign_policies
 from p2p_bootstrap.boot.tpm import seal, unseal
-from p2p_network.core.errors import BootError
+from p2p_bootstrap.node.key_vault import TpmVault
+from p2p_network.core.errors import BootError, MeshError
+from p2p_network.state import StateDirectory
 
 PROGRAMS = ("swtpm", "tpm2_createprimary", "openssl")
 
@@ -158,3 +160,34 @@ def test_a_signed_policy_verifies_with_the_published_key(tpm: Tpm) -> None:
     tpm(*verify, "-m", "policy", fails=True)
     with pytest.raises(BootError, match="openssl failed"):
         public_key(tpm.folder / "sig")
+
+
+def test_a_nodes_key_is_sealed_to_this_machine_and_outlives_every_upgrade(tpm: Tpm, tmp_path: Path) -> None:
+    def channel(command: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", tpm.port), timeout=60) as connection:
+            connection.sendall(command)
+            return connection.recv(4096)
+
+    vault = TpmVault(channel)
+    with StateDirectory.open(tmp_path / "new") as state:
+        made = state.identity(vault)
+        text = (state.path / "identity.key").read_text()
+        assert made.seed.hex() not in text
+        assert "sealed {" in text
+        assert (state.path / "identity.key").stat().st_mode & 0o777 == 0o600
+        tpm("pcrevent", "11", "-Q", data=b"another image")
+        assert state.identity(vault).seed == made.seed
+        with pytest.raises(MeshError, match="sealed by this machine's TPM"):
+            state.identity()
+    with StateDirectory.open(tmp_path / "old") as state:  # an open key is sealed, and stays the same
+        before = state.identity()
+        assert before.seed.hex() in (state.path / "identity.key").read_text()
+        assert state.identity(vault).seed == before.seed
+        assert before.seed.hex() not in (state.path / "identity.key").read_text()
+        assert sorted(path.name for path in state.path.iterdir() if "tmp" in path.name) == []
+    sealed = json.loads(text.splitlines()[1].removeprefix("sealed "))
+    raw = bytearray(base64.b64decode(sealed["private"]))
+    raw[-1] ^= 1
+    foreign = json.dumps({**sealed, "private": base64.b64encode(raw).decode()})
+    with pytest.raises(BootError, match="another TPM"):
+        vault.unseal(foreign)
