@@ -1,9 +1,10 @@
 """How does a TPM keep a secret for one boot and no other? The few commands for that, spoken directly.
 
-`seal` binds a secret to the value that PCR 11 will have (`measure.predict`), under the TPM's own storage key;
-`unseal` gives it back while PCR 11 has that value. `seal_here` binds a secret to this TPM alone, for what
-must outlive an upgrade of the image: a node's identity. No library, no daemon: an initramfs has neither.
-Between the TPM and us nothing is encrypted: against who listens on its bus take a passphrase, or a key service.
+`seal` binds a secret to the value that PCR 11 will have (`measure.predict`), under the TPM's own storage
+key; `unseal` gives it back while PCR 11 has that value. `seal_here` binds a secret to this TPM alone, for
+what must outlive an upgrade of the image: a node's identity. No library, no daemon: an initramfs has
+neither. Between the TPM and us nothing is encrypted: against who listens on its bus take a passphrase, or a
+key service.
 """
 
 from __future__ import annotations

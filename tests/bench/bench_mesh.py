@@ -160,7 +160,7 @@ async def visit(address: str, seed: bytes) -> None:
     async with running(host):
         host.learn(server, [address], "bench")
         await until(lambda: server in host.connected())
-        await host.request(server, "echo", b"hello")
+        await host.request(server, "echo", b"hello", timeout_s=3600)  # it may be stopped for a while
 
 
 async def churn(cycles: int, told: Callable[[int, int, int], None], identities: int = 64) -> None:
