@@ -99,6 +99,7 @@ class Issuing:
             host=host,
             durable=durable,
             holders=self._holders,
+            electorate=self._electorate,
         )
 
     def _authority(self) -> Authority:
@@ -319,19 +320,24 @@ class Issuing:
         return max(self._admission.now_ms(), self._replication.ledger.clock_last.wall_ms)
 
     def _check_holders(self) -> None:
-        holders = self._holders()
+        holders = self._electorate()
         seen = {peer for peer in holders if peer == self._self_id or peer in self._host.connected()}
         if 2 * len(seen) <= len(holders):
             raise MeshError(
                 f"only {len(seen)} of {len(holders)} nodes that hold the root are in sight: if others rotate "
                 "too, the mesh is parted for good",
                 hint="wait until most of them are connected (kairos-p2p peers); if they are gone for ever: "
-                "revoke them, or --force",
+                "--force",
             )
 
     def _holders(self) -> frozenset[str]:
         """Who holds the root, as far as this node knows."""
         return frozenset(c.peer for c in self._members() if c.is_issuer) | {self._self_id}
+
+    def _electorate(self) -> frozenset[str]:
+        """Whose votes count: the roster's, and in the first generation all that are known."""
+        roster = self._admission.trust.electorate()
+        return self._holders() if roster is None else roster
 
     def _members(self) -> list[Certificate]:
         """Everybody who is a member now, also those that are away."""

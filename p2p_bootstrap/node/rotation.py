@@ -31,7 +31,12 @@ PAUSE_S: Final = 1.0
 
 
 class RotationVote:
-    """One holder's part in the votes. `holders`: the peers that hold the root now, this node among them."""
+    """One holder's part in the votes.
+
+    Args:
+        holders: the peers that hold the root now, this node among them.
+        electorate: those of them whose votes count.
+    """
 
     def __init__(
         self,
@@ -42,6 +47,7 @@ class RotationVote:
         host: Mesh,
         durable: Durable,
         holders: Callable[[], frozenset[str]],
+        electorate: Callable[[], frozenset[str]],
     ) -> None:
         self._runtime = runtime
         self._admission = admission
@@ -49,6 +55,7 @@ class RotationVote:
         self._host = host
         self._durable = durable
         self._holders = holders
+        self._electorate = electorate
         self._key = f"rotation/{admission.kept.mesh_id}"
         self._votes: Votes | None = None
         self._voting = runtime.lock()
@@ -65,7 +72,7 @@ class RotationVote:
                 await self._runtime.signal().wait(pause_s)
             if self._admission.kept.generation >= number:
                 return b""
-            holders = self._holders()
+            holders = self._electorate()
             ballot = Ballot(max(self._heard_round, (await self._load()).promised.round) + 1, self._self_id)
             promises = [
                 answer
@@ -79,15 +86,14 @@ class RotationVote:
             if voting.is_decided(sum(isinstance(vote, Accepted) for vote in votes), len(holders)):
                 return value
         raise MeshError(
-            f"most of the {len(self._holders())} nodes that hold the root did not agree to new keys: "
+            f"most of the {len(self._electorate())} nodes that vote did not agree to new keys: "
             f"{self._refusal or 'they did not answer'}",
-            hint="try again when they are connected (kairos-p2p peers); if they are gone for ever: revoke "
-            "them, or --force",
+            hint="try again when they are connected (kairos-p2p peers); if they are gone for ever: --force",
         )
 
     async def _ask_all(self, holders: frozenset[str], ask: Ask) -> list[voting.Answer]:
         """This node first: its own promise is durable before anybody hears of the ballot."""
-        answers = [await self._vote(self._self_id, ask)]
+        answers = [await self._vote(self._self_id, ask)] if self._self_id in holders else []
         payload = wire.encode(ask)
 
         async def one(peer: PeerId) -> None:
@@ -123,7 +129,7 @@ class RotationVote:
                 ask,
                 peer=peer,
                 generation=self._admission.kept.generation,
-                holders=len(self._holders()),
+                holders=len(self._electorate()),
             )
             if after != before:
                 self._votes = None  # should this be cancelled, the disk knows

@@ -73,3 +73,29 @@ def test_a_judge_that_lets_the_revoked_in_is_found_out(
     )
     outcome = run_world(shipped(scenarios), 1)
     assert "revoked" in outcome.violation
+
+
+JOINERS = """
+regions: {east: 2, west: 4}
+servers: 1
+minimum_nodes: 3
+nodes: {n4: {boots: 75s}, n5: {boots: 75s}, n6: {boots: 75s}}
+faults:
+  - {at: 40s, rotate: n1}
+  - {at: 70s, partition: [[n1, n2], [n3, n4, n5, n6]], for: 60s}
+  - {at: 115s, rotate: n1}
+  - {at: 115s, rotate: n4}
+heal: 140s
+expect: {within: 10m}
+"""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_who_joins_by_the_token_on_one_side_of_a_partition_adds_no_vote(seed: int) -> None:
+    """Four of the six holders stand in the west, but of the roster of generation 2 only one of three."""
+    outcome = run_world(parse_scenario(JOINERS.encode(), "joiners.yaml"), seed, keep_trace=True)
+    assert outcome.violation == ""
+    announced = [line for line in outcome.trace if "is announced by" in line]
+    assert len(announced) == 2, announced
+    assert "generation 3 is announced by n1" in announced[1]
+    assert any("n4" in line and "only 1 of 3" in line for line in outcome.trace)

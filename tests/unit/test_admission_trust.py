@@ -138,6 +138,17 @@ def test_a_rotation_is_in_force_only_where_the_whole_roster_is_known(trust: Trus
     assert trust.settle() == 2
 
 
+def test_only_the_roster_of_the_generation_in_force_votes_on_the_next_keys(trust: Trust, words: Map) -> None:
+    assert trust.electorate() is None
+    rotate(words, ONE, TWO, ALICE, BOB)
+    assert trust.settle() == 2
+    roster = trust.electorate()
+    assert roster is not None
+    assert roster <= {ALICE, BOB}
+    words.values[f"member/{CAROL}"] = encode(certificate(CAROL, TWO))  # joined since
+    assert trust.electorate() == roster
+
+
 def test_two_rotations_are_caught_up_with_at_once(trust: Trust, words: Map) -> None:
     rotate(words, ONE, TWO, ALICE, BOB)
     rotate(words, TWO, THREE, ALICE)

@@ -327,6 +327,21 @@ class Trust:
         """How many members of a generation's roster are known."""
         return sum(1 for _ in self._words.items(f"seat/{number}/"))
 
+    def electorate(self) -> frozenset[str] | None:
+        """Who decides on the next keys: those that got the root in the generation in force.
+
+        Its roster is signed and known whole (`settle`), so it is the same set on both sides of any partition,
+        and nobody adds himself to it by joining. None in the first generation, which has no roster.
+        """
+        if self.generation == 1:
+            return None
+        certificates = (
+            self._certificate_in(entry.key, entry.value)
+            for entry in self._words.items(f"seat/{self.generation}/")
+            if entry.value is not None
+        )
+        return frozenset(c.peer for c in certificates if c is not None and c.is_issuer)
+
     def seat(self, peer: str, number: int) -> Seat | None:
         """A member's place in a generation."""
         entry = self._words.get(f"seat/{number}/{peer}")

@@ -5,9 +5,11 @@ network token, so whoever finds that another one's rotation got half way can com
 seed from its seat of the rotation anyway. `answer` is the acceptor, `adopted` and `is_decided` are what a
 proposer has to know; asking and keeping (a vote is durable before it is given) is the caller's. Pure.
 
-A holder refuses to vote on a proposal that counts on fewer holders than it knows of. Holders that join by the
-network token alone on both sides of a partition are known on neither, so both sides may come to a majority:
-agreement needs a roster that nobody adds himself to.
+From the second generation on the holders that vote are those of the roster of the generation in force
+(`Trust.electorate`): a set that is signed, the same everywhere, and that nobody adds himself to. The first
+generation has no roster: there a holder refuses to vote on a proposal that counts on fewer holders than it
+knows of, and holders that join by the network token alone on both sides of a partition, before the first
+rotation, are known on neither, so both sides may come to a majority.
 """
 
 from __future__ import annotations
