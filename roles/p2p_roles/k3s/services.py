@@ -186,10 +186,11 @@ class OpenRc:
         if changed and await trio.to_thread.run_sync(self._pid_path.exists):
             await _call("rc-service", "--ifstarted", units.NAME, "stop", timeout_s=units.STOP_S + 30)
         await _call("rc-service", "--ifstopped", units.NAME, "start")
-        pid = 0
+        pid, words = 0, ""
         with trio.move_on_after(_APPEAR_S):
-            while not pid:
+            while not pid and not words:
                 await trio.sleep(_LOOK_S)
+                words = await trio.to_thread.run_sync(self._log.tail)  # first: who spoke may have ended since
                 pid = await trio.to_thread.run_sync(self._child_pid)
         return Service(self, pid, digest)  # 0: it ends faster than it can be seen; the log says why
 
