@@ -351,7 +351,10 @@ class RecoveryDuties(JoinDuties):
 
     def reset_done(self, now: float, event: K3sReset) -> None:
         """The adapter reset etcd, or could not."""
-        if self.state is not State.RECOVER or event.epoch != self.epoch:
+        if self.state is not State.RECOVER:
+            return
+        self._reset_again_at = now  # whichever it was, none is under way: another recovery need not wait
+        if event.epoch != self.epoch:
             return
         if event.error:
             self._reset_error, self._reset_again_at = event.error[:300], now + _RESET_AGAIN_S

@@ -59,6 +59,8 @@ OPERATED = (
     520_000_393,
     # an upgrade was under way when the cluster was recovered: nobody took it for this cluster's any more
     520_000_409,
+    # a recovery that followed another one at once, by the same server, waited ten minutes for its reset
+    532_000_183,
 )  # fmt: skip
 
 
