@@ -1,6 +1,7 @@
 """How fast is the data plane beside the bare wire, wireguard-go and nebula, on good paths and on bad ones?
 
-    python tests/bench/bench_dataplane.py [clean] [bad] [many] [--repetitions 3] [--seconds 3] [--out FOLDER]
+    python tests/bench/bench_dataplane.py [clean] [bad] [many] [--repetitions 3] [--seconds 3] [--delays MS ...]
+                                          [--out FOLDER]
 
 clean   two namespaces on one veth pair: TCP both ways, small and large UDP packets, round trips idle and
         loaded, CPU and memory
@@ -48,7 +49,8 @@ COLUMNS = {
     "idle": "idle MB",
     "rss": "loaded MB",
 }
-BAD_PATHS = tuple((delay, loss) for delay in (0, 20, 100, 200) for loss in (0.0, 0.001, 0.01))
+DELAYS = (0, 20, 100, 200)
+BAD_PATHS = tuple((delay, loss) for delay in DELAYS for loss in (0.0, 0.001, 0.01))
 """Round trip in ms, and loss each way."""
 PEERS = (1, 10, 50)
 
@@ -161,11 +163,12 @@ def bench_clean(options: argparse.Namespace, say: Callable[[str], None]) -> str:
 
 def bench_bad(options: argparse.Namespace, say: Callable[[str], None]) -> str:
     """Delay and loss, on the lab's own link."""
-    columns = {f"{delay} {loss}": f"{delay} ms {loss:.1%}" for delay, loss in BAD_PATHS}
+    paths = [(delay, loss) for delay, loss in BAD_PATHS if delay in options.delays]
+    columns = {f"{delay} {loss}": f"{delay} ms {loss:.1%}" for delay, loss in paths}
     with Field(2, link="delay_ms=0") as lab:
         one, other = lab.places
         contestants = list(all_contestants(one, other))
-        for delay, loss in BAD_PATHS:
+        for delay, loss in paths:
             lab.shape(f"delay_ms={delay / 2} loss={loss} rate_mbit=300 queue_ms={max(20, delay)}")
             say(f"round trip {delay} ms, loss {loss:.1%}")
 
@@ -234,6 +237,7 @@ def main() -> int:
     parser.add_argument("which", nargs="*", choices=[*BENCHES, []], default=list(BENCHES))
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--delays", type=int, nargs="*", default=DELAYS, help="bad: which round trips, ms")
     parser.add_argument("--out", type=Path, default=Path())
     options = parser.parse_args()
     reason = two_planes.why_not() or ("" if shutil.which("iperf3") else "needs iperf3")
