@@ -1,7 +1,7 @@
 """How fast is the data plane beside the bare wire, wireguard-go and nebula, on good paths and on bad ones?
 
-    python tests/bench/bench_dataplane.py [clean] [bad] [many] [--repetitions 3] [--seconds 3] [--delays MS ...]
-                                          [--out FOLDER]
+    python tests/bench/bench_dataplane.py [clean] [bad] [many] [--repetitions 3] [--seconds 3]
+                                          [--delays MS ...] [--out FOLDER]
 
 clean   two namespaces on one veth pair: TCP both ways, small and large UDP packets, round trips idle and
         loaded, CPU and memory
