@@ -372,6 +372,12 @@ class P2P(_Section):
         description="Addresses to dial first, beside the token's: host:port or multiaddress.",
     )
 
+    seed_file: Text = Field(
+        default="",
+        description="A file with addresses to dial first, one a line: for sites without a network to find "
+        "others in.",
+    )
+
     @property
     def named_region(self) -> str:
         """The region as written; "" if there is none or it is to be found out (``auto``)."""

@@ -29,6 +29,7 @@ from p2p_bootstrap.api.upgrades import routes as upgrade_routes
 from p2p_bootstrap.config.fields import split_target
 from p2p_bootstrap.config.loading import Config
 from p2p_bootstrap.config.model import REGION_AUTO
+from p2p_bootstrap.config.seeds import read_seeds
 from p2p_bootstrap.node.address import ALONE_S, FIRST_ALONE_S
 from p2p_bootstrap.node.admission import Admission
 from p2p_bootstrap.node.answers import Answers, own_hostname
@@ -158,6 +159,7 @@ class _Agent:
 
     async def run(self) -> None:
         with StateDirectory.open(self._state_dir) as state:
+            seeds = await trio.to_thread.run_sync(read_seeds, self._config.p2p.seed_file)
             vault = machine_vault(self._config.p2p.seal_identity)
             identity = await trio.to_thread.run_sync(state.identity, vault)
             durable = DurableFiles(state.durable_path)
@@ -183,7 +185,7 @@ class _Agent:
                 mesh_id=kept.mesh_id,
                 rendezvous=kept.rendezvous,
                 listen=self._config.p2p.listen,
-                bootstrap=tuple(dict.fromkeys((*self._config.bootstrap, *kept.bootstrap))),
+                bootstrap=tuple(dict.fromkeys((*self._config.bootstrap, *seeds, *kept.bootstrap))),
                 mdns=kept.mdns,
                 dht=kept.dht and self._config.p2p.dht,
                 remembered=_remembered(durable),
