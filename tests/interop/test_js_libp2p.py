@@ -65,7 +65,7 @@ async def our_node(*, gate: bool) -> AsyncIterator[MeshHost]:
         dht=False,
         gate=admission_of(identity) if gate else None,
     )
-    with trio.fail_after(90):
+    with trio.fail_after(200):
         async with trio.open_nursery() as nursery:
             await nursery.start(host.run)
             yield host
@@ -78,7 +78,7 @@ async def plain_node(
     """What a plain js-libp2p node says of an attempt to dial, identify and ping."""
     address = f"{host.addresses()[0]}/p2p/{host.peer_id}"
     config = {"psk": psk.hex(), "seed": JS_SEED.hex(), "address": address, **more}
-    run = partial(subprocess.run, capture_output=True, check=True, timeout=60)
+    run = partial(subprocess.run, capture_output=True, check=True, timeout=90)
     done = await trio.to_thread.run_sync(lambda: run(["node", str(folder / "plain.mjs"), json.dumps(config)]))
     told: dict[str, Any] = json.loads(done.stdout)
     return told

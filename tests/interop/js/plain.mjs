@@ -49,7 +49,7 @@ async function admitted (connection) {
 
 const told = { self: node.peerId.toString() }
 try {
-  const signal = AbortSignal.timeout(config.limit_ms ?? 15000)
+  const signal = AbortSignal.timeout(config.limit_ms ?? 40000)
   const known = new Promise(resolve => node.addEventListener('peer:identify', event => resolve(event.detail)))
   const connection = await node.dial(multiaddr(config.address), { signal })
   told.peer = connection.remotePeer.toString()
