@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from p2p_bootstrap.node.authority import Standing
     from p2p_bootstrap.node.cluster import Cluster
     from p2p_bootstrap.node.ports import Durable, K3s, K3sPrograms, KubeApi
+    from p2p_roles.assign import Role
+    from p2p_roles.view import ViewNode
 
 logger = log.get(__name__)
 
@@ -272,7 +274,7 @@ class Upgrading:
                 UpgradeNode(
                     node.peer,
                     node.hostname,
-                    "server" if node.role == "server" else "agent",
+                    _role(standing, node),
                     said.get(node.peer),
                     alive=node.alive,
                     ready=node.ready,
@@ -367,6 +369,17 @@ class Upgrading:
                 hint="see who is one with: kairos-p2p roles list",
             )
         return standing
+
+
+def _role(standing: Standing, node: ViewNode) -> Role:
+    """What a node is, for who may be taken down: a dead one that the cluster has given up as a server (it was
+    imaged anew, say) is none any more, whatever it last said of itself."""
+    word = standing.assignments.get(node.peer)
+    if word is not None:
+        counts = word.role == "server" or word.leaving
+    else:
+        counts = node.peer in standing.genesis.servers
+    return "server" if node.role == "server" and (node.alive or counts) else "agent"
 
 
 def _get(kube: KubeApi) -> dict[str, Any] | None:

@@ -61,6 +61,8 @@ OPERATED = (
     520_000_409,
     # a recovery that followed another one at once, by the same server, waited ten minutes for its reset
     532_000_183,
+    # an upgrade waited for the old identity of a server that was imaged anew, and given up long since
+    534_000_010,
 )  # fmt: skip
 
 
