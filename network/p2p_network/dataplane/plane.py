@@ -102,6 +102,10 @@ class Plane:
         except MeshError as exc:
             return Failed(exc.message, exc.hint)
 
+    def rate_bps(self) -> float:
+        """What all peers sent and got during the last second, inner bits."""
+        return sum(peer.rx_rate_bps + peer.tx_rate_bps for peer in self._table.by_name.values())
+
     def close(self) -> None:
         """Close all connections; the device goes away."""
         self._carriers.close()
