@@ -6,20 +6,20 @@ Both run in labs of the same shape with the same k3s (`K3S_BIN`: a real one, as 
 kubelets; else the stand-in) in one run, in turn, so that a busy machine is unfair to both alike. By hand
 means: as fast as a script that knows everything beforehand can be. The first server starts with
 `cluster-init` and, in the moment it is READY, all others with `server:`, at once; no VPN, no election. READY
-is the same for both: the server's own `/readyz` with the admin's certificate, seen on that node. Prints a
-table; asserts nothing. Needs root.
+is the same for both: the server's own `/readyz` with the admin's certificate, seen on that node by a process
+that was there before the clock began. Prints a table; asserts nothing. Needs root.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import select
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 
 from p2p_simulations.lab import outfit
 from p2p_simulations.lab.lab import Lab
@@ -39,20 +39,45 @@ CONTROL_PLANE = (
 READY = """
 import pathlib, sys, time
 from p2p_roles.k3s import probe
+print("here", flush=True)
 while True:
     try:
         probe.server_ready(pathlib.Path("/etc/rancher/k3s/k3s.yaml"))
         break
     except probe.NotReady:
         time.sleep(0.1)
+print("ready", flush=True)
 """
 
 
-def wait_ready(nodes: list[Node]) -> None:
-    """Until every node's own API says that it is READY, each seen by a process on that node."""
-    with ThreadPoolExecutor(len(nodes)) as pool:
-        for done in pool.map(lambda node: node.exec([sys.executable, "-c", READY], PATIENCE_S), nodes):
-            assert done.returncode == 0, done.stderr
+class Watchers:
+    """A process on every node that asks its API whether it is READY."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        argv = [sys.executable, "-c", READY]
+        self._running = {
+            node.name: subprocess.Popen(node.enter_argv(argv), stdout=subprocess.PIPE, text=True)
+            for node in nodes
+        }
+        for name in self._running:
+            self._hear(name, "here")
+
+    def wait(self, names: Iterable[str]) -> None:
+        """Until the APIs of these nodes have said that they are READY."""
+        for name in names:
+            self._hear(name, "ready")
+
+    def end(self) -> None:
+        """No process is left."""
+        for process in self._running.values():
+            process.kill()
+            process.communicate()
+
+    def _hear(self, name: str, word: str) -> None:
+        out = self._running[name].stdout
+        assert out is not None
+        if not select.select([out], [], [], PATIENCE_S)[0] or out.readline().strip() != word:
+            sys.exit(f"{name} did not say that it is {word} in {PATIENCE_S:.0f} s")
 
 
 def by_hand(lab: Lab, args: tuple[str, ...]) -> float:
@@ -61,6 +86,7 @@ def by_hand(lab: Lab, args: tuple[str, ...]) -> float:
     first, *others = nodes
     binary = outfit.k3s_binary(lab.folder)
     running: list[subprocess.Popen[bytes]] = []
+    watchers = Watchers(nodes)
 
     def start(node: Node, *more: str) -> None:
         words = [binary, "server", "--node-ip", node.place.ipv4, "--node-name", node.name, *args, *more]
@@ -70,13 +96,14 @@ def by_hand(lab: Lab, args: tuple[str, ...]) -> float:
     try:
         began = time.monotonic()
         start(first, "--token", "by-hand", *(["--cluster-init"] if others else []))
-        wait_ready([first])
+        watchers.wait([first.name])
         token = first.exec(["cat", "/var/lib/rancher/k3s/server/token"]).stdout.strip()
         for node in others:
             start(node, "--token", token, "--server", f"https://{first.place.ipv4}:6443")
-        wait_ready(nodes)
+        watchers.wait(node.name for node in others)
         return time.monotonic() - began
     finally:
+        watchers.end()
         lab.down()
         for process in running:
             process.wait()
@@ -84,11 +111,15 @@ def by_hand(lab: Lab, args: tuple[str, ...]) -> float:
 
 def by_agents(lab: Lab, args: tuple[str, ...]) -> float:
     """Seconds. (The arguments are in the lab's cloud-config.)"""
-    began = time.monotonic()
-    for name in lab.topology.names:
-        lab.start_agent(name)
-    wait_ready(list(lab.nodes.values()))
-    return time.monotonic() - began
+    watchers = Watchers(list(lab.nodes.values()))
+    try:
+        began = time.monotonic()
+        for name in lab.topology.names:
+            lab.start_agent(name)
+        watchers.wait(lab.topology.names)
+        return time.monotonic() - began
+    finally:
+        watchers.end()
 
 
 def measure(how: Callable[[Lab, tuple[str, ...]], float], topology: Topology, args: tuple[str, ...]) -> float:
