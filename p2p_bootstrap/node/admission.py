@@ -267,6 +267,10 @@ class Admission:
             self.trust.settle()
             self._follow_rotation()
             self.trust.count_uses()
+            # of keys that this node had agreed on apart from the mesh that it was brought into since
+            words = [e for kind in ("generation/", "seat/") for e in self._replication.ledger.items(kind)]
+            lost = (e.key for e in words if e.value and self.trust.proven(e.key, e.value) is None)
+            await self._replication.unlearn(tuple(lost))
             # a certificate may be lost with a damaged row: nobody would take its owner's words from us
             authors = self._replication.authors() - {self._self_id}
             await self._replication.forget(frozenset(a for a in authors if not self.trust.is_recorded(a)))

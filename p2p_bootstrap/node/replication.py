@@ -147,6 +147,11 @@ class Replication:
         if authors:
             await self._ledger.feed(events.Expelled(authors, self._runtime.wall_s()))
 
+    async def unlearn(self, keys: tuple[str, ...]) -> None:
+        """Drop entries that prove nothing any more."""
+        if keys:
+            await self._ledger.feed(events.Disproved(keys, self._runtime.wall_s()))
+
     def authors(self) -> frozenset[str]:
         """Who speaks in the ledger of itself or others, but for what proves itself."""
         return frozenset(e.author for e in self.ledger.items() if rule_of(e.key) in SPOKEN)

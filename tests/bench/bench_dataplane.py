@@ -245,6 +245,7 @@ def main() -> int:
         print(f"the data plane can't be measured here: {reason}")
         return 0
     texts = []
+    options.out.mkdir(parents=True, exist_ok=True)  # before the minutes, not after
     for name in options.which:
         texts.append(f"## {name}\n{BENCHES[name](options, lambda text: print(text, file=sys.stderr))}\n")
         print(texts[-1], flush=True)

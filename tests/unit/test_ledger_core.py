@@ -16,6 +16,7 @@ from p2p_network.ledger.entry import MAX_COUNT, Entry, sign_entry
 from p2p_network.ledger.events import (
     Changed,
     Contradiction,
+    Disproved,
     Effect,
     EntriesReceived,
     Expelled,
@@ -96,6 +97,18 @@ def test_writing_the_same_again_changes_nothing() -> None:
 def test_our_own_mistakes_are_said_at_once(key: str) -> None:
     with pytest.raises(LocalViolation):
         ledger().step(0.0, LocalWrite(key, b"x", WALL_S))
+
+
+def test_what_proves_nothing_any_more_is_forgotten_without_a_trace() -> None:
+    mine, before = ledger(), ledger().digest()
+    entry = sign_entry(BOB, MESH, "generation/2", at(1), b"quorum|1")
+    receive(mine, entry)
+    assert mine.digest() != before
+    gone = mine.step(2.0, Disproved(("generation/2", "generation/3"), WALL_S + 2))
+    assert gone.effects == (Remove(("generation/2",)), Changed(("generation/2",)))
+    assert mine.digest() == before
+    assert mine.step(3.0, Disproved(("generation/2",), WALL_S + 3)).effects == ()
+    assert isinstance(receive(mine, entry)[0], Store), "no tombstone: if it proves itself again it is taken"
 
 
 def test_a_certificate_can_not_be_deleted() -> None:

@@ -38,6 +38,7 @@ from p2p_network.ledger.entry import (
 from p2p_network.ledger.events import (
     Changed,
     Contradiction,
+    Disproved,
     Effect,
     EntriesReceived,
     Event,
@@ -196,7 +197,11 @@ class Ledger:
             case EntriesReceived(peer, entries):
                 return self._receive(peer, entries, event.wall_s)
             case Expelled(authors):
-                return self._expel(authors)
+                gone = tuple(key for key, held in self._held.items() if self._goes(key, held, authors))
+                return self._forget(gone, "entries of expelled nodes forgotten")
+            case Disproved(keys):
+                gone = tuple(key for key in keys if key in self._held)
+                return self._forget(gone, "entries forgotten that prove nothing any more")
             case Tick():
                 evicted = self._collect(event.wall_s)
                 if not evicted:
@@ -225,14 +230,13 @@ class Ledger:
         left_out = f"; {unknown} of a form unknown to this version left aside" if unknown else ""
         return Decision(tuple(effects), f"{len(self._held)} entries restored from disk{left_out}")
 
-    def _expel(self, authors: frozenset[str]) -> Decision[Effect]:
+    def _forget(self, gone: tuple[str, ...], why: str) -> Decision[Effect]:
         """Every node forgets the same, so digests agree again with those that never heard of it."""
-        gone = tuple(key for key, held in self._held.items() if self._goes(key, held, authors))
         for key in gone:
             self._drop(key)
         if not gone:
             return Decision()
-        return Decision((Remove(gone), Changed(gone)), f"{len(gone)} entries of expelled nodes forgotten")
+        return Decision((Remove(gone), Changed(gone)), f"{len(gone)} {why}")
 
     def _goes(self, key: str, held: Held, authors: frozenset[str]) -> bool:
         rule = rule_of(key)

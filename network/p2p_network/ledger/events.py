@@ -62,13 +62,21 @@ class Expelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Disproved:
+    """These entries proved themselves once and do so no longer: of keys that lost against others, say."""
+
+    keys: tuple[str, ...]
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed (see `Ledger.wake_at`)."""
 
     wall_s: float
 
 
-Event = Restored | LocalWrite | LocalWrites | LocalDelete | EntriesReceived | Expelled | Tick
+Event = Restored | LocalWrite | LocalWrites | LocalDelete | EntriesReceived | Expelled | Disproved | Tick
 
 
 # Effects
