@@ -17,9 +17,9 @@ nodes:
   a: {role: server}
   b: {role: agent}
   c: {role: agent, nat: port-restricted}
-  d: {role: agent}
+  d: {role: agent, nat: full-cone}
   e: {role: agent, joins: later, minimum_nodes: 64}
-network: {loss: 0.02}
+network: {loss: 0.02, region_delay: 20ms, links: [{between: [east, north], delay: 60ms, loss: 0.01}]}
 faults:
   - {at: 2s, flap: [a, b], for: 4s, period: 1s}
   - {at: 3s, cut: [[c, north]], for: 3s}
@@ -29,7 +29,9 @@ faults:
   - {at: 7s, power_cut: d, for: 2s}
   - {at: 8s, freeze: c, for: 2s}
   - {at: 9s, corrupt_ledger: d, for: 1s}
+  - {at: 9s, network: {region_delay: 80ms, tail: 4ms}}
   - {at: 10s, reimage: b, for: 1s}
+  - {at: 11s, corrupt: d, for: 1s}
 heal: 13s
 expect: {within: 5m, clusters_before_heal: 1}
 """
@@ -50,7 +52,7 @@ def test_a_scenario_ends_in_the_lab_as_in_the_simulator(
         ["b", "agent", "ready", "new", "new"],
         ["e", "agent", "ready", "kept", "kept"],
         ["c", "agent", "ready", "kept", "kept"],
-        ["d", "agent", "ready", "kept", "kept"],
+        ["d", "agent", "ready", "new", "new"],
     ]
     for fault in (
         "flap: [a, b]",
@@ -60,7 +62,10 @@ def test_a_scenario_ends_in_the_lab_as_in_the_simulator(
         "power_cut: d",
         "freeze: c",
         "corrupt_ledger: d",
+        "network: {",
         "reimage: b",
+        "corrupt: d",
+        "d: bootstrap%2Fkairos is damaged",
         "everything heals",
     ):
         assert fault in said.err

@@ -61,6 +61,7 @@ IMPURE = {
     "pyroute2",
 }
 PURE = (
+    "simulations/p2p_simulations/lab/distance.py",
     "network/p2p_network/core",
     "network/p2p_network/wire.py",
     "network/p2p_network/identity.py",

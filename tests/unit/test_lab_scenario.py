@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 
 from p2p_bootstrap.cli.main import main
 from p2p_network.core.errors import ConfigError
-from p2p_simulations.lab.scenario import ABSENT, topology_of
+from p2p_simulations.lab.distance import Distances, ends_of, line_of, weather_of
+from p2p_simulations.lab.scenario import ABSENT, topology_of, unused
 from p2p_simulations.lab.topology import make_topology
 from p2p_simulations.lab.weather import weather_script
 from p2p_simulations.sim.ending import Ending, NodeEnding, differences
 from p2p_simulations.sim.fault_files import KINDS
 from p2p_simulations.sim.files import parse_scenario
 from p2p_simulations.sim.plan import Plan
+from p2p_simulations.world.net import PairWeather, Weather
 
 HEAD = "regions: {a: [n1, n2], b: [n3]}\n"
 
@@ -41,13 +45,13 @@ def test_everything_that_a_lab_has_not_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         topology_of(
             plan_of("chaos: 0.1\nk3s: {failure: 0.1}\nnodes: {n1: {clock: 5m, slowness: 3, k3s: broken}}\n"
-                    "network: {region_delay: 1s, duplication: 0.1}\n"
+                    "network: {delay: 1s, region_delay: 1s, duplication: 0.1, links: [{between: [a, a]}]}\n"
                     "faults: [{at: 1s, forge: n1}, {at: 2s, power_cut: n1}, {at: 3s, drift: {n2: 0.1}}]\n"),
             "x.yaml",
         )  # fmt: skip
     assert {problem.key for problem in caught.value.problems} == {
         "nodes.n1.clock", "nodes.n1.slowness", "nodes.n1.k3s", "chaos", "k3s.failure", "network.delay",
-        "network.duplication", "faults[0].forge", "faults[2].drift",
+        "network.links", "network.duplication", "faults[0].forge", "faults[2].drift",
     }  # fmt: skip
     assert set(ABSENT) - {"recover"} < set(KINDS)
 
@@ -104,3 +108,37 @@ def test_a_region_stands_behind_one_router_and_a_firewall_is_a_nodes_own() -> No
         with pytest.raises(ConfigError) as caught:
             topology_of(plan_of(f"nodes: {nodes}\n"), "x")
         assert {problem.key for problem in caught.value.problems} == keys
+
+
+def test_a_packet_between_regions_takes_as_long_as_a_message_there_in_the_simulator() -> None:
+    shape = make_topology({"a": ("n1",), "b": ("n2",), "c": ("n3",)})
+    weather = Weather(0.001, 0.2, 1e-6, links=(PairWeather("a", "c", 0.5, 1e-6, 0.1),))
+    told = weather_of(line_of(weather, shape))
+    assert told.links == (PairWeather("1", "3", 0.5, 1e-6, 0.1),)
+    distances = Distances(seed=1)
+    distances.change(told)
+    for source, target, delay_s in (
+        ("198.18.1.11", "198.18.2.11", 0.201),
+        ("198.19.3.1", "198.18.1.11", 0.501),  # from behind a NAT
+        ("fd6c:6162:0:1::b", "fd6c:6162:0:3::b", 0.501),
+    ):
+        packet = packet_between(source, target)
+        assert distances.delay_s(packet) == pytest.approx(delay_s, abs=0.001)
+        assert distances.delay_s(packet[:15]) is None
+    for source, target in (
+        ("fe80::1", "ff02::2"),
+        ("198.18.1.11", "198.19.2.1"),
+        ("10.0.0.1", "198.18.2.11"),
+    ):
+        assert ends_of(packet_between(source, target)) is None
+    assert ends_of(b"") is None
+
+
+def packet_between(source: str, target: str) -> bytes:
+    ends = ip_address(source).packed + ip_address(target).packed
+    return b"\x45" + bytes(11) + ends if len(ends) == 8 else b"\x60" + bytes(7) + ends
+
+
+def test_what_a_lab_does_not_delay_is_said() -> None:
+    assert unused(plan_of("network: {region_delay: 1s}\n")) == ()
+    assert [said.split(":")[0] for said in unused(plan_of("network: {tail: 50ms}\n"))] == ["network.tail"]

@@ -181,6 +181,10 @@ class Lab:
         """Lose packets as a script of `weather` says, besides what a partition cuts."""
         self._network().filter(script)
 
+    def detour(self) -> None:
+        """Lead what goes from region to region over a `carrier`, which must be there."""
+        self._network().detour()
+
     def heal(self) -> None:
         """End the partition."""
         self._network().partition(())
@@ -212,13 +216,18 @@ class Lab:
         self._meant = meant
         state.write(self.folder, meant)
 
-    def _network(self) -> Network:
+    @property
+    def router_pid(self) -> int:
+        """The router's holder, as the host sees it. Raises LabError if it is gone."""
         for found in processes.holders(self.folder):
             if found.place == processes.ROUTER:
-                return Network(self.topology, found.pid)
+                return found.pid
         raise LabError(
             f"the router of lab {self.name} is gone", hint=f"kairos-p2p lab down --name {self.name}"
         )
+
+    def _network(self) -> Network:
+        return Network(self.topology, self.router_pid)
 
     def _environment(self, name: str) -> dict[str, str]:
         env = outfit.environment(self.folder, self._meant.env)

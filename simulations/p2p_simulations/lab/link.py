@@ -22,6 +22,7 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from p2p_simulations.lab.shaping import Direction, Shape, parse
@@ -34,10 +35,10 @@ _TURN: Final = 64
 
 
 def open_device(netns: str, name: str) -> int:
-    """A TUN device in a named namespace; this thread comes back to its own. Raises OSError."""
+    """A TUN device in a namespace, by its name or file; this thread comes back to its own. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     own = os.open("/proc/self/ns/net", os.O_RDONLY)
-    there = os.open(f"/run/netns/{netns}", os.O_RDONLY)
+    there = os.open(Path("/run/netns", netns), os.O_RDONLY)
     try:
         _enter(libc, there)
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

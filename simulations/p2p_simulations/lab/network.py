@@ -18,6 +18,7 @@ from itertools import permutations
 from typing import Final
 
 from p2p_simulations.lab.commands import LabError, run
+from p2p_simulations.lab.distance import detour_batches, untracked_script
 from p2p_simulations.lab.nat import between_public, nat_script, wan_batch
 from p2p_simulations.lab.topology import Place, Topology, router_ipv4, router_ipv6
 
@@ -146,6 +147,12 @@ class Network:
     def filter(self, script: str) -> None:
         """Carry out a script for nft(8) in the router."""
         run(["nsenter", "-t", str(self._router_pid), "-n", "nft", "-f", "-"], script=script)
+
+    def detour(self) -> None:
+        """Lead what goes from region to region over the device of `distance`, which must be there."""
+        self.filter(untracked_script())
+        for family, batch in zip(("-4", "-6"), detour_batches(self._topology), strict=True):
+            run(["nsenter", "-t", str(self._router_pid), "-n", "ip", family, "-batch", "-"], script=batch)
 
     def _await_router(self, place: Place, node_pid: int, timeout_s: float = 10.0) -> None:
         """Return when the cable carries: the kernel opens a bridge's port some time after it has a link."""

@@ -21,6 +21,7 @@ from typing import Final, assert_never
 
 from p2p_bootstrap.api.service import StatusDoc
 from p2p_network.core.errors import TimedOut
+from p2p_simulations.lab.carrier import Carrier
 from p2p_simulations.lab.commands import LabError
 from p2p_simulations.lab.lab import Lab
 from p2p_simulations.lab.node import kairos_p2p
@@ -32,7 +33,7 @@ from p2p_simulations.sim.ending import Ending, NodeEnding
 from p2p_simulations.sim.faults import aimed
 from p2p_simulations.sim.plan import Fault, Plan
 from p2p_simulations.sim.writing import describe
-from p2p_simulations.world.net import groups_cut
+from p2p_simulations.world.net import CALM, groups_cut
 
 POLL_S: Final = 0.2
 ORDER_TIMEOUT_S: Final = 30.0
@@ -52,19 +53,21 @@ class Player:
     ) -> None:
         self._lab, self._plan, self._say = lab, plan, say
         self._timeout_s = min(timeout_s, plan.expect.within_s)
-        self._random = random.Random(seed)
+        self._seed, self._random = seed, random.Random(seed)
         self._names = tuple(node.name for node in plan.nodes)
         self._began = 0.0
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._triggers = list(plan.triggers)
         self._cuts: dict[str, frozenset[Pair]] = {}
-        self._loss = plan.weather.loss
+        self._weather = plan.weather
+        self._carrier: Carrier | None = None
         self._off: set[str] = set()  # agents that were stopped, or that were never started yet
         self._gone: set[str] = set()
         self._reimaged: set[str] = set()
         self._frozen: set[str] = set()
         self._damaged: set[str] = set()
+        self._unvoted: set[str] = set()  # their votes are to be damaged, once there are some
         self._ready_at: float | None = None
         self._waiting = {node.name: node.boots_at_s for node in plan.nodes if node.joins_later}
         self._first: dict[str, tuple[str, str]] = {}  # peer id and address when first seen
@@ -73,6 +76,12 @@ class Player:
     def play(self) -> Ending:
         """From power-on to the end. Raises TimedOut, LabError if it does not end as the plan expects."""
         self._lab.up(agents=False)
+        if len(self._lab.topology.regions) == 1:
+            return self._play()
+        with Carrier(self._lab, self._seed) as self._carrier:
+            return self._play()
+
+    def _play(self) -> Ending:
         self._apply()
         self._began = time.monotonic()
         for node in self._plan.nodes:
@@ -82,11 +91,12 @@ class Player:
             self._at(node.boots_at_s, lambda name=node.name: self._start(name))  # type: ignore[misc]
         for at_s, fault in self._plan.faults:
             self._at(at_s, lambda fault=fault: self._happen(fault))  # type: ignore[misc]
-        while (now := self._now()) < self._plan.heal_at_s:
+        heal_at_s = self._plan.heal_at_s
+        while (now := self._now()) < heal_at_s or (self._unvoted and now < heal_at_s + self._timeout_s):
             self._do_what_is_due()
             self._look()
             self._let_in()
-            time.sleep(max(0.0, min(POLL_S, self._plan.heal_at_s - now)))
+            time.sleep(min(POLL_S, max(POLL_S / 10, heal_at_s - now)))
         limit = self._plan.expect.clusters_before_healing
         if limit is not None and (seen := len(self._clusters())) > limit:
             raise LabError(f"{seen} clusters were ready before everything healed, not {limit} at most")
@@ -180,7 +190,7 @@ class Player:
             case faults.Flap():
                 self._flap(fault, self._now() + fault.for_s)
             case faults.ChangeWeather(weather):
-                self._loss = weather.loss
+                self._weather = weather
                 self._apply()
             case faults.Freeze(node, for_s):
                 self._freeze(node, for_s)
@@ -192,8 +202,7 @@ class Player:
                 self._cut_power(node, down_s)
                 self._corrupt_rows(node)
             case faults.CorruptDurable(node, down_s):
-                self._cut_power(node, down_s)
-                self._corrupt_votes(node)
+                self._corrupt_votes(node, down_s)
             case faults.Reimage(node, down_s):
                 self._reimage(node, down_s)
             case faults.Depart(node, said):
@@ -275,13 +284,27 @@ class Player:
                     bad = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
                     database.execute("UPDATE entry SET raw = ? WHERE id = ?", (bad, row))
 
-    def _corrupt_votes(self, name: str) -> None:
-        """A byte of what it must never forget is another: the agent refuses, until it is imaged anew."""
-        for file in self._disk(name, "/var/lib/kairos-p2p").glob("**/durable/bootstrap*"):
+    def _corrupt_votes(self, name: str, down_s: float) -> None:
+        """A byte of what it must never forget is another: the agent refuses, until it is imaged anew.
+
+        Agents of a lab vote later than those of the simulator: until it has voted, the fault waits, and with
+        it the healing.
+        """
+        files = list(self._disk(name, "/var/lib/kairos-p2p").glob("**/durable/bootstrap*"))
+        if not files:
+            if name not in self._unvoted:
+                self._say(f"          {name} has not voted yet: waiting for its votes")
+            self._unvoted.add(name)
+            self._after(POLL_S, lambda: self._corrupt_votes(name, down_s))
+            return
+        self._unvoted.discard(name)
+        self._cut_power(name, down_s)
+        for file in files:
             raw = file.read_bytes()
             at = self._random.randrange(len(raw))
             file.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
             self._damaged.add(name)
+            self._say(f"          {name}: {file.name} is damaged")
 
     def _depart(self, name: str, said: bool) -> None:
         self._gone.add(name)
@@ -325,10 +348,21 @@ class Player:
         self._after(down_s + up_s, lambda: self._flap(fault, end))
 
     def _apply(self) -> None:
-        lost = dict.fromkeys(permutations(self._names, 2), self._loss) if self._loss else {}
+        lost = {pair: loss for pair in permutations(self._names, 2) if (loss := self._loss(*pair))}
         lost |= dict.fromkeys((pair for cut in self._cuts.values() for pair in cut), 1.0)
         closed = [node.name for node in self._plan.nodes if node.nat == "closed"]
         self._lab.disturb(weather_script(self._lab.topology, lost, closed))
+        if self._carrier is not None:
+            self._carrier.change(self._weather)
+
+    def _loss(self, source: str, target: str) -> float:
+        """As in the simulator: what is lost everywhere, and of the rest what this pair of regions loses."""
+        regions = {self._lab.node(name).place.region for name in (source, target)}
+        kept = 1.0 - self._weather.loss
+        for link in self._weather.links:
+            if {link.one, link.other} == regions:
+                kept *= 1.0 - link.loss
+        return 1.0 - kept
 
     # ------------------------------------------------------------ healing
 
@@ -336,7 +370,7 @@ class Player:
         self._say(f"{self._now():6.1f} s  everything heals")
         self._healing = True
         self._cuts.clear()
-        self._loss = 0.0
+        self._weather = CALM
         self._apply()
         for name in [name for name in self._left() if name not in self._waiting]:
             self._thaw(name)

@@ -130,14 +130,25 @@ def kind_of(fault: Fault) -> str:
 
 
 def _weather(key: str, weather: Weather) -> Iterator[tuple[str, str]]:
-    calm = (CALM.base_delay_s, CALM.region_delay_s, CALM.tail_delay_s)
-    if (weather.base_delay_s, weather.region_delay_s, weather.tail_delay_s) != calm or weather.links:
-        yield f"{key}.delay", "packets of a lab's network are lost, not delayed; loss is there"
+    if weather.base_delay_s != CALM.base_delay_s:
+        yield (
+            f"{key}.delay",
+            "frames within a region are switched at once; region_delay, tail and links are there",
+        )
+    if any(link.one == link.other for link in weather.links):
+        yield (
+            f"{key}.links",
+            "frames within a region are switched at once; links between two regions are there",
+        )
     if weather.duplication:
         yield f"{key}.duplication", "packets of a lab's network come once"
 
 
 def unused(plan: Plan) -> tuple[str, ...]:
     """What of a plan has no meaning in a lab and does no harm: said, not refused."""
-    said = "k3s.start: k3s takes the time it takes" if plan.k3s.start_s != K3sPlan().start_s else ""
-    return (said,) if said else ()
+    said = []
+    if plan.k3s.start_s != K3sPlan().start_s:
+        said.append("k3s.start: k3s takes the time it takes")
+    if plan.weather.tail_delay_s != CALM.tail_delay_s:
+        said.append("network.tail: within a region, where frames are switched at once; between regions it is")
+    return tuple(said)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
+from p2p_simulations.lab.distance import DEVICE
 from p2p_simulations.lab.nat import between_public
 from p2p_simulations.lab.network import port
 from p2p_simulations.lab.topology import Topology
@@ -48,7 +49,8 @@ def weather_script(topology: Topology, lost: Mapping[Pair, float], closed: Colle
         lines += [f"table {family} weather", f"delete table {family} weather"]
         if rules:
             lines += [f"table {family} weather {{", "chain forward {"]
-            lines += ["type filter hook forward priority 1; policy accept;", *rules, "}", "}"]
+            lines += ["type filter hook forward priority 1; policy accept;"]
+            lines += [f'iifname "{DEVICE}" accept', *rules, "}", "}"]  # judged before its detour
     return "\n".join(lines) + "\n"
 
 
