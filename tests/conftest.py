@@ -7,6 +7,7 @@ that is made for one test goes to whoever is free.
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,11 @@ _HERE: Final = Path(__file__).parent
 _WHOLE_FOLDER: Final = ("k3s",)
 """They share clusters."""
 _SHARED_LAB: Final = ("test_dataplane_netns", "test_dataplane_udp", "test_lab_kube_nodes")
+
+
+# Started by a shell in the background we ignore SIGINT, and so would all programs whose Ctrl-C is tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
