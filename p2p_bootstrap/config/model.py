@@ -358,7 +358,7 @@ class P2P(_Section):
         "is safe whatever can't be seen: a majority of its servers is in reach, and nobody is declared lost.",
     )
     snapshots: Snapshots = Field(default_factory=Snapshots, description="Copies of the cluster's data.")
-    seal_identity: bool = Field(
+    seal_identity: Flag = Field(
         default=False,
         description="Keep this node's key sealed by the machine's TPM, if it has one: a copied disk is no "
         "node then.",

@@ -2,8 +2,7 @@
 
 Code: of the programs and libraries mapped into the process, most pages ran once, while modules were imported
 and keys set up. `release_code` hands them back to the kernel's page cache; what runs again is mapped again at
-its first use. Only mappings that nobody may write to are touched, so that nothing
-can be lost.
+its first use. Only mappings that nobody may write to are touched, so that nothing can be lost.
 """
 
 from __future__ import annotations
