@@ -52,7 +52,7 @@ def test_two_of_three_servers_lose_power_the_third_brings_the_cluster_back(nodes
         heal_at_s=260.0,
     )
     world = played(plan, seed)
-    ready = world.checkers.ready("kairos")
+    ready = world.checkers.votes.ready("kairos")
     assert ready is not None
     held = [m.disk.read(DATA) for m in world.machines.values()]
     stores = {data.store for data in held if data.role == "server"}
@@ -77,7 +77,7 @@ def test_servers_that_have_not_heard_of_a_recovery_are_waited_for(nodes: Nodes) 
             heal_at_s=250.0,
         )
         world = played(plan, 1)
-        ready = world.checkers.ready("kairos")
+        ready = world.checkers.votes.ready("kairos")
         assert ready is not None
         assert ready[0] <= 2, "one recovery at most was decided"
         waited += any("could go on without this server" in line for line in world.engine.trace)
@@ -90,6 +90,6 @@ def test_the_power_of_the_whole_site_fails_and_comes_back_in_any_order(nodes: No
     cuts = tuple((100.0, PowerCut((f"n{i}",), chance.uniform(1, 60))) for i in range(1, 6))
     plan = Plan("site", nodes(5), servers=3, minimum_nodes=5, k3s=QUICK, faults=cuts, heal_at_s=200.0)
     world = played(plan, seed)
-    ready = world.checkers.ready("kairos")
+    ready = world.checkers.votes.ready("kairos")
     assert ready is not None
     assert ready[0] == 1, "roles unchanged: nothing had to be decided again"

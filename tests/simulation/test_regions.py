@@ -42,7 +42,7 @@ def played(what: Plan, seed: int) -> Iterator[World]:
 
 
 def genesis(world: World, scope: str = "kairos") -> Genesis:
-    ready = world.checkers.ready(scope)
+    ready = world.checkers.votes.ready(scope)
     assert ready is not None
     return ready[1]
 

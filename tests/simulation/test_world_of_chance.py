@@ -7,8 +7,8 @@ from typing import get_args
 
 import pytest
 
-from p2p_simulations.sim import checkers
 from p2p_simulations.sim.chance import random_plan
+from p2p_simulations.sim.invariants import bounds
 from p2p_simulations.sim.plan import (
     Byzantine,
     Depart,
@@ -84,5 +84,5 @@ def test_bounds_are_watched(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch, bound: str, value: object, said: str
 ) -> None:
     plan = Plan("bounds", nodes(3), servers=1, minimum_nodes=3, heal_at_s=30.0)
-    monkeypatch.setattr(checkers, bound, value)
+    monkeypatch.setattr(bounds, bound, value)
     assert said in run_world(plan, 1).violation

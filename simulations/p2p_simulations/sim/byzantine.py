@@ -64,7 +64,7 @@ def _forge(world: World, machine: SimMachine, agent: SimAgent) -> Told:
             # servers assign roles: that is theirs to say, and believed
             *(
                 ()
-                if world.checkers.may_assign(machine)
+                if world.checkers.ledgers.may_assign(machine)
                 else ((f"assign/{machine.scope}/{victim.peer}", word),)
             ),
             # its own to write, and worth nothing: no certificate leads to it

@@ -54,7 +54,7 @@ def ending_of(world: World) -> Ending:
         if machine.name in world.departed or machine.peer in world.revoked:
             continue
         status = machine.agent.bootstrap.status if machine.agent is not None else None
-        settled = world.checkers.settled_on(machine.peer)
+        settled = world.checkers.ledgers.settled_on(machine.peer)
         nodes[machine.name] = NodeEnding(
             role=(status.role or "") if status is not None else "",
             ready=status is not None and status.ready,

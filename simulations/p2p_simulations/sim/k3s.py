@@ -188,7 +188,7 @@ class K3sProcess:
             self._world.etcds[data.store].members[machine.peer] = machine.tun_ipv4
             await machine.fsync(tasks, disk.write({DATA: data}))
         if data is not None:  # whatever the flags say
-            self._world.checkers.k3s_started(machine, drop_in, data)
+            self._world.checkers.clusters.k3s_started(machine, drop_in, data)
             if data.role == "server" and data.ipv4 != machine.tun_ipv4:
                 raise Exited("this server is not a member of the etcd cluster: its address has changed")
         elif drop_in.role == "server" and drop_in.cluster_init:
@@ -202,7 +202,7 @@ class K3sProcess:
 
     async def _initialise(self, tasks: Tasks, drop_in: DropIn) -> None:
         machine, world = self._machine, self._world
-        world.checkers.k3s_initialises(machine, drop_in)
+        world.checkers.clusters.k3s_initialises(machine, drop_in)
         data = Data("server", drop_in.ca_hash, machine.tun_ipv4)
         await machine.fsync(tasks, machine.disk.write({DATA: data}))
         uid = f"uid-{world.engine.random.getrandbits(32):08x}"
@@ -226,7 +226,7 @@ class K3sProcess:
             if machine.peer in etcd.members or await self._become_member(tasks, etcd):
                 break
             await tasks.sleep(_JOIN_AGAIN_S)
-        world.checkers.k3s_joins(machine, drop_in, etcd.ca_hash)
+        world.checkers.clusters.k3s_joins(machine, drop_in, etcd.ca_hash)
         data = Data(drop_in.role, etcd.ca_hash, machine.tun_ipv4, etcd.reset)
         await machine.fsync(tasks, machine.disk.write({DATA: data}))
         world.note(machine.name, f"k3s joined as {drop_in.role} the cluster with CA {etcd.ca_hash}")
@@ -272,7 +272,7 @@ class K3sProcess:
                     etcd.caught_up(machine.peer)
                     await self._save_now_and_then(tasks)
             if ready:
-                self._world.checkers.k3s_ready(machine, data, etcd)
+                self._world.checkers.clusters.k3s_ready(machine, data, etcd)
                 drop_in: DropIn = machine.disk.read(DROP_IN)
                 shown = data.ca_hash if self._world.fences else drop_in.ca_hash
                 self._observe("ready", uid=etcd.uid, ca_hash=shown)

@@ -77,7 +77,7 @@ class SimKube:
         etcd.kube.revision += 1
         self._world.note(self._machine.name, f"deletes the Node {name}")
         if etcd.members.get(peer) == address:
-            self._world.checkers.member_removed(self._machine, etcd, peer)
+            self._world.checkers.clusters.member_removed(self._machine, etcd, peer)
             del etcd.members[peer]
         if etcd.learner == peer:
             etcd.learner = ""

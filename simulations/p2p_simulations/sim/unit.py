@@ -88,7 +88,7 @@ class SimK3sUnit:
 
     def use_address(self, node_ip: str) -> None:
         """The address k3s goes by. Nothing is started before it is known."""
-        self._machine.world.checkers.address_settled(self._machine, node_ip)
+        self._machine.world.checkers.ledgers.address_settled(self._machine, node_ip)
         self._node_ip = node_ip
         self._asked.raise_()
 
@@ -125,7 +125,7 @@ class SimK3sUnit:
         """Stop k3s and start it as it was."""
         if self._wanted is None or not self._process.is_running:
             return
-        self._machine.world.checkers.k3s_restarts(self._machine)
+        self._machine.world.checkers.clusters.k3s_restarts(self._machine)
         async with self._lock:
             self._process.stop()
             await self._tasks.sleep(self._chance(0.5, 5.0))
@@ -171,12 +171,12 @@ class SimK3sUnit:
         """Stop k3s and move its data out of the way."""
         self._wanted = None
         if label != "left":  # what leaves may take its data with it
-            self._machine.world.checkers.wiped(self._machine, int(label.rpartition("-")[2]))
+            self._machine.world.checkers.clusters.wiped(self._machine, int(label.rpartition("-")[2]))
         async with self._lock:
             self._process.stop()
             self._is_ours = False
             if "-of-epoch-" in label:  # the role changed, not the cluster
-                self._machine.world.checkers.role_given_up(self._machine)
+                self._machine.world.checkers.clusters.role_given_up(self._machine)
             await self._tasks.sleep(self._chance(0.1, 2.0))
             await self._machine.fsync(self._tasks, self._machine.disk.write({DATA: None, DROP_IN: None}))
         self._will_set_aside = False
@@ -238,7 +238,7 @@ class SimK3sUnit:
     def keep_join_secret(self, secret: pki.JoinSecret) -> str:
         """Keep what a server handed out."""
         checked = pki.decode_join(pki.encode(secret))
-        self._machine.world.checkers.secret_kept(self._machine, checked)
+        self._machine.world.checkers.ledgers.secret_kept(self._machine, checked)
         self._keep(JOIN_SECRET, checked)
         return checked.ca_hash
 

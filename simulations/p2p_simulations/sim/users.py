@@ -42,7 +42,7 @@ class Users:
         machine = self._world.engine.random.choice(machines)
         etcd = machine.k3s.serving()
         assert etcd is not None, "it was asked"
-        ready = self._world.checkers.ready(machine.scope)
+        ready = self._world.checkers.votes.ready(machine.scope)
         if ready is None or ready[1].ca_hash != etcd.ca_hash:
             return  # it may be given up yet, or is somebody else's
         self.written += 1

@@ -30,40 +30,40 @@ class AgentWitness:
         match effect:
             case ledger_events.Changed(keys):
                 ledger = agent.replication.ledger
-                checkers.entries(node, [entry for key in keys if (entry := ledger.get(key))])
+                checkers.ledgers.entries(node, [entry for key in keys if (entry := ledger.get(key))])
             case Reply(message):
-                checkers.answered(node, agent.bootstrap, message)
+                checkers.votes.answered(node, agent.bootstrap, message)
             case events.PublishCertificate(_, raw):
                 await self._world.chaos(node, "certified, not published")
-                checkers.certificate(node, raw)
+                checkers.votes.certificate(node, raw)
             case events.StartK3s(kind):
-                checkers.start_wanted(node, agent.bootstrap, effect)
+                checkers.clusters.start_wanted(node, agent.bootstrap, effect)
                 agent.note(f"starts k3s: {kind}")
             case events.SetAsideK3s(_, was, _):
-                checkers.role_changed(node, agent.bootstrap)
+                checkers.clusters.role_changed(node, agent.bootstrap)
                 agent.note(f"sets aside what k3s has as {was}")
                 agent.k3s.will_set_aside()
             case events.WipeK3s(epoch, certificate):
-                checkers.wipe_wanted(node, agent.bootstrap, epoch, certificate)
+                checkers.clusters.wipe_wanted(node, agent.bootstrap, epoch, certificate)
                 agent.note(f"sets aside what k3s has of epoch {epoch}")
                 agent.k3s.will_set_aside()
             case addressing.Assign(ipv4):
-                checkers.address_assigned(node, ipv4)
+                checkers.ledgers.address_assigned(node, ipv4)
             case addressing.Withdraw(ipv4):
-                checkers.address_withdrawn(node, ipv4)
+                checkers.ledgers.address_withdrawn(node, ipv4)
             case _:
                 pass
 
     async def after(self, machine: str, effect: object) -> None:
         if isinstance(effect, events.Persist):
-            self._world.checkers.persisted(self._node, self._agent.bootstrap)
+            self._world.checkers.votes.persisted(self._node, self._agent.bootstrap)
         if machine == ROLES:
             await self._world.chaos(self._node, "between two effects")
 
     def carried_out(self, machine: str) -> None:
         if machine == ROLES and not self.started:
             self.started = True
-            self._world.checkers.started(self._node, self._agent.bootstrap)
+            self._world.checkers.votes.started(self._node, self._agent.bootstrap)
 
     def said(self, name: str, level: int, fields: dict[str, Any]) -> None:
         match name:

@@ -185,7 +185,7 @@ class World:
 
     def count_message(self, name: str, size_bytes: int) -> None:
         """A node sends something."""
-        self.checkers.message(name, size_bytes)
+        self.checkers.bounds.message(name, size_bytes)
 
     # ------------------------------------------------------------ running
 
@@ -204,21 +204,22 @@ class World:
         limit = plan.expect.clusters_before_healing
         if limit is not None and (count := self._ready_clusters()) > limit:
             raise Violation(f"{count} clusters were READY before everything healed, not {limit} at most")
-        self.checkers.memory()
+        self.checkers.bounds.memory()
         faults.heal(self)
         healed_at = engine.now
         took_s = self._converge(healed_at) if plan.expect.converges else 0.0
         if self._is_torn_apart():  # so there is nothing that all of them could know
             return took_s
-        settled = self._go(engine.now + _CONVERGES_S, until=lambda: not self.checkers.converged())
-        if not settled and (why := self.checkers.converged()):  # if nobody is left, nothing happens any more
+        ledgers = self.checkers.ledgers
+        settled = self._go(engine.now + _CONVERGES_S, until=lambda: not ledgers.converged())
+        if not settled and (why := ledgers.converged()):  # if nobody is left, nothing happens any more
             raise Violation(f"{why} {_CONVERGES_S:.0f} s after everything settled")
-        self.checkers.memory()
-        self.checkers.addresses_unique()
+        self.checkers.bounds.memory()
+        ledgers.addresses_unique()
         if not self.exempt():  # without a majority no upgrade comes to an end
-            self.checkers.one_k3s()
+            self.checkers.clusters.one_k3s()
         self.users.settled()
-        self.checkers.revoked_are_gone()
+        ledgers.revoked_are_gone()
         if plan.expect.alarm and not any(plan.expect.alarm in text for _, text in self.alarms):
             raise Violation(f"nobody raised an alarm with {plan.expect.alarm!r}")
         return took_s
@@ -262,14 +263,14 @@ class World:
         if self.progress is not None and self.engine.events % 4096 == 0:
             self.progress(self.engine.now)
         if self.touched:
-            self.checkers.look(self.touched.values())
+            self.checkers.clusters.look(self.touched.values())
             if self.recorder is not None:
                 for machine in self.touched.values():
                     self.recorder.looked(self.engine.now, machine)
             self.touched.clear()
         if self._triggers and not self.healing:
             self._pull()
-        if self.waiting and self.checkers.is_any_ready:
+        if self.waiting and self.checkers.votes.is_any_ready:
             self._let_in()
 
     def _pull(self) -> None:
@@ -286,7 +287,7 @@ class World:
 
     def _let_in(self) -> None:
         """Machines that were to come to a cluster that stands."""
-        for machine in [m for m in self.waiting if self.checkers.ready(m.scope)]:
+        for machine in [m for m in self.waiting if self.checkers.votes.ready(m.scope)]:
             self.waiting.remove(machine)
             self.engine.after(machine.plan.boots_at_s, lambda machine=machine: self._boot(machine))  # type: ignore[misc]
 
@@ -308,7 +309,7 @@ class World:
     # ------------------------------------------------------------ judging
 
     def _ready_clusters(self) -> int:
-        found = {m.scope for m in self.machines.values() if self.checkers.ready(m.scope)}
+        found = {m.scope for m in self.machines.values() if self.checkers.votes.ready(m.scope)}
         return len(found)
 
     def missing(self) -> str:
@@ -344,7 +345,7 @@ class World:
         stale = {m.peer for m in self.machines.values() if m.plan.stale_k3s or self._is_out(m)}
         if not stale:
             return False
-        ready = self.checkers.ready(machine.scope)
+        ready = self.checkers.votes.ready(machine.scope)
         if ready is None or machine.agent is None or not stale & set(ready[1].servers):
             return False
         status = machine.agent.bootstrap.status
@@ -358,7 +359,7 @@ class World:
         if apart := self._is_torn_apart():
             return apart
         for scope in sorted({machine.scope for machine in self.machines.values()}):
-            ready = self.checkers.ready(scope)
+            ready = self.checkers.votes.ready(scope)
             if ready is None:
                 here = [m for m in self.machines.values() if m.scope == scope and m not in self.waiting]
                 left = [m for m in here if not self._is_out(m)]
