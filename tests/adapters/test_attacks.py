@@ -17,7 +17,7 @@ from multiaddr import Multiaddr
 from p2p_network.core.errors import MeshError
 from p2p_network.core.ids import PeerId
 from p2p_network.host import dialer
-from p2p_network.host.guards import Stream
+from p2p_network.host.connections import Stream
 from p2p_network.host.mesh import MeshHost
 from p2p_network.identity import Identity
 from p2p_network.tubes.flow import Opening

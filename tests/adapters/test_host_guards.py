@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from p2p_network.core.errors import MeshError, PeerUnreachable
-from p2p_network.host import guards
+from p2p_network.host import connections, guards
 from p2p_network.host.addresses import Endpoint
 from p2p_network.host.guards import MeshBasicHost, MeshSwarm
 from p2p_network.host.listener import Doorway, Listener
@@ -67,7 +67,7 @@ class Node:
             self.refused.append(exc)
 
     async def _echo(self, raw: Any) -> None:
-        stream = guards.Stream(raw)
+        stream = connections.Stream(raw)
         while data := await stream.read():
             if data == b"raise":
                 raise RuntimeError("a handler's bug")
@@ -99,7 +99,7 @@ async def test_260_connections_that_came_and_went_leave_room_for_the_next() -> N
     async with nodes(1, 2) as (server, client):
         for _ in range(260):
             conn = await client.swarm.reach([server.endpoint], server.identity.peer_id)
-            guards.abort(conn)
+            connections.abort(conn)
         conn = await client.swarm.reach([server.endpoint], None)
         assert await client.echo(conn, b"x") == b"x"
         with trio.fail_after(5):
@@ -135,7 +135,7 @@ async def test_a_handlers_exception_and_garbage_end_one_stream(protocol: str | N
         if protocol is None:
             raw = await conn.new_stream()
             await raw.write(b"\x13/multistream/1.0.0\n\x03\xff\xfe\n" + os.urandom(50))
-            stream = guards.Stream(raw)
+            stream = connections.Stream(raw)
         else:
             stream = await client.host.open_on(conn, protocol)
             await stream.write(b"raise")
@@ -148,7 +148,7 @@ async def test_without_the_fence_it_ends_everything(monkeypatch: pytest.MonkeyPa
     async def unfenced() -> None:
         async with nodes(1, 2) as (server, client):
             server.swarm.set_stream_handler(server.host._swarm_stream_handler)
-            monkeypatch.setattr(guards.FencedTasks, "_run", lambda self, fn, args: fn(*args))
+            monkeypatch.setattr(connections.FencedTasks, "_run", lambda self, fn, args: fn(*args))
             conn = await client.swarm.reach([server.endpoint], server.identity.peer_id)
             stream = await client.host.open_on(conn, ECHO)
             await stream.write(b"raise")
@@ -198,7 +198,7 @@ def test_upstream_5_plaintext_is_offered_by_default() -> None:
 # ---------------------------------------------------------------- 16: who reads waits for who writes
 
 
-@pytest.mark.parametrize(("muxer", "survives"), [(guards.MeshYamux, True), (Yamux, False)])
+@pytest.mark.parametrize(("muxer", "survives"), [(connections.MeshYamux, True), (Yamux, False)])
 async def test_what_comes_is_read_although_an_answer_cannot_be_written(
     muxer: Any, survives: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +237,7 @@ class Interrupting:
         return bytes(await self._stream.receive_some(n))
 
 
-@pytest.mark.parametrize(("muxer", "survives"), [(guards.MeshYamux, True), (Yamux, False)])
+@pytest.mark.parametrize(("muxer", "survives"), [(connections.MeshYamux, True), (Yamux, False)])
 async def test_a_cancelled_write_costs_no_more_than_its_stream(
     muxer: Any, survives: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +271,7 @@ async def test_all_addresses_are_tried_at_once_and_a_mute_one_holds_nobody_up() 
     async with nodes(1, 2) as (server, client):
         peer = server.identity.peer_id
         conn = await client.swarm.reach([dead, silent, server.endpoint], peer)
-        assert guards.remote_of(conn) == server.endpoint
+        assert connections.remote_of(conn) == server.endpoint
     await mute[0].aclose()
 
 
@@ -303,8 +303,8 @@ async def test_somebody_else_at_a_known_address_is_refused() -> None:
 async def test_whoever_answers_is_accepted_when_nobody_was_expected() -> None:
     async with nodes(1, 2) as (server, client):
         conn = await client.swarm.reach([server.endpoint], None)
-        assert guards.peer_of(conn) == server.identity.peer_id
-        assert not guards.is_inbound(conn)
+        assert connections.peer_of(conn) == server.identity.peer_id
+        assert not connections.is_inbound(conn)
 
 
 async def test_the_dht_dials_through_the_same_door() -> None:
@@ -423,7 +423,7 @@ async def test_an_abort_ends_a_connection_whose_peer_reads_nothing() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_expect_unreachable, client, conn)
             await stuck.entered.wait()
-            guards.abort(conn)
+            connections.abort(conn)
             while client.swarm.get_connections():
                 await trio.sleep(0.01)
 

@@ -22,7 +22,7 @@ from p2p_network.core.errors import MeshError, PeerUnreachable
 from p2p_network.core.ids import PeerId, short
 from p2p_network.host import relay
 from p2p_network.host.channel import ByteStream
-from p2p_network.host.guards import Stream, remote_of, via_of
+from p2p_network.host.connections import Stream, remote_of, via_of
 from p2p_network.host.private import Wire
 
 logger = log.get(__name__)

@@ -44,7 +44,8 @@ from multiaddr import Multiaddr
 from p2p_network import wire
 from p2p_network.core import log
 from p2p_network.core.ids import PeerId, public_key_of
-from p2p_network.host.guards import FencedTasks, MeshBasicHost
+from p2p_network.host.connections import FencedTasks
+from p2p_network.host.guards import MeshBasicHost
 
 logger = log.get(__name__)
 

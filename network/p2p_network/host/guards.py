@@ -1,8 +1,9 @@
 """Which defects of py-libp2p 0.8.1 do we live with, and what stands between them and the node?
 
-All of it is here, in `private.py` and in `lean.py`; the rest of `host` uses only what these export. Each
-guard names its defect and has a test that fails without it (tests/adapters/test_host_guards.py);
-network/UPSTREAM.md, whose letters and numbers these are, tells how to reproduce each and when to drop it.
+All of it is here, in `connections.py`, in `private.py` and in `lean.py`; the rest of `host` uses only what
+these export. Each guard names its defect and has a test that fails without it
+(tests/adapters/test_host_guards.py); network/UPSTREAM.md, whose letters and numbers these are, tells how to
+reproduce each and when to drop it.
 
 The shape: `MeshSwarm` is libp2p's Swarm with the outer layer replaced. It neither listens nor dials by
 itself: `admit` takes an accepted TCP stream, `reach` dials, both put `PrivateConnection` (pnet) under Noise
@@ -12,9 +13,7 @@ negative cache never run.
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -30,7 +29,6 @@ from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.network.config import ConnectionConfig, RetryConfig
-from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
@@ -41,7 +39,6 @@ from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicat
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
-from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
@@ -49,6 +46,16 @@ from p2p_network.core import log
 from p2p_network.core.errors import MeshError, PeerUnreachable
 from p2p_network.core.ids import PeerId, short
 from p2p_network.host.addresses import Endpoint, endpoints_of
+from p2p_network.host.connections import (
+    FencedTasks,
+    MeshYamux,
+    NotSpoken,
+    Stream,
+    is_alive,
+    is_inbound,
+    peer_of,
+    reset,
+)
 from p2p_network.host.gate import ADMISSION_LIMIT_S, Gate, Passage, Refused, ask_admission, give_admission
 from p2p_network.host.outgoing import open_stream
 from p2p_network.host.private import PrivateConnection, SocketWire, Stranger, Wire
@@ -58,97 +65,10 @@ logger = log.get(__name__)
 CONNECT_LIMIT_S: Final = 3.0
 HANDSHAKE_LIMIT_S: Final = 5.0
 OPEN_LIMIT_S: Final = 5.0
-RESET_LIMIT_S: Final = 2.0
 DIALLED_GENERATIONS: Final = 2
 MAX_CONNECTIONS: Final = 1024
-MAX_ANSWERS: Final = 4096
 MAX_STREAMS_PER_CONNECTION: Final = 128
 ADMISSION_PROTOCOL: Final = "/kairos-p2p/admission/1"
-
-
-class NotSpoken(PeerUnreachable):
-    """A peer that does not speak a protocol of ours: a plain libp2p node."""
-
-
-class MeshYamux(Yamux):  # type: ignore[misc]
-    """Guard 6: a frame is written whole or not at all.
-
-    Noise counts every message it encrypts. If a write is cancelled after encrypting and before sending, the
-    next message can't be decrypted and the whole connection dies, with every stream on it. So frames are
-    written under a shield; what ends a stuck write is `PrivateConnection.abort`, not cancellation.
-
-    Guard 16: the task that reads never waits for a write. It answers pings and new streams itself; with both
-    ends' buffers full, each would wait for the other to read, for ever. Its frames are put aside, and whoever
-    writes next writes them first.
-    """
-
-    _reader: Any = None
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._answers: deque[bytes] = deque()
-        self._answered = trio.Event()
-
-    async def handle_incoming(self) -> None:
-        self._reader = trio.lowlevel.current_task()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._write_answers)
-            await super().handle_incoming()
-            nursery.cancel_scope.cancel()
-
-    async def _write_frame(self, data: bytes) -> None:
-        if trio.lowlevel.current_task() is self._reader:
-            if len(self._answers) >= MAX_ANSWERS:
-                raise RawConnError("the other end asks for more answers than it reads")
-            self._answers.append(data)
-            self._answered.set()
-            return
-        with trio.CancelScope(shield=True):
-            async with self._write_lock:
-                await self._flush_answers()
-                await self.secured_conn.write(data)
-
-    async def _write_answers(self) -> None:
-        with contextlib.suppress(Exception):  # the reader notices that the connection has ended
-            while True:
-                await self._answered.wait()
-                self._answered = trio.Event()
-                with trio.CancelScope(shield=True):
-                    async with self._write_lock:
-                        await self._flush_answers()
-
-    async def _flush_answers(self) -> None:
-        while self._answers:
-            await self.secured_conn.write(self._answers.popleft())
-
-
-class FencedTasks:
-    """Guard A, the outer fence: stands in for libp2p's service manager.
-
-    There, an exception in any task of any connection cancels all of them and ends the process. Here it ends
-    that task.
-    """
-
-    is_running = True
-    is_finished = False
-
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
-
-    def run_task(self, async_fn: Callable[..., Awaitable[None]], *args: Any, **_: Any) -> None:
-        self._nursery.start_soon(self._run, async_fn, args)
-
-    async def wait_finished(self) -> None:
-        await trio.sleep_forever()
-
-    async def stop(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def _run(self, async_fn: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
-        try:
-            await async_fn(*args)
-        except Exception as exc:
-            log.event(logger, "host.libp2p_task_failed", detail=repr(exc))
 
 
 class MeshSwarm(Swarm):  # type: ignore[misc]
@@ -426,41 +346,6 @@ class SelfReached(PeerUnreachable):
     """A dialled address turned out to be our own."""
 
 
-class Stream:
-    """A libp2p stream with two plain outcomes: bytes, or the end."""
-
-    def __init__(self, stream: INetStream) -> None:
-        self._stream = stream
-        self.connection = stream.swarm_conn
-        self.peer = PeerId(str(stream.muxed_conn.peer_id))
-
-    async def read(self) -> bytes:
-        """Some bytes; b"" when the stream or its connection has ended, however it ended."""
-        try:
-            return bytes(await self._stream.read(65536))
-        except Exception:
-            return b""
-
-    async def write(self, data: bytes) -> None:
-        """Raises trio.BrokenResourceError when the stream has ended or the peer does not read for 5 s."""
-        try:
-            await self._stream.write(data)
-        except Exception as exc:
-            raise trio.BrokenResourceError(str(exc) or type(exc).__name__) from exc
-
-    async def reset(self) -> None:
-        """End it in both directions; never raises. Waits for the frame being written (see `abort`)."""
-        await _reset(self._stream)
-
-
-async def _reset(stream: INetStream) -> None:
-    with trio.CancelScope(deadline=trio.current_time() + RESET_LIMIT_S, shield=True):
-        try:
-            await stream.reset()
-        except Exception as exc:
-            log.event(logger, "host.reset_failed", level=10, detail=repr(exc))
-
-
 class MeshBasicHost(BasicHost):  # type: ignore[misc]
     """BasicHost, for the DHT and for stream negotiation only."""
 
@@ -495,7 +380,7 @@ class MeshBasicHost(BasicHost):  # type: ignore[misc]
                 peer=str(stream.muxed_conn.peer_id),
                 detail=repr(exc),
             )
-            await _reset(stream)
+            await reset(stream)
 
     async def _has_passed(self, stream: INetStream, gate: Gate) -> bool:
         """Whether a stream may be dispatched; on a connection without a verdict only the admission's is.
@@ -534,48 +419,7 @@ class MeshBasicHost(BasicHost):  # type: ignore[misc]
                 )
         except Exception as exc:
             if stream is not None:
-                await _reset(stream)
+                await reset(stream)
             refused = isinstance(exc, MultiselectClientError) and "not supported" in str(exc)
             raise (NotSpoken if refused else PeerUnreachable)(f"no {protocol} stream: {exc!r}") from exc
         return Stream(stream)
-
-
-def is_alive(conn: Any) -> bool:
-    """Whether a swarm connection can still carry streams."""
-    return not (conn.is_closed or conn.muxed_conn.event_shutting_down.is_set())
-
-
-def abort(conn: Any) -> None:
-    """Close a connection's socket at once, whatever hangs on it. Everything on it then ends by itself.
-
-    Guard F: libp2p's own close writes a farewell first and waits for it; to a peer that fell silent with
-    full buffers that takes for ever.
-    """
-    conn.muxed_conn.private.abort()
-
-
-def remote_of(conn: Any) -> Endpoint:
-    """The other end's address, as this machine sees it."""
-    remote: Endpoint = conn.muxed_conn.private.remote
-    return remote
-
-
-def via_of(conn: Any) -> PeerId | None:
-    """The relay that carries it; None for a connection of our own."""
-    via: PeerId | None = conn.muxed_conn.private.via
-    return via
-
-
-def why_of(conn: Any) -> str:
-    """Why it runs through a relay; "" if it doesn't."""
-    return str(conn.muxed_conn.private.why)
-
-
-def is_inbound(conn: Any) -> bool:
-    """Whether the other side dialled."""
-    return bool(conn.direction.name == "INBOUND")
-
-
-def peer_of(conn: Any) -> PeerId:
-    """Who is at the other end, as Noise proved."""
-    return PeerId(str(conn.muxed_conn.peer_id))

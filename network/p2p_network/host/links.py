@@ -20,8 +20,17 @@ from p2p_network.core.errors import PeerUnreachable
 from p2p_network.core.ids import PeerId
 from p2p_network.host.addresses import Endpoint
 from p2p_network.host.channel import Channel, Handler, Served
+from p2p_network.host.connections import (
+    NotSpoken,
+    Stream,
+    abort,
+    is_alive,
+    is_inbound,
+    remote_of,
+    via_of,
+    why_of,
+)
 from p2p_network.host.frames import Hello, Welcome
-from p2p_network.host.guards import NotSpoken, Stream, abort, is_alive, is_inbound, remote_of, via_of, why_of
 from p2p_network.host.presence import PeerDown, PeerUp
 
 logger = log.get(__name__)

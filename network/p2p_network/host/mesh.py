@@ -20,11 +20,12 @@ from p2p_network.host import dialer
 from p2p_network.host.addresses import Endpoint, endpoints_of, parse_endpoint
 from p2p_network.host.channel import Channel, Handler
 from p2p_network.host.circuits import SIGHT_METHOD, Around, Circuits
+from p2p_network.host.connections import Stream, abort, peer_of
 from p2p_network.host.discovery import DhtRendezvous, LocalDiscovery
 from p2p_network.host.frames import MAX_METHOD_CHARS, MAX_PAYLOAD_BYTES
 from p2p_network.host.gate import Gate
 from p2p_network.host.gate import Refused as NotAdmitted
-from p2p_network.host.guards import MeshBasicHost, MeshSwarm, SelfReached, Stream, abort, peer_of
+from p2p_network.host.guards import MeshBasicHost, MeshSwarm, SelfReached
 from p2p_network.host.links import Link, Surroundings
 from p2p_network.host.listener import Listener, machine_addresses
 from p2p_network.host.presence import PeerDown, PeerUp
