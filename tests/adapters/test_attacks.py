@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -181,7 +182,7 @@ async def test_a_hostile_dht_node_leads_nobody_astray(answer: str) -> None:
 async def test_members_that_come_and_go_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The short form of ``tests/bench/bench_mesh.py churn``: objects are counted instead of bytes."""
     visited = host(1)
-    counts: list[int] = []
+    counts: list[Counter[str]] = []
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest keeps what is logged
 
     async def forget_events() -> None:
@@ -194,10 +195,13 @@ async def test_members_that_come_and_go_leave_nothing_behind(monkeypatch: pytest
             if number % 40 == 0:
                 await until(lambda: not visited.connected() and not visited._links)
                 gc.collect()
-                counts.append(len(gc.get_objects()))
+                counts.append(Counter(type(thing).__name__ for thing in gc.get_objects()))
             visitor = host(100 + number % 2)  # so few that the tables of addresses are full soon
             async with running(visitor):
                 await meet(visitor, visited)
                 assert await visitor.request(visited.peer_id, "echo", b"hello") == b"hello"
-    growth_per_visit = (counts[3] - counts[1]) / 80
-    assert growth_per_visit < 20, counts  # one connection that stays behind is some hundreds of objects
+    # trio keeps up to a thousand deadlines that are over, each a scope in a tuple: not ours, and bounded
+    growth = {
+        kind: n / 80 for kind, n in (counts[3] - counts[1]).items() if kind not in ("CancelScope", "tuple")
+    }
+    assert sum(growth.values()) < 10, growth  # one connection that stays behind is some hundreds of objects
