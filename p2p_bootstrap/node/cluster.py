@@ -32,6 +32,7 @@ from p2p_roles import assign, events
 from p2p_roles.assign import Role
 from p2p_roles.bootstrap import Bootstrap, Status
 from p2p_roles.durable import restore
+from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis import messages
 from p2p_roles.genesis.acceptor import Asked, Reply
 from p2p_roles.genesis.proposer import Answered, Ask
@@ -199,7 +200,7 @@ class Cluster:
         raw = await self._runtime.in_thread(self._durable.get, self._durable_key)
         async with self._runtime.task_group() as tasks:
             self._tasks = tasks
-            prefix = f"genesis/{self.scope}/"
+            prefix = certificates.prefix_of(self.scope)
             known = tuple(e.value for e in self._replication.ledger.items(prefix) if e.value is not None)
             await self._runner.feed(events.Started(raw, known))
             await self._look_at_assignments({})
@@ -259,10 +260,11 @@ class Cluster:
         seen: set[bytes] = set()
         while True:
             await changed.wait()
-            for entry in self._replication.ledger.items(prefix):
-                if entry.value is not None and entry.value not in seen:
-                    seen.add(entry.value)
-                    await self._feed(events.CertificateLearned(entry.value))
+            held = [e.value for e in self._replication.ledger.items(prefix) if e.value is not None]
+            news = [raw for raw in held if raw not in seen]
+            seen = set(held)
+            for raw in news:
+                await self._feed(events.CertificateLearned(raw))
 
     async def _watch_assignments(self) -> None:
         changed = self._runtime.signal()

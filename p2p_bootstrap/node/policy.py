@@ -16,10 +16,9 @@ from p2p_network.ledger.entry import Entry
 from p2p_network.ledger.policy import Policy
 from p2p_roles import assign, grants
 from p2p_roles.genesis import certificate as certificates
-from p2p_roles.genesis.messages import GENESIS, OUTCOME
+from p2p_roles.genesis.messages import GENESIS, Genesis
 from p2p_roles.upgrade import model as upgrade
 
-MAX_MISSING_EPOCHS: Final = 64
 ACCESS_KEY: Final = "access/rules"
 
 
@@ -36,8 +35,6 @@ class Judge(Protocol):
 
 class Known(Protocol):
     """What is known already; see `p2p_network.ledger.core.Ledger`."""
-
-    def get(self, key: str) -> Entry | None: ...
 
     def items(self, prefix: str) -> Iterable[Entry]: ...
 
@@ -64,6 +61,12 @@ def ledger_policy(mesh_id: str, ledger: Callable[[], Known], judge: Judge) -> Po
         scope = rest if kind == "upgrade" else rest.rpartition("/")[0]
         return speaks_for(scope, author, ledger())
 
+    def outlived(key: str) -> tuple[str, ...]:
+        if not (scope := certificates.scope_of(key)):
+            return ()
+        entries = ledger().items(certificates.prefix_of(scope))
+        return certificates.outlived(scope, ((e.key, e.value) for e in entries if e.value is not None))
+
     return Policy(
         decided=decided,
         may_write=may_write,
@@ -71,6 +74,7 @@ def ledger_policy(mesh_id: str, ledger: Callable[[], Known], judge: Judge) -> Po
         spoke=judge.spoke,
         owns=judge.trust.owns,
         fence=_fence_of,
+        outlived=outlived,
     )
 
 
@@ -88,25 +92,17 @@ def speaks_for(scope: str, author: str, known: Known) -> bool:
 
 
 def authorities(scope: str, known: Known) -> frozenset[str]:
-    """The certified servers of READY epochs of a scope: of one epoch but for contradictions.
-
-    Epochs that are over may be missing: a ledger that was lost gets back what its node's votes rest on,
-    which is the last two epochs, before it gets the rest from peers.
-    """
-    found: set[str] = set()
-    epoch, missing = 1, 0
-    while missing <= MAX_MISSING_EPOCHS:
-        entry = known.get(f"genesis/{scope}/{epoch}/{GENESIS}")
-        outcome = known.get(f"genesis/{scope}/{epoch}/{OUTCOME}")
-        missing = 0 if entry or outcome else missing + 1
-        if (
-            entry
-            and entry.value
-            and outcome
-            and outcome.value
-            and certificates.is_ready(certificates.decode(outcome.value))
-        ):
-            decided = certificates.genesis_of(certificates.decode(entry.value))
-            found |= {decided.initiator, *decided.servers}
-        epoch += 1
-    return frozenset(found)
+    """The certified servers of READY epochs of a scope: of one epoch but for contradictions."""
+    decided: dict[int, Genesis] = {}
+    up: set[int] = set()
+    for entry in known.items(certificates.prefix_of(scope)):
+        if entry.value is None or certificates.scope_of(entry.key) != scope:
+            continue
+        held = certificates.decode(entry.value)
+        if held.instance.decree == GENESIS:
+            decided[held.instance.epoch] = certificates.genesis_of(held)
+        elif certificates.is_ready(held):
+            up.add(held.instance.epoch)
+    return frozenset(
+        peer for epoch in up & decided.keys() for peer in (decided[epoch].initiator, *decided[epoch].servers)
+    )

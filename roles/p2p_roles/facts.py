@@ -170,7 +170,9 @@ class Facts:
         A power cut may have come in between, or the ledger may have been lost since. What is there
         already is not written again.
         """
-        for known in self.voting.acceptor.state.certificates:
+        durable = self.voting.acceptor.state.certificates
+        self._published &= {known.instance for known in durable}
+        for known in durable:
             if known.instance not in self._published:
                 self._published.add(known.instance)
                 self.out.append(PublishCertificate(certificates.key_of(known), certificates.encode(known)))

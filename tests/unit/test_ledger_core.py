@@ -111,6 +111,31 @@ def test_what_proves_nothing_any_more_is_forgotten_without_a_trace() -> None:
     assert isinstance(receive(mine, entry)[0], Store), "no tombstone: if it proves itself again it is taken"
 
 
+def test_a_certificate_that_is_outlived_is_forgotten_and_taken_no_more() -> None:
+    """Whatever order they come in, and without a word of blame: the other may not know of the later one."""
+    void = {"generation/9": ("generation/2", "generation/3")}
+    policy = replace(POLICY, outlived=lambda _key: void["generation/9"] if mine.get("generation/9") else ())
+    mine = Ledger(ALICE, MESH, policy)
+    early = [sign_entry(BOB, MESH, f"generation/{n}", at(1), b"quorum|1") for n in (2, 3)]
+    late = sign_entry(BOB, MESH, "generation/9", at(1), b"quorum|1")
+    receive(mine, early[0])
+    match receive(mine, late, early[1]):
+        case (Store(stored), Remove(("generation/2", "generation/3")), Changed(keys), Hint(root, _)):
+            assert stored == (late,)
+            assert set(keys) == {"generation/9", "generation/2", "generation/3"}
+            assert root == mine.digest()
+        case other:
+            pytest.fail(f"unexpected {other}")
+    assert [entry.key for entry in mine.items()] == ["generation/9"]
+    before = mine.digest()
+    assert receive(mine, *early) == ()
+    assert mine.step(2.0, LocalWrite("generation/2", b"quorum|1", WALL_S + 2)).effects == ()
+    assert mine.digest() == before
+    mine = Ledger(ALICE, MESH, policy)  # a crash came between the later one's entry and the removal
+    restored = mine.step(0.0, Restored((*early, late), WALL_S))
+    assert restored.effects == (Remove(("generation/2", "generation/3")), Changed(("generation/9",)))
+
+
 def test_a_certificate_can_not_be_deleted() -> None:
     with pytest.raises(LocalViolation, match="can't be deleted"):
         ledger().step(0.0, LocalDelete("genesis/kairos/1/D1", WALL_S))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, assert_never
@@ -223,7 +223,7 @@ class Ledger:
                 self._put(held)
             if entry.stamp > self._clock.last:
                 self._clock = HybridClock(entry.stamp)
-        evicted = self._collect(wall_s)
+        evicted = (*self._collect(wall_s), *self._outlive(tuple(self._held.values())))
         effects: list[Effect] = [Remove(evicted)] if evicted else []
         if self._held:
             effects.append(Changed(tuple(self._held)))
@@ -279,8 +279,11 @@ class Ledger:
             if old is not None and held.rank < old.rank:  # an authority that was overtaken
                 return Decision((), f"{key} is not written: a newer word is known")
         self._put(held)
+        gone = self._outlive((held,))
+        if key in gone:
+            return Decision(alarm, f"{key} is not written: what came later has made it void")
         verb = "deleted" if value is None else "written"
-        return Decision((*self._news([held]), *alarm), f"{key} {verb} by this node")
+        return Decision((*self._news([held], gone=gone), *alarm), f"{key} {verb} by this node")
 
     def _write_all(self, items: tuple[tuple[str, bytes], ...], wall_s: float) -> Decision[Effect]:
         effects = [e for key, value in items for e in self._write(key, value, wall_s).effects]
@@ -338,17 +341,20 @@ class Ledger:
                 self._put(held)
                 news.append(held)
         self._refused.update(refused)
-        return self._verdict(peer, news, buried, alarms, refused)
+        gone = self._outlive(news)
+        news = [held for held in news if held.entry.key not in gone]
+        return self._verdict(peer, news, buried, gone, alarms, refused)
 
     def _verdict(
         self,
         peer: PeerId,
         news: list[Held],
         buried: list[Held],
+        gone: tuple[str, ...],
         alarms: list[Effect],
         refused: Counter[Refusal],
     ) -> Decision[Effect]:
-        effects = [*self._news(news, buried), *alarms]
+        effects = [*self._news(news, buried, gone), *alarms]
         if evicted := self._evict():
             effects.append(Remove(evicted))
         reasons = []
@@ -403,7 +409,22 @@ class Ledger:
         kept, lost = (one, other) if one.rank > other.rank else (other, one)
         return (Contradiction(key, kept.entry, lost.entry),)
 
-    def _news(self, news: list[Held], buried: Iterable[Held] = ()) -> tuple[Effect, ...]:
+    def _outlive(self, news: Sequence[Held]) -> tuple[str, ...]:
+        """Drop what these certificates have made void; perhaps one of themselves. Returns the keys."""
+        named = {
+            key
+            for held in news
+            if (rule := rule_of(held.entry.key)) is not None and rule.is_certificate
+            for key in self._policy.outlived(held.entry.key)
+        }
+        gone = tuple(sorted(named & self._held.keys()))
+        for key in gone:
+            self._drop(key)
+        return gone
+
+    def _news(
+        self, news: list[Held], buried: Iterable[Held] = (), gone: tuple[str, ...] = ()
+    ) -> tuple[Effect, ...]:
         """What every change entails: durable first, then known here, then hinted to others."""
         entries = tuple(held.entry for held in news)
         stored = entries + tuple(held.entry for held in buried)
@@ -411,8 +432,9 @@ class Ledger:
             return ()
         size = sum(len(entry.value or b"") for entry in entries)
         fits = len(entries) <= HINT_ENTRIES and size <= HINT_VALUE_BYTES
-        keys = tuple(entry.key for entry in stored)
-        return (Store(stored), Changed(keys), Hint(self.digest(), entries if fits else ()))
+        keys = (*(entry.key for entry in stored), *gone)
+        removed = (Remove(gone),) if gone else ()
+        return (Store(stored), *removed, Changed(keys), Hint(self.digest(), entries if fits else ()))
 
     # -- the map and its sums --------------------------------------------------------------------------
 

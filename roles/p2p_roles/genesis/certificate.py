@@ -9,6 +9,7 @@ carry it: it only publishes what the quorum has signed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 from p2p_network import wire
@@ -33,6 +34,8 @@ from p2p_roles.genesis.messages import (
 from p2p_roles.view import MAX_NODES
 
 MAX_CERTIFICATE_BYTES = 128 * 1024
+EPOCHS_REMEMBERED = 8
+"""An epoch that ended without a cluster is forgotten once another has ended so many later."""
 _KEY_PREFIX = "genesis/"
 
 
@@ -64,6 +67,31 @@ def key_of(certificate: Certificate) -> str:
     """The ledger key under which it is published: ``genesis/<scope>/<epoch>/<decree>``."""
     i = certificate.instance
     return f"{_KEY_PREFIX}{i.scope}/{i.epoch}/{i.decree}"
+
+
+def prefix_of(scope: str) -> str:
+    """Of the ledger keys of a scope's certificates; those of its regions begin with it too."""
+    return f"{_KEY_PREFIX}{scope}/"
+
+
+def scope_of(key: str) -> str:
+    """The scope in a ledger key; "" if it is no certificate's."""
+    return key[len(_KEY_PREFIX) :].rsplit("/", 2)[0] if key.startswith(_KEY_PREFIX) else ""
+
+
+def outlived(scope: str, held: Iterable[tuple[str, bytes]]) -> tuple[str, ...]:
+    """The keys, of those held, of epochs that nothing can rest on any more.
+
+    An instance is opened by the outcome before it alone, and acceptors keep two epochs: so what was aborted
+    long ago proves nothing to anybody, and while k3s is broken on every node an epoch more is aborted every
+    half minute. Epochs in which a cluster came up stay for ever: they say whose word on roles counts.
+    `held`: verified certificates.
+    """
+    known = [decode(raw) for key, raw in held if scope_of(key) == scope]
+    newest = max((c.instance.epoch for c in known if c.instance.decree == OUTCOME), default=0)
+    up = {c.instance.epoch for c in known if is_ready(c)}
+    old = (c for c in known if c.instance.epoch <= newest - EPOCHS_REMEMBERED)
+    return tuple(key_of(c) for c in old if c.instance.epoch not in up)
 
 
 def encode(certificate: Certificate) -> bytes:
