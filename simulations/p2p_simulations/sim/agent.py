@@ -1,4 +1,4 @@
-"""What is one life of a simulated agent? Its columns, wired as the real one's `node.agent` does.
+"""What is one life of a simulated agent? Its columns, wired as the real one's `node.wiring` does.
 
 Everything here is volatile: a crash drops it whole. What stays is the machine's: disk, k3s, device.
 """
