@@ -18,7 +18,9 @@ from p2p_network.core.errors import LocalViolation, MeshError, PeerUnreachable, 
 from p2p_network.core.ids import PeerId
 from p2p_network.host import guards, links
 from p2p_network.host import mesh as mesh_module
+from p2p_network.host.addresses import parse_endpoint
 from p2p_network.host.frames import MAX_PAYLOAD_BYTES
+from p2p_network.host.guards import SelfReached
 from p2p_network.host.mesh import MeshHost, PeerDown, PeerUp
 from p2p_network.identity import Identity
 
@@ -235,8 +237,8 @@ async def test_a_node_never_connects_to_itself() -> None:
         b = host(2, bootstrap=[where(a)])
         await nursery.start(b.run)
         await joined(a, b)
-        endpoint = mesh_module.parse_endpoint(b.addresses()[0])[0]
-        with pytest.raises(mesh_module.SelfReached):
+        endpoint = parse_endpoint(b.addresses()[0])[0]
+        with pytest.raises(SelfReached):
             await b._swarm.reach([endpoint], None)
         b.learn(b.peer_id, b.addresses(), "test")
         assert b.connected() == {a.peer_id}

@@ -6,9 +6,8 @@ second a ticker sends heartbeats and ends what has been silent for too long; the
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import trio
@@ -17,22 +16,24 @@ from p2p_network.core import log
 from p2p_network.core.errors import LocalViolation, MeshError, PeerUnreachable
 from p2p_network.core.ids import PeerId, short
 from p2p_network.host import dialer
-from p2p_network.host.addresses import Endpoint, endpoints_of, parse_endpoint
+from p2p_network.host.addresses import Endpoint, endpoints_of
 from p2p_network.host.channel import Channel, Handler
 from p2p_network.host.circuits import SIGHT_METHOD, Around, Circuits
-from p2p_network.host.connections import Stream, abort, peer_of
-from p2p_network.host.discovery import DhtRendezvous, LocalDiscovery
+from p2p_network.host.connections import abort, peer_of
+from p2p_network.host.dialling import Dialling
+from p2p_network.host.finding import Finding, Ways
 from p2p_network.host.frames import MAX_METHOD_CHARS, MAX_PAYLOAD_BYTES
 from p2p_network.host.gate import Gate
 from p2p_network.host.gate import Refused as NotAdmitted
-from p2p_network.host.guards import MeshBasicHost, MeshSwarm, SelfReached
+from p2p_network.host.guards import MeshBasicHost, MeshSwarm
 from p2p_network.host.links import Link, Surroundings
-from p2p_network.host.listener import Listener, machine_addresses
+from p2p_network.host.listener import Listener
 from p2p_network.host.presence import PeerDown, PeerUp
 from p2p_network.host.private import SocketWire, Stranger, Wire
+from p2p_network.host.tube_ends import TakesTube, TubeEnds
 from p2p_network.identity import Identity
-from p2p_network.tubes.flow import PACKETS, Opening
-from p2p_network.tubes.tube import Ended, Refused, Tube
+from p2p_network.tubes.flow import Opening
+from p2p_network.tubes.tube import Tube
 
 logger = log.get(__name__)
 
@@ -41,11 +42,7 @@ __all__ = ["MeshHost", "PeerDown", "PeerUp"]
 HEARTBEAT_S: Final = 1.0
 STALL_S: Final = 2.0
 """A ticker that wakes so much too late stood still, with all that came meanwhile unread."""
-ADDRESSES_EVERY_S: Final = 15.0
 EVENTS: Final = 4096
-MAX_TUBES: Final = 256
-MAX_TUBES_PER_PEER: Final = 64
-MAX_WHY_CHARS: Final = 160
 
 
 class MeshHost:
@@ -88,14 +85,8 @@ class MeshHost:
         self._refused: Counter[str] = Counter()
         self._protocol = f"/kairos-p2p/{mesh_id}/1"
         self._tube_protocol = f"/kairos-p2p/{mesh_id}/tube/1"
-        self._take_tube: Callable[[Tube, Opening], Awaitable[None]] | None = None
-        self._take_packets: Callable[[Tube, Opening], Awaitable[None]] | None = None
-        self._tubes: Counter[PeerId] = Counter()
-        self._rendezvous = rendezvous
         self._listen = tuple(listen)
         self._without_devices = tuple(without_devices)
-        self._mdns = mdns
-        self._use_dht = dht
         self._listener: Listener | None = None
         self._announced: tuple[Endpoint, ...] = ()
         self._swarm = MeshSwarm(identity.seed, psk, gate)
@@ -105,16 +96,14 @@ class MeshHost:
         self._circuits: Circuits | None = None
         self._handlers: dict[str, Handler] = {}
         self._events, self.events = trio.open_memory_channel[PeerUp | PeerDown](EVENTS)
-        anonymous, first = _bootstrap_targets(bootstrap)
-        self._dialer = dialer.Dialer(self.peer_id, anonymous, jitter=random.random)
-        self._dialer_moved = trio.Event()
+        self._dialling = Dialling(
+            self.peer_id, self._swarm, bootstrap, remembered or {}, self._may_dial, self._note_refusal
+        )
+        self._tubes = TubeEnds(lambda conn: self._host.open_on(conn, self._tube_protocol), self._links.get)
+        self._finding = Finding(
+            self.peer_id, Ways(rendezvous, mdns, dht), self.addresses, self.learn, without_devices
+        )
         self._nursery: trio.Nursery | None = None
-        self._dht: DhtRendezvous | None = None
-        self._undialled: dict[PeerId, str] = {}  # why, for those that were dialled in vain
-        # learned before `run`: the core gets them when it starts
-        self._early: list[dialer.Learned] = first
-        for peer, addresses in (remembered or {}).items():
-            self._early.append(dialer.Learned(peer, endpoints_of(addresses), "disk"))
 
     # ------------------------------------------------------------------ what it knows
 
@@ -159,7 +148,9 @@ class MeshHost:
     @property
     def violations(self) -> int:
         """Channels that were closed because a member broke the protocol."""
-        return self._violations + sum(link.violations for link in self._links.values())
+        return (
+            self._violations + self._tubes.violations + sum(link.violations for link in self._links.values())
+        )
 
     def connected(self) -> frozenset[PeerId]:
         """Peers to which a request can be made now."""
@@ -192,22 +183,16 @@ class MeshHost:
 
     def known(self) -> Mapping[PeerId, tuple[str, ...]]:
         """Every peer that was ever learned, and where it may be dialled; to be remembered on disk."""
-        return {peer: tuple(map(str, found)) for peer, found in self._dialer.known().items()}
+        return self._dialling.known()
 
     def learn(self, peer: PeerId, addresses: Sequence[str], source: str) -> None:
         """Where a peer may be dialled. Untrusted: what is no concrete address is passed over."""
-        if not self._may_dial(peer):
-            return
-        event = dialer.Learned(peer, endpoints_of(addresses), source)
-        if self._nursery is None:
-            self._early.append(event)
-        else:
-            self._decide(event)
+        self._dialling.learn(peer, addresses, source)
 
     def want(self, peer: PeerId) -> None:
         """Dial a peer although there are enough connections, if it is not connected and may be dialled."""
-        if self._nursery is not None and peer not in self._links and self._may_dial(peer):
-            self._decide(dialer.Wanted(peer))
+        if peer not in self._links:
+            self._dialling.want(peer)
 
     def expel(self, peer: PeerId, reason: str) -> None:
         """Close every connection with a peer, now, and forget where it was."""
@@ -215,10 +200,7 @@ class MeshHost:
         if link is not None:
             log.event(logger, "host.peer_expelled", peer=peer, reason=reason)
             link.expel(reason)
-        if self._nursery is None:
-            self._early = [event for event in self._early if event.peer != peer]
-        else:
-            self._decide(dialer.Forgotten(peer))
+        self._dialling.forget(peer)
 
     # ------------------------------------------------------------------ talking
 
@@ -266,34 +248,15 @@ class MeshHost:
 
         Raises PeerUnreachable (not connected, connection lost), MeshError (the peer refuses; its words).
         """
-        link = self._links.get(peer)
-        connection = link.connection if link is not None else None
-        if link is None or connection is None or self._nursery is None:
-            raise PeerUnreachable(
-                f"no connection with peer {short(peer)}",
-                hint="see `kairos-p2p peers`; the node keeps dialling",
-            )
-        stream = await self._host.open_on(connection.conn, self._tube_protocol)
-        tube = Tube(stream, opens=True, heard=connection.heard)
-        self._nursery.start_soon(tube.run)
-        try:
-            await tube.open(opening)
-        except Refused as exc:
-            raise MeshError(f"peer {short(peer)} refuses: {exc}") from exc
-        except Ended as exc:
-            raise PeerUnreachable(f"peer {short(peer)}: {exc}") from exc
-        except BaseException:
-            tube.abort("this node gave up")
-            raise
-        return tube
+        return await self._tubes.open(self._nursery, peer, opening)
 
-    def serve_tubes(self, handler: Callable[[Tube, Opening], Awaitable[None]]) -> None:
+    def serve_tubes(self, handler: TakesTube) -> None:
         """Who takes or refuses the tubes that peers open. Called before `run`."""
-        self._take_tube = handler
+        self._tubes.take_tube = handler
 
-    def serve_packets(self, handler: Callable[[Tube, Opening], Awaitable[None]]) -> None:
+    def serve_packets(self, handler: TakesTube) -> None:
         """Who takes or refuses the tubes that peers open for their packets. Called before `run`."""
-        self._take_packets = handler
+        self._tubes.take_packets = handler
 
     # ------------------------------------------------------------------ running
 
@@ -308,16 +271,13 @@ class MeshHost:
                 self._swarm.on_connected = self._connected
                 self._swarm.on_disconnected = self._disconnected
                 self._host.set_stream_handler(self._protocol, self._serve_stream)
-                if self._take_tube is not None or self._take_packets is not None:
-                    self._host.set_stream_handler(self._tube_protocol, self._serve_tube)
+                if self._tubes.is_served:
+                    self._host.set_stream_handler(self._tube_protocol, self._tubes.serve)
                 self._circuits = self._serve_circuits(nursery)
                 nursery.start_soon(self._listener.serve, self._admit_stream)
                 nursery.start_soon(self._tick)
-                nursery.start_soon(self._drive_dialer)
-                self._start_discovery(nursery, self._listener)
-                for event in self._early:
-                    self._decide(event)
-                self._early.clear()
+                self._dialling.start(nursery, self._circuits.reach)
+                self._finding.start(nursery, self._host, loopback_only=self._listener.is_loopback_only)
                 log.event(logger, "host.listening", address=" ".join(self.addresses()), peer=self.peer_id)
                 task_status.started()
                 try:
@@ -328,34 +288,6 @@ class MeshHost:
         finally:
             self._listener.close()
             self._events.close()
-
-    def _start_discovery(self, nursery: trio.Nursery, listener: Listener) -> None:
-        if self._use_dht:
-            self._dht = DhtRendezvous(self._host, self._rendezvous, self.learn)
-            nursery.start_soon(self._dht.run, nursery)
-        if self._mdns:
-            local = LocalDiscovery(
-                self.peer_id, self._rendezvous, self.learn, loopback_only=listener.is_loopback_only
-            )
-            nursery.start_soon(self._announce, local)
-
-    async def _announce(self, local: LocalDiscovery) -> None:
-        """Keep the mDNS announcement true while addresses come and go."""
-        failing = False
-        try:
-            while True:
-                try:
-                    await local.announce(
-                        self.addresses(), machine_addresses(ipv6=True, without=self._without_devices)
-                    )
-                    failing = False
-                except OSError as exc:
-                    if not failing:
-                        log.event(logger, "discovery.mdns_failed", detail=str(exc))
-                    failing = True
-                await trio.sleep(ADDRESSES_EVERY_S)
-        finally:
-            await local.stop()
 
     def _serve_circuits(self, nursery: trio.Nursery) -> Circuits:
         around = Around(
@@ -407,29 +339,6 @@ class MeshHost:
         except (MeshError, OSError) as exc:
             log.event(logger, "host.handshake_failed", level=10, detail=str(exc))
 
-    # ------------------------------------------------------------------ dialling
-
-    def _decide(self, event: dialer.Event) -> None:
-        """Feed the core and carry out what it wants."""
-        assert self._nursery is not None
-        decision = self._dialer.step(trio.current_time(), event)
-        for effect in decision.effects:
-            if isinstance(effect, dialer.Relay):
-                self._nursery.start_soon(self._dial_through, effect.target)
-            else:
-                self._nursery.start_soon(self._dial, effect)
-        if decision.reason:
-            log.event(logger, "host.dialer_decided", level=10, reason=decision.reason)
-        self._dialer_moved.set()
-
-    async def _drive_dialer(self) -> None:
-        while True:
-            self._decide(dialer.Tick())
-            self._dialer_moved = trio.Event()
-            wake_at = self._dialer.wake_at()
-            with trio.move_on_at(trio.current_time() + 3600 if wake_at is None else wake_at):
-                await self._dialer_moved.wait()
-
     def _may_dial(self, peer: PeerId) -> bool:
         return self._gate is None or self._gate.may_dial(peer)
 
@@ -437,37 +346,6 @@ class MeshHost:
         """A connection that ended at the gate, whoever closed it."""
         self._refused[f"by_peer_{exc.cause}" if exc.by_peer else exc.cause] += 1
         log.event(logger, "host.peer_refused", level=10, address=address, reason=exc.message)
-
-    async def _dial(self, effect: dialer.Dial) -> None:
-        target = effect.target
-        expected = None if isinstance(target, Endpoint) else target
-        reached: PeerId | None = None
-        try:
-            conn = await self._swarm.reach(effect.endpoints, expected)
-            reached = peer_of(conn)
-        except SelfReached:
-            reached = self.peer_id
-        except NotAdmitted as exc:
-            self._note_refusal(exc, str(target))
-        except MeshError as exc:
-            log.event(logger, "host.dial_failed", level=10, address=str(target), detail=str(exc))
-            if expected is not None:
-                self._undialled[expected] = f"it can't be dialled: {exc.message}"[:MAX_WHY_CHARS]
-        self._decide(dialer.DialEnded(target, reached))
-
-    async def _dial_through(self, target: PeerId) -> None:
-        """Another member may lead to a peer that we can't dial."""
-        assert self._circuits is not None
-        reached = False
-        why = self._undialled.get(target) or "it can't be dialled directly"
-        try:
-            await self._circuits.reach(target, why)
-            reached = True
-        except NotAdmitted as exc:
-            self._note_refusal(exc, target)
-        except MeshError as exc:
-            log.event(logger, "host.relay_failed", level=10, peer=target, detail=str(exc))
-        self._decide(dialer.RelayEnded(target, reached))
 
     # ------------------------------------------------------------------ connections
 
@@ -507,17 +385,17 @@ class MeshHost:
         if link.told_relayed != link.only_relayed:
             link.told_relayed = link.only_relayed
             if not link.only_relayed:
-                self._undialled.pop(link.peer, None)
-            self._decide(dialer.Connected(link.peer, link.only_relayed))
+                self._dialling.settle(link.peer)
+            self._dialling.decide(dialer.Connected(link.peer, link.only_relayed))
 
     async def _run_link(self, link: Link) -> None:
         try:
             await link.run()
         finally:
             del self._links[link.peer]
-            self._undialled.pop(link.peer, None)
+            self._dialling.settle(link.peer)
             self._violations += link.violations
-        self._decide(dialer.Lost(link.peer))
+        self._dialling.decide(dialer.Lost(link.peer))
 
     async def _serve_stream(self, raw: Any) -> None:
         """A peer opened a channel to us."""
@@ -526,56 +404,12 @@ class MeshHost:
             raise PeerUnreachable("the connection has just ended")
         await link.serve(raw)
 
-    async def _serve_tube(self, raw: Any) -> None:
-        """A peer opened a tube to us: let the handler have it, until it has ended."""
-        stream = Stream(raw)
-        link = self._links.get(stream.peer)
-        connection = (
-            next((c for c in link.connections if c.conn is stream.connection), None) if link else None
-        )
-        full = self._tubes.total() >= MAX_TUBES or self._tubes[stream.peer] >= MAX_TUBES_PER_PEER
-        if connection is None or full:
-            await stream.reset()
-            return
-        tube = Tube(stream, opens=False, heard=connection.heard)
-        self._tubes[stream.peer] += 1
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(tube.run)
-                nursery.start_soon(self._handle_tube, tube, nursery.cancel_scope)
-                await tube.closed.wait()
-                if not tube.is_whole:  # else what came is still being delivered
-                    nursery.cancel_scope.cancel()
-        finally:
-            if tube.violated:
-                self._violations += 1
-                log.event(logger, "host.peer_violated", level=30, peer=stream.peer, reason=tube.reason)
-            self._tubes[stream.peer] -= 1
-            self._tubes = +self._tubes
-
-    async def _handle_tube(self, tube: Tube, scope: trio.CancelScope) -> None:
-        try:
-            opening = await tube.opening()
-            take = self._take_packets if opening.service == PACKETS else self._take_tube
-            if take is None:
-                await tube.refuse("it takes no such tubes")
-                return
-            await take(tube, opening)
-            if tube.is_whole:
-                await tube.closed.wait()
-        except Ended:
-            pass
-        finally:
-            tube.abort("its handler ended")
-            scope.cancel()
-
     def _greeted(self, peer: PeerId, addresses: Sequence[str]) -> None:
         found = endpoints_of(addresses)
         if not self._may_dial(peer):
             return
-        self._decide(dialer.Learned(peer, found, "hello"))
-        if self._dht is not None and self._nursery is not None:
-            self._nursery.start_soon(self._dht.know, peer, tuple(map(str, found)))
+        self._dialling.decide(dialer.Learned(peer, found, "hello"))
+        self._finding.met(peer, tuple(map(str, found)))
 
     async def _tick(self) -> None:
         """Once a second: every link's heartbeat. A time in which this process stood still blames nobody."""
@@ -611,21 +445,3 @@ def _check_size(method: str, payload: bytes) -> None:
             f"{method}: a payload of {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} fit into a frame",
             hint="send it in pieces",
         )
-
-
-def _bootstrap_targets(texts: Sequence[str]) -> tuple[list[Endpoint], list[dialer.Learned]]:
-    """Bootstrap addresses, split into those without an id and those with one."""
-    anonymous: list[Endpoint] = []
-    named: list[dialer.Learned] = []
-    for text in texts:
-        try:
-            endpoint, peer = parse_endpoint(text)
-        except ValueError as exc:
-            raise MeshError(
-                f"bootstrap address: {exc}", hint="write HOST:PORT or /ip4/HOST/tcp/PORT/p2p/ID"
-            ) from exc
-        if peer is None:
-            anonymous.append(endpoint)
-        else:
-            named.append(dialer.Learned(peer, (endpoint,), "bootstrap"))
-    return anonymous, named

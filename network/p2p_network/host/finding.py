@@ -1,0 +1,94 @@
+"""Which ways of finding members are in use, and what do they have to know?
+
+Runs those of `discovery` that are switched on, keeps what they announce true while addresses come and go, and
+hands what they find to the dialler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from p2p_network.core import log
+from p2p_network.core.ids import PeerId
+from p2p_network.host.discovery import DhtRendezvous, Learn, LocalDiscovery
+from p2p_network.host.guards import MeshBasicHost
+from p2p_network.host.listener import machine_addresses
+
+logger = log.get(__name__)
+
+ADDRESSES_EVERY_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Which ways of finding members to use. `rendezvous`: 32 bytes from which all their names are derived."""
+
+    rendezvous: bytes
+    mdns: bool = True
+    dht: bool = True
+
+
+class Finding:
+    """The discoveries of one host.
+
+    Args:
+        peer: this node.
+        addresses: where it can be dialled, asked now and then.
+        learn: who wants to know where members are.
+        without_devices: network devices that are not used to find anybody.
+    """
+
+    def __init__(
+        self,
+        peer: PeerId,
+        ways: Ways,
+        addresses: Callable[[], Sequence[str]],
+        learn: Learn,
+        without_devices: Sequence[str],
+    ) -> None:
+        self._peer = peer
+        self._ways = ways
+        self._addresses = addresses
+        self._learn = learn
+        self._without_devices = tuple(without_devices)
+        self._nursery: trio.Nursery | None = None
+        self._dht: DhtRendezvous | None = None
+
+    def start(self, nursery: trio.Nursery, host: MeshBasicHost, *, loopback_only: bool) -> None:
+        """Look for members from now on. `loopback_only`: nobody outside this machine could connect."""
+        self._nursery = nursery
+        if self._ways.dht:
+            self._dht = DhtRendezvous(host, self._ways.rendezvous, self._learn)
+            nursery.start_soon(self._dht.run, nursery)
+        if self._ways.mdns:
+            local = LocalDiscovery(
+                self._peer, self._ways.rendezvous, self._learn, loopback_only=loopback_only
+            )
+            nursery.start_soon(self._announce, local)
+
+    def met(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """A member was connected, and said where it can be dialled."""
+        if self._dht is not None and self._nursery is not None:
+            self._nursery.start_soon(self._dht.know, peer, tuple(addresses))
+
+    async def _announce(self, local: LocalDiscovery) -> None:
+        """Keep the mDNS announcement true while addresses come and go."""
+        failing = False
+        try:
+            while True:
+                try:
+                    await local.announce(
+                        self._addresses(), machine_addresses(ipv6=True, without=self._without_devices)
+                    )
+                    failing = False
+                except OSError as exc:
+                    if not failing:
+                        log.event(logger, "discovery.mdns_failed", detail=str(exc))
+                    failing = True
+                await trio.sleep(ADDRESSES_EVERY_S)
+        finally:
+            await local.stop()
