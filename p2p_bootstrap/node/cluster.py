@@ -67,6 +67,15 @@ async def _no_snapshots(digest: str) -> str:
     raise RoleError(f"there are no snapshots here, so none with the digest {digest[:12]}")
 
 
+@dataclasses.dataclass(slots=True)
+class _Ordered:
+    """Who waits for a recovery to be decided. `refusal`: None while it is not known."""
+
+    genesis: messages.Genesis
+    ended: Signal
+    refusal: str | None = None
+
+
 class Cluster:
     """This node's part in forming and keeping its cluster.
 
@@ -107,7 +116,7 @@ class Cluster:
         self._places = places
         self._durable_key = f"bootstrap/{self.scope}"
         self._changed = changed
-        self._recovered = runtime.signal()
+        self._ordered: list[_Ordered] = []
         self.find_snapshot: Callable[[str], Awaitable[str]] = _no_snapshots
         self.before_reset: Callable[[messages.Genesis], Awaitable[str]] = _no_objection
         self.before_certified: Callable[[messages.Genesis], Awaitable[None]] = _nothing
@@ -233,7 +242,6 @@ class Cluster:
         )
         await self._replication.write(f"role/{self._self_id}", wire.encode(record))
         self._changed.raise_()
-        self._recovered.raise_()
 
     # ------------------------------------------------------------ what the machine gets to know
 
@@ -341,6 +349,8 @@ class Cluster:
                 self._spawn(self._wipe, effect)
             case events.ResetK3s():
                 self._spawn(self._reset, effect)
+            case events.RecoveryEnded():
+                self._recovery_ended(effect)
             case events.CountWorkloads():
                 self._spawn(self._count_workloads)
             case events.QuorumChanged(quorum):
@@ -396,10 +406,22 @@ class Cluster:
 
     async def recover(self, genesis: messages.Genesis) -> str:
         """Have a recovery decided that an operator approved; "" when it is, else why not."""
-        await self._feed(events.RecoveryOrdered(genesis))
-        while self._machine.order is not None:
-            await self._recovered.wait()
-        return self._machine.order_outcome
+        ended = self._runtime.signal()
+        waiting = _Ordered(genesis, ended)
+        self._ordered.append(waiting)
+        try:
+            await self._feed(events.RecoveryOrdered(genesis))
+            while waiting.refusal is None:
+                await ended.wait()
+        finally:
+            self._ordered.remove(waiting)
+        return waiting.refusal
+
+    def _recovery_ended(self, effect: events.RecoveryEnded) -> None:
+        for waiting in self._ordered:  # the automatic one and an operator may have ordered the same
+            if waiting.genesis == effect.genesis:
+                waiting.refusal = effect.refusal
+                waiting.ended.raise_()
 
     async def _set_aside(self, effect: events.SetAsideK3s) -> None:
         try:

@@ -245,6 +245,11 @@ class Duties(RecoveryDuties):
         name, rules = self.view.name(decided.initiator), self.rules
         if decided.continues is not None:
             self.reason = f"epoch {self.epoch}: {name} brings the cluster back"
+            if decided.initiator == self.self_id:
+                self.reason = (
+                    f"epoch {self.epoch}: this node was to bring the cluster back, but has no data of it any "
+                    "more; order it for another one: kairos-p2p cluster recover"
+                )
             return
         stagger = self.turn() * rules.stagger_s
         expires, why = self.entered_at + rules.wait_s, f"{name} did not finish in {rules.wait_s:.0f} s"

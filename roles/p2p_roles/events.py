@@ -306,6 +306,14 @@ class ResetK3s:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveryEnded:
+    """What became of a `RecoveryOrdered`. `refusal`: why it was not decided; "" if it was."""
+
+    genesis: Genesis
+    refusal: str
+
+
+@dataclass(frozen=True, slots=True)
 class CountWorkloads:
     """Look what users have in the cluster served here; answer with `WorkloadsCounted`."""
 
@@ -339,6 +347,7 @@ Effect: TypeAlias = (
     | SetAsideK3s
     | WipeK3s
     | ResetK3s
+    | RecoveryEnded
     | CountWorkloads
     | QuorumChanged
     | Alarm

@@ -18,6 +18,7 @@ from p2p_roles.events import (
     CountWorkloads,
     K3sReset,
     QuorumChanged,
+    RecoveryEnded,
     RecoveryOrdered,
     ResetK3s,
     StartK3s,
@@ -62,7 +63,6 @@ class RecoveryDuties(JoinDuties):
     ) -> None:
         super().__init__(self_id, scope, mesh_id, sign, rules)
         self.order: Genesis | None = None
-        self.order_outcome = ""
         self.quorum = Quorum("none")
         self._order_until = 0.0
         self._reset_again_at = 0.0
@@ -258,14 +258,18 @@ class RecoveryDuties(JoinDuties):
         self.emit_votes(self.voting.propose(now, GENESIS, order, voters, epoch=epoch, nodes=nodes))
 
     def _end_order(self, outcome: str) -> None:
-        self.order, self.order_outcome = None, outcome
+        assert self.order is not None, "only what was ordered ends"
+        self.out.append(RecoveryEnded(self.order, outcome))
+        self.order = None
         if outcome:
             self.voting.give_way()
 
     def ordered(self, now: float, event: RecoveryOrdered) -> None:
         """An operator's word."""
         assert event.genesis is None or event.genesis.continues is not None, "only recoveries are ordered"
-        self.order, self.order_outcome = event.genesis, ""
+        if self.order is not None and self.order != event.genesis:
+            self._end_order("another recovery was ordered on this node meanwhile")
+        self.order = event.genesis
         self._order_until = now + ORDER_S
 
     def look_at_quorum(self, now: float) -> None:

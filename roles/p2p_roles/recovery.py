@@ -22,10 +22,14 @@ from msgspec.structs import replace
 from p2p_network.core.ids import PeerId, stable_hash
 from p2p_roles.genesis.messages import MAX_SERVERS, Continuation, Genesis, covered, quorum
 from p2p_roles.quorum import could_be_elsewhere, servers_of
+from p2p_roles.transitions import State
 from p2p_roles.view import MAX_NODES, View
 
 FACTS_METHOD: Final = "cluster.facts"
 MAX_LINEAGE: Final = 32
+_NOT_IN: Final = frozenset(
+    {State.JOIN, State.CHANGE, State.FENCED}
+)  # these set their data aside by themselves
 
 
 class SnapshotFacts(msgspec.Struct, frozen=True):
@@ -135,6 +139,7 @@ def plan_recovery(
             and node.alive
             and node.vpn_ipv4
             and (found_here := facts[node.peer]).role == "server"
+            and found_here.state not in _NOT_IN
             and found_here.genesis is not None
             and found_here.genesis.cluster_id == current.cluster_id
             and (found_here.has_data or (snapshot is not None and node.peer in holders))

@@ -67,6 +67,8 @@ OPERATED = (
     540_000_232,
     # k3s broken on every node for long: each aborted epoch left its certificates in the ledger for ever
     540_000_610,
+    # two recoveries ordered on one node: who ordered the first waited for ever, automatic ones ended with it
+    560_000_191,
 )  # fmt: skip
 
 

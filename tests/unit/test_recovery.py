@@ -282,7 +282,8 @@ class Net:
     def order(self, asker: Host, genesis: Genesis) -> tuple[str, ...]:
         self.put(asker, ev.RecoveryOrdered(genesis))
         self.run(45)
-        return (asker.machine.order_outcome,) if asker.machine.order_outcome else ()
+        (ended,) = (e for e in asker.did if isinstance(e, ev.RecoveryEnded) and e.genesis == genesis)
+        return (ended.refusal,) if ended.refusal else ()
 
     def states(self) -> list[str]:
         return [h.machine.state.value if h.is_on else "off" for h in self.hosts]
@@ -376,6 +377,42 @@ def test_an_order_from_before_the_last_recovery_was_certified_is_refused() -> No
     (refusal,) = net.order(survivor, order)
     assert "look again" in refusal
     assert survivor.machine.certified_genesis(2) == survivor.machine.ready_genesis()[1]
+
+
+def test_an_order_that_another_one_replaces_ends_with_a_word() -> None:
+    """Both who ordered are waiting: for ever, if one of them were never told (seed 560000191)."""
+    net = formed()
+    survivor, a, b = net.server(0), net.server(1), net.server(2)
+    net.off(a, b)
+    net.run(30)
+    member = survivor.machine.member
+    assert member is not None
+    plans = [
+        plan_recovery(
+            net.view_of(survivor), net.facts(survivor), member.genesis, 1, nodes=5, lost=[a.peer, b.peer][:n]
+        )
+        for n in (1, 2)
+    ]
+    first, second = (plan.genesis for plan in plans)
+    assert first is not None
+    assert second is not None
+    net.put(survivor, ev.RecoveryOrdered(first), ev.RecoveryOrdered(second))
+    assert net.order(survivor, second) == ()
+    ended = [e for e in survivor.did if isinstance(e, ev.RecoveryEnded)]
+    assert [e.genesis for e in ended] == [first, second]
+    assert "another recovery was ordered" in ended[0].refusal
+
+
+def test_who_is_only_getting_in_brings_no_cluster_back() -> None:
+    """It sets what it has aside once a newer epoch begins, so nobody would bring it back (seed 560000191)."""
+    net = formed()
+    survivor, a = net.server(0), net.server(1)
+    member = survivor.machine.member
+    assert member is not None
+    facts = net.facts(survivor)
+    facts[a.peer] = msgspec.structs.replace(facts[a.peer], state=State.JOIN, term=99)
+    plan = plan_recovery(net.view_of(survivor), facts, member.genesis, 1, nodes=5)
+    assert a.peer not in [c.peer for c in plan.candidates]
 
 
 def test_agents_are_carried_over_without_losing_anything() -> None:
