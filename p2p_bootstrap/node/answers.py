@@ -17,8 +17,6 @@ from msgspec.structs import replace
 from p2p_bootstrap import __version__
 from p2p_bootstrap.api.events import EventLog
 from p2p_bootstrap.api.service import (
-    AdmissionDoc,
-    ClusterDoc,
     ConfirmedDoc,
     EventDoc,
     Goal,
@@ -28,50 +26,47 @@ from p2p_bootstrap.api.service import (
     KubeconfigsDoc,
     MeshDoc,
     NamesDoc,
-    NatDoc,
     NodeDoc,
     PairDoc,
     PeerDoc,
     PhaseDoc,
     PhaseName,
     PlanDoc,
-    RegionRow,
     RegionsDoc,
     RevokedDoc,
     RoleDoc,
     RoleRow,
     RotatedDoc,
     StatusDoc,
-    StepDoc,
     VpnDoc,
     Wanted,
     find_node,
 )
 from p2p_bootstrap.config.loading import Config
+from p2p_bootstrap.node import documents
 from p2p_bootstrap.node.admission import Admission
-from p2p_bootstrap.node.authority import Change, Outlook
+from p2p_bootstrap.node.authority import Change
 from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.documents import to_ms
 from p2p_bootstrap.node.issuing import InviteState, Issuing
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.local_k3s import LOCAL, role_of
 from p2p_bootstrap.node.metrics import render
 from p2p_bootstrap.node.names import Names
 from p2p_bootstrap.node.outside import Outside
-from p2p_bootstrap.node.places import Places, Row
+from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.sharing import Sharing
 from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.vpn import Vpn
 from p2p_network.admission.documents import LIMITS
-from p2p_network.admission.trust import SENTENCES, Cause
 from p2p_network.coordinates import rtt_s
 from p2p_network.core.errors import RoleError, TimedOut, UsageError
 from p2p_network.core.ids import PeerId, public_key_of, short
-from p2p_network.dataplane.choice import UDP
 from p2p_network.host.addresses import parse_endpoint
 from p2p_network.host.mesh import MeshHost
 from p2p_network.ledger.reading import read_by_peer
-from p2p_network.membership import Member, MemberState
+from p2p_network.membership import MemberState
 from p2p_network.records import RoleRecord
 
 POLL_S = 1.0
@@ -186,7 +181,7 @@ class Answers:
                 peers=connected,
                 known=len(members) - 1,
             ),
-            admission=self._own_admission(),
+            admission=documents.admission_doc(self._admission, self._host.refused),
             vpn=VpnDoc(
                 state=vpn.state,
                 device=p2p.vpn.interface if vpn.state not in ("off", "userspace") else "",
@@ -196,7 +191,7 @@ class Answers:
                 error=vpn.error,
                 reason=vpn.reason,
             ),
-            nat=self._nat(),
+            nat=documents.nat_doc(self._outside),
             names=NamesDoc(state=names.state, origin=names.origin, error=names.error),
             role=RoleDoc(
                 state="LOCAL" if self._alone else role.state.value,
@@ -215,23 +210,9 @@ class Answers:
                 pid=k3s.pid,
                 error=(f"{k3s.error} ({k3s.hint})" if k3s.hint else k3s.error) or self._k3s.hooks.error,
             ),
-            clusters=self._clusters(),
+            clusters=documents.cluster_docs(self._sharing.clusters(), self._cluster.scope),
             phases=[PhaseDoc(name=name, at_s=round(at_s, 3)) for name, at_s in phases],
         )
-
-    def _clusters(self) -> list[ClusterDoc]:
-        scope = self._cluster.scope
-        return [
-            ClusterDoc(
-                name=found.scope,
-                cluster_id=found.cluster_id,
-                servers=found.servers,
-                agents=found.agents,
-                ready=found.ready,
-                self=found.scope == scope,
-            )
-            for found in self._sharing.clusters()
-        ]
 
     async def regions(self) -> RegionsDoc:
         """Who is where, and how far apart; asks every connected peer what it measured."""
@@ -244,9 +225,9 @@ class Answers:
             at_a, at_b = where.get(a), where.get(b)
             estimated = rtt_s(at_a, at_b) if at_a and at_b else None
             pairs.append(
-                PairDoc(a=a, b=b, measured_ms=_ms(min(known, default=None)), estimated_ms=_ms(estimated))
+                PairDoc(a=a, b=b, measured_ms=to_ms(min(known, default=None)), estimated_ms=to_ms(estimated))
             )
-        return RegionsDoc(nodes=[_region_row(row) for row in rows], pairs=pairs)
+        return RegionsDoc(nodes=[documents.region_row(row) for row in rows], pairs=pairs)
 
     async def confirm_regions(self) -> Sequence[ConfirmedDoc]:
         """Make what every reachable node infers of itself durable there."""
@@ -264,83 +245,23 @@ class Answers:
         text, missing = await self._sharing.merged()
         return KubeconfigsDoc(kubeconfig=text, missing=missing)
 
-    def _own_admission(self) -> AdmissionDoc:
-        kept, own, trust = self._admission.kept, self._admission.own, self._admission.trust
-        certificate, refused_by = own.certificate, self._admission.refused_by
-        if refused_by:
-            reason = f"a peer refused this node: {SENTENCES[refused_by]}".replace(": it ", ": this node ")
-        elif own.cause is Cause.UNCERTIFIED and kept.invite:
-            reason = "waits for a member that redeems its join token"
-        else:
-            reason = own.reason.replace("it ", "this node ", 1)
-        return AdmissionDoc(
-            state="member" if own.is_admitted else "waiting" if kept.invite else "out",
-            reason=reason,
-            generation=trust.generation,
-            issuer=kept.authority is not None,
-            role=certificate.limit if certificate else "any",
-            region=certificate.region if certificate else "",
-            expires_ms=certificate.expires_ms if certificate else 0,
-            refused=dict(self._host.refused),
-            revoked=len(trust.known_out()),
-        )
-
-    def _nat(self) -> NatDoc:
-        seen, outside = self._outside.nat, self._outside
-        return NatDoc(
-            kind=seen.kind,
-            seen_as=seen.udp or seen.ip,
-            observers=seen.observers,
-            reachable=outside.reachable,
-            reached_at=list(outside.reached),
-            error=outside.why_unreached,
-            reason=seen.reason,
-        )
-
     def peers(self) -> Sequence[PeerDoc]:
         """Every peer known, whatever its state."""
         said = self._said()
         others = (m for m in self._replication.view.members if m.peer != self._self_id)
-        return [self._peer(member, said.get(member.peer)) for member in others]
-
-    def _peer(self, member: Member, said: RoleRecord | None) -> PeerDoc:
-        peer, record = member.peer, member.record
-        verdict = self._admission.verdict(peer)
-        stats, rtt_s = self._vpn.status.peers.get(peer), self._host.round_trip_s(peer)
-        relay, relay_reason = self._relay_of(peer)
-        told = self._outside.told_by(peer)
-        why = stats.reason if stats else ""
-        if stats and told is not None and stats.carrier == UDP and stats.endpoint == told.own_udp:
-            why += f", through a hole in its NAT at {told.own_udp}"
-        return PeerDoc(
-            peer=peer,
-            hostname=record.hostname if record else "",
-            region=record.region if record else "",
-            zone=record.zone if record else "",
-            state=member.state.value,
-            ipv4=member.ipv4,
-            ipv6=member.ipv6,
-            address=self._host.address_of(peer),
-            rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 2),
-            carrier=stats.carrier if stats else "none",
-            carrier_reason=why,
-            carrier_rtt_ms=None if stats is None or stats.rtt_ms is None else round(stats.rtt_ms, 2),
-            rx_rate_bps=stats.rx_rate_bps if stats else 0.0,
-            tx_rate_bps=stats.tx_rate_bps if stats else 0.0,
-            loss=None if stats is None or stats.loss is None else round(stats.loss, 5),
-            relay=relay,
-            relay_reason=relay_reason,
-            nat=told.kind if told is not None else "unknown",
-            seen_as=(stats.seen.get("udp") or stats.seen.get("tcp", "")) if stats else "",
-            keepalive_s=stats.idle_s if stats else 0.0,
-            cluster=said.scope if said else "",
-            role=said.role if said else "",  # type: ignore[typeddict-item]  # checked by _said
-            rx_bytes=stats.rx_bytes if stats else 0,
-            tx_bytes=stats.tx_bytes if stats else 0,
-            admission=verdict.cause or "member",
-            generation=verdict.certificate.generation if verdict.certificate else 0,
-            reason=member.reason,
-        )
+        return [
+            documents.peer_doc(
+                member,
+                said.get(member.peer),
+                verdict=self._admission.verdict(member.peer),
+                stats=self._vpn.status.peers.get(member.peer),
+                told=self._outside.told_by(member.peer),
+                address=self._host.address_of(member.peer),
+                round_trip_s=self._host.round_trip_s(member.peer),
+                relay=self._relay_of(member.peer),
+            )
+            for member in others
+        ]
 
     def _relay_of(self, peer: PeerId) -> tuple[str, str]:
         """Name of the member that a peer's channel runs through, and why; ("", "") for none."""
@@ -415,13 +336,13 @@ class Answers:
     async def plan(self, wanted: Wanted) -> PlanDoc:
         """The declaration, changed like this, and the steps there."""
         outlook = await self._cluster.authority.outlook(self._change(wanted))
-        return self._plan(outlook)
+        return documents.plan_doc(outlook)
 
     async def apply(self, wanted: Wanted, version: str | None) -> PlanDoc:
         """Change the declaration."""
         authority = self._cluster.authority
         await authority.declare(self._change(wanted), version=version, by=self._hostname)
-        return self._plan(await authority.outlook(Change()))
+        return documents.plan_doc(await authority.outlook(Change()))
 
     def _change(self, wanted: Wanted) -> Change:
         if self._cluster.status.role != "server" or not self._cluster.ready:
@@ -440,22 +361,6 @@ class Answers:
             servers=wanted.servers,
             roles={peer(name): role for name, role in wanted.roles.items()},
             replace=frozenset(peer(name) for name in wanted.replace),
-        )
-
-    def _plan(self, outlook: Outlook) -> PlanDoc:
-        facts, declared = outlook.facts, outlook.declaration
-        return PlanDoc(
-            version=declared.version,
-            by=outlook.by,
-            holder=facts.name(PeerId(outlook.holder)) if outlook.holder else "",
-            servers=declared.servers,
-            now=sorted(facts.name(peer) for peer in facts.voters),
-            forced={facts.name(peer): role for peer, role in sorted(declared.roles.items())},
-            steps=[
-                StepDoc(action=s.action, node=facts.name(s.peer) if s.peer else s.node, reason=s.reason)
-                for s in outlook.steps
-            ],
-            blocked=bool(outlook.steps) and outlook.steps[-1].pending,
         )
 
     async def wait_for(self, goal: Goal, timeout_s: float) -> StatusDoc:
@@ -520,11 +425,11 @@ class Answers:
             member_ttl_s=member_ttl_s,
             bootstrap=tuple(_host_port(address) for address in addresses),
         )
-        return InvitedDoc(token=token, invite=_invite(InviteState(invitation, (), "open")))
+        return InvitedDoc(token=token, invite=documents.invite_doc(InviteState(invitation, (), "open")))
 
     def invites(self) -> Sequence[InviteDoc]:
         """All invitations, the latest first."""
-        return [_invite(state) for state in self._issuing.invites()]
+        return [documents.invite_doc(state) for state in self._issuing.invites()]
 
     async def withdraw(self, invite: str) -> None:
         """Make an invitation void. Raises NotPermitted, UsageError."""
@@ -556,41 +461,6 @@ class Answers:
             violations=self._host.violations,
             circuits=self._host.circuits_carried,
         )
-
-
-def _ms(value_s: float | None) -> float | None:
-    return None if value_s is None else round(value_s * 1000, 2)
-
-
-def _region_row(row: Row) -> RegionRow:
-    inferred = row.inferred
-    return RegionRow(
-        peer=row.peer,
-        hostname=row.hostname,
-        region=row.region,
-        zone=row.zone,
-        how=row.how,
-        inferred=inferred.region if inferred else "",
-        why=inferred.reason if inferred else "nothing is known of it yet",
-        error=round(row.coordinate.error, 3) if row.coordinate else None,
-        measured_ms=_ms(row.measured_s),
-        estimated_ms=_ms(row.estimated_s),
-        self=row.itself,
-    )
-
-
-def _invite(state: InviteState) -> InviteDoc:
-    invitation = state.invitation
-    return InviteDoc(
-        id=invitation.id,
-        state=state.state,
-        role=invitation.limit,
-        region=invitation.region,
-        uses=invitation.uses,
-        used_by=list(state.used_by),
-        created_ms=invitation.created_ms,
-        expires_ms=invitation.expires_ms,
-    )
 
 
 def _host_port(multiaddress: str) -> str:
