@@ -20,6 +20,9 @@ _MAX_ERROR: Final = 1.5
 _MIN_HEIGHT_S: Final = 0.000_01
 _FINE_S: Final = 0.005
 """Below this a millisecond more or less is no error: it is a machine that was busy."""
+_TILT: Final = 0.1
+"""So much to the side is a young point pushed (as a share, times its error): nodes that begin on one spot and
+part along one line would stay on it, with nothing to push them off, however wrong all distances are there."""
 _BOUND_S: Final = 30.0
 """Nothing on Earth is so far away: what says so is not believed."""
 
@@ -73,7 +76,7 @@ def moved(
 
     Args:
         measured_s: more than `MAX_RTT_S` counts as that.
-        direction: in which to part from a node on the same spot; not all zero.
+        direction: in which to part from a node on the same spot, a little also from any other; not all zero.
     """
     assert other.is_sound, "a peer's coordinate is checked before it is used"
     measured_s = min(max(measured_s, 1e-6), MAX_RTT_S)
@@ -82,14 +85,21 @@ def moved(
     wrong = abs(expected_s - measured_s) / max(measured_s, _FINE_S)
     error = min(_MAX_ERROR, wrong * _CE * weight + own.error * (1 - _CE * weight))
     force = _CC * weight * (measured_s - expected_s)
-    dx, dy, dz = own.x - other.x, own.y - other.y, own.z - other.z
-    length = math.hypot(dx, dy, dz)
+    away = (own.x - other.x, own.y - other.y, own.z - other.z)
+    aside = _unit(direction)
+    length = math.hypot(*away)
     height = own.height
     if length > 1e-9:
         height = max(_MIN_HEIGHT_S, height + (own.height + other.height) * force / length)
-        ux, uy, uz = dx / length, dy / length, dz / length
+        tilt = _TILT * own.error
+        straight = _unit(away)
+        ux, uy, uz = _unit(tuple(s + tilt * a for s, a in zip(straight, aside, strict=True)))
     else:
-        norm = math.hypot(*direction)
-        ux, uy, uz = (part / norm for part in direction)
+        ux, uy, uz = aside
     new = Coordinate(own.x + ux * force, own.y + uy * force, own.z + uz * force, height, error)
     return new if new.is_sound else ORIGIN
+
+
+def _unit(vector: tuple[float, ...]) -> tuple[float, ...]:
+    length = math.hypot(*vector)
+    return tuple(part / length for part in vector)

@@ -1,4 +1,10 @@
-"""Which nodes stand in one place, when nobody has said so? Pure and the same on every node.
+"""Which nodes stand in one place, when nobody has said so? Pure.
+
+`infer` says it of all nodes, the same wherever the ledger is the same, and so can only use what
+everybody was told. Of itself a node knows better (`of_itself`): a round trip that it measured is no
+shorter than the way, so who answers quickly is near, whatever the coordinates say by then. Neighbours
+that find a region out at the same moment give it one name, whoever is first: that of the smallest id
+among them.
 
 A node whose operator named its region is where that says. Of the others, each with a settled coordinate
 joins the named region whose nodes (their median) are nearest, if that is near enough; the rest form groups
@@ -10,7 +16,7 @@ same name.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -44,6 +50,58 @@ class Inferred:
     source: Source
     leader: PeerId | None
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Where a node takes itself to be, and `waits_for`: who may know better; it speaks first for a while."""
+
+    inferred: Inferred
+    waits_for: tuple[PeerId, ...] = ()
+
+
+def of_itself(
+    self_id: PeerId, nodes: Sequence[Located], measured: Mapping[PeerId, float], near_s: float = NEAR_S
+) -> Own:
+    """The region of one node without a region.
+
+    Args:
+        nodes: those that are there, itself among them.
+        measured: round trips from this node, seconds.
+    """
+    itself = next(node for node in nodes if node.peer == self_id)
+    away = {n.peer: _away_s(itself, n, measured.get(n.peer), near_s) for n in nodes if n is not itself}
+    regions: dict[str, list[float]] = {}
+    for node in nodes:
+        if node.region and (away_s := away.get(node.peer)) is not None:
+            regions.setdefault(node.region, []).append(away_s)
+    nearest_s, region = min(
+        ((statistics.median(there), name) for name, there in regions.items()), default=(float("inf"), "")
+    )
+    if nearest_s <= near_s:
+        reason = f"{nearest_s * 1000:.1f} ms from the nodes of region {region}"
+        return Own(Inferred(region, "near", None, reason))
+    nameless = sorted(node.peer for node in nodes if not node.region and node is not itself)
+    near = [peer for peer in nameless if (s := away[peer]) is not None and s <= near_s]
+    leader = min([self_id, *near])
+    waits_for = tuple(p for p in nameless if p < self_id and (p == leader or away[p] is None))
+    if leader != self_id:
+        why = f"{(away[leader] or 0.0) * 1000:.1f} ms from ...{leader[-8:]}"
+        return Own(Inferred(name_of(leader), "group", leader, why), waits_for)
+    if not near and not _is_settled(itself.coordinate):
+        return Own(Inferred("", "unknown", None, "too few round trips were measured yet"), waits_for)
+    return Own(Inferred(name_of(self_id), "group", self_id, "no other region is near"), waits_for)
+
+
+def _away_s(itself: Located, other: Located, measured_s: float | None, near_s: float) -> float | None:
+    """How far away the place of another node is; None while that can't be told."""
+    if measured_s is not None and measured_s <= near_s:
+        return measured_s
+    if not _is_settled(itself.coordinate):
+        return None
+    if _is_settled(other.coordinate):  # without what the access of both costs
+        return apart_s(_of(itself), _of(other))
+    return measured_s
 
 
 def infer(nodes: Sequence[Located], near_s: float = NEAR_S) -> dict[PeerId, Inferred]:

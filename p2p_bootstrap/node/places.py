@@ -2,9 +2,9 @@
 
 Owns the machine of the node's network coordinate (`p2p_network.places`): asks one connected peer after the
 other for its coordinate and measures how long that takes; quickly at first, seldom later. What follows for
-the region is inferred (`p2p_network.regions`) from what all nodes publish. An inferred region is only shown,
-until a person confirms it or where ``p2p.region: auto`` says to take it; then it is kept on disk and never
-changes by itself.
+the region is inferred (`p2p_network.regions`): of the others from what all nodes publish, of itself also from
+what it measured. An inferred region is only shown, until a person confirms it or where ``p2p.region: auto``
+says to take it; then it is kept on disk and never changes by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from p2p_network.core.ids import PeerId
 from p2p_network.ledger.reading import read_by_peer
 from p2p_network.membership import MemberState
 from p2p_network.records import PlaceRecord
-from p2p_network.regions import Inferred, Located, infer
+from p2p_network.regions import Inferred, Located, Own, infer, of_itself
 
 if TYPE_CHECKING:
     from p2p_bootstrap.node.ports import Durable, Mesh
@@ -47,8 +47,10 @@ TABLE_TIMEOUT_S: Final = 3.0
 LOOK_EVERY_S: Final = 2.0
 STEADY_LOOKS: Final = 3
 PATIENCE_S: Final = 30.0
-"""So long a node waits for the leader of its group to name the region, before it does so itself."""
+"""So long a node waits for who leads its group, or may, before it names the region itself."""
 MAX_TABLE: Final = 1024
+
+_THERE: Final = (MemberState.ALIVE, MemberState.SUSPECT)
 
 How = Literal["declared", "confirmed", "auto", ""]
 
@@ -157,18 +159,23 @@ class Places:
 
     def infer(self) -> dict[PeerId, Inferred]:
         """The region of every node, as far as it can be told."""
+        found = infer(self._located())
+        if self._self_id in found and not self.region:
+            found[self._self_id] = self._own().inferred
+        return found
+
+    def _own(self) -> Own:
+        here = {m.peer for m in self._replication.view.members if m.state in _THERE} | {self._self_id}
+        nodes = [node for node in self._located() if node.region or node.peer in here]
+        return of_itself(self._self_id, nodes, self._machine.measured)
+
+    def _located(self) -> list[Located]:
         where = self.coordinates
-        return infer(
-            [
-                Located(
-                    m.peer,
-                    self.region if m.peer == self._self_id else m.record.region,
-                    where.get(m.peer),
-                )
-                for m in self._replication.view.members
-                if m.record is not None and m.state is not MemberState.LEFT
-            ]
-        )
+        return [
+            Located(m.peer, self.region if m.peer == self._self_id else m.record.region, where.get(m.peer))
+            for m in self._replication.view.members
+            if m.record is not None and m.state is not MemberState.LEFT
+        ]
 
     def rows(self) -> list[Row]:
         """Who is where."""
@@ -269,15 +276,22 @@ class Places:
         pause = self._runtime.signal()
         while self.is_pending:
             await pause.wait(timeout_s=LOOK_EVERY_S)
-            mine = self.infer().get(self._self_id)
-            if mine is None or not mine.region:
+            if not self._is_known:
                 continue
+            mine = self._own()
+            region = mine.inferred.region
             name, seen = self._steady
-            self._steady = (mine.region, seen + 1 if name == mine.region else 1)
+            self._steady = (region, seen + 1 if name == region else 1)
             waited_s = self._runtime.monotonic() - self._began_at
-            mine_to_name = mine.leader in (None, self._self_id) or waited_s >= PATIENCE_S
-            if self._steady[1] >= STEADY_LOOKS and mine_to_name:
-                await self._keep(Kept(mine.region, "auto"), mine.reason)
+            is_for_us = not mine.waits_for or waited_s >= PATIENCE_S
+            if region and self._steady[1] >= STEADY_LOOKS and is_for_us:
+                await self._keep(Kept(region, "auto"), mine.inferred.reason)
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether this node has a record: without one it is no member."""
+        member = self._replication.view.get(self._self_id)
+        return member is not None and member.record is not None
 
     async def _keep(self, kept: Kept, reason: str) -> None:
         await self._runtime.in_thread(self._durable.set, DURABLE_KEY, wire.encode(kept))

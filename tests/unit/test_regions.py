@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from p2p_network.coordinates import ORIGIN, Coordinate, apart_s, moved, rtt_s
 from p2p_network.core.ids import PeerId
 from p2p_network.places import PUBLISH_EVERY_S, YOUNG_S, PeersKnown, Places, PublishPlace, Sampled, Tick
-from p2p_network.regions import Located, infer, name_of
+from p2p_network.regions import Located, infer, name_of, of_itself
 from p2p_roles.timing import LAN, SLOW, WAN, k3s_arguments, timing_of, worst_rtt_s
 
 WIDE = {("a", "b"): 0.04, ("a", "c"): 0.1, ("b", "c"): 0.12}
@@ -61,6 +61,64 @@ def test_an_unnamed_node_joins_the_named_region_it_is_near() -> None:
     assert {found[p].region for p in region if region[p] == "b"} == {"tokyo"}
     assert {found[p].source for p in region if region[p] == "c"} == {"group"}
     assert infer(list(reversed(located))) == found, "the order is no matter"
+
+
+SETTLED = 0.2
+
+
+def at(x_s: float, error: float = SETTLED) -> Coordinate:
+    return Coordinate(x_s, 0, 0, 0.001, error)
+
+
+def unnamed(**where: Coordinate | None) -> list[Located]:
+    return [Located(PeerId(peer), "", coordinate) for peer, coordinate in where.items()]
+
+
+def test_equal_distances_are_no_line_that_nobody_gets_off() -> None:
+    """Three regions, equally far from each other: a triangle, also where all began on one line."""
+    equal, chance = 0.06, random.Random(1)
+    nodes = {PeerId(p): Places(PeerId(p), 0.0) for p in ("a1", "a2", "b1", "b2", "c1", "c2")}
+    line = {"a": -0.03, "b": 0.0, "c": 0.03}
+    for peer, node in nodes.items():
+        node.coordinate = at(line[peer[0]], error=1.5)
+    for turn in range(120):
+        for peer, node in nodes.items():
+            other = chance.choice([p for p in nodes if p != peer])
+            rtt = 0.004 + (equal if peer[0] != other[0] else 0.0) + chance.expovariate(1 / 0.002)
+            node.step(turn * 0.4, Sampled(other, nodes[other].coordinate, rtt))
+    assert max(node.coordinate.error for node in nodes.values()) < SETTLED
+    assert rtt_s(nodes[PeerId("a1")].coordinate, nodes[PeerId("b1")].coordinate) == pytest.approx(
+        0.064, abs=0.006
+    )
+
+
+def test_neighbours_that_decide_in_the_same_moment_give_one_name() -> None:
+    """Each knows itself settled before the others are told so; what they measured is enough."""
+    a, b, far = PeerId("a"), PeerId("b"), PeerId("far")
+    mine = of_itself(b, unnamed(a=None, b=at(0.0), far=at(0.06)), {a: 0.003, far: 0.06})
+    theirs = of_itself(a, unnamed(a=at(0.0), b=None, far=at(0.06)), {b: 0.003, far: 0.06})
+    assert mine.inferred.region == theirs.inferred.region == name_of(a)
+    assert mine.waits_for == (a,)
+    assert not theirs.waits_for
+    assert of_itself(far, unnamed(a=None, b=None, far=at(0.06)), {a: 0.06, b: 0.06}).inferred.leader == far
+
+
+def test_who_may_be_a_neighbour_is_waited_for() -> None:
+    a, b = PeerId("a"), PeerId("b")
+    assert of_itself(b, unnamed(a=None, b=at(0.0)), {}).waits_for == (a,), "not measured yet"
+    assert of_itself(a, unnamed(a=at(0.0), b=None), {}).waits_for == (), "the smaller id speaks first"
+    young = of_itself(b, unnamed(a=at(0.06), b=at(0.0, error=1.0)), {a: 0.06})
+    assert (young.inferred.source, young.waits_for) == ("unknown", (a,))
+
+
+def test_a_measured_round_trip_counts_for_more_than_a_coordinate_as_far_as_it_is_short() -> None:
+    a, b = PeerId("a"), PeerId("b")
+    west = Located(a, "west", at(0.02))
+    itself = Located(b, "", at(0.0))
+    assert of_itself(b, [west, itself], {a: 0.005}).inferred.region == "west"
+    assert of_itself(b, [west, itself], {a: 0.02}).inferred.source == "group"
+    near = Located(a, "west", at(0.004))  # a slow access link makes a round trip long, not the way
+    assert of_itself(b, [near, itself], {a: 0.04}).inferred.region == "west"
 
 
 def test_without_measurements_nothing_is_said() -> None:
