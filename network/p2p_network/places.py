@@ -81,6 +81,11 @@ class Places:
         """The round trip to each peer measured, seconds: the smallest of the last few."""
         return {peer: min(kept) for peer, kept in self._samples.items()}
 
+    @property
+    def young(self) -> frozenset[PeerId]:
+        """Of those measured, who was asked too seldom for a busy moment not to count."""
+        return frozenset(peer for peer, kept in self._samples.items() if len(kept) < KEPT_SAMPLES)
+
     def wake_at(self) -> float | None:
         """When the coordinate may be published again; None if there is nothing new to say."""
         if self._count == 0 or not self._is_news():

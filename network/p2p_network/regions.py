@@ -16,7 +16,7 @@ same name.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -25,6 +25,9 @@ from p2p_network.core.ids import PeerId, stable_hash
 
 NEAR_S: Final = 0.012
 """Nodes whose places are no farther apart than this are in one region (about 1000 km of fibre)."""
+
+MAYBE_NEAR_S: Final = 4 * NEAR_S
+"""Who answered no later than this may yet turn out to be near, as long as it was asked a few times only."""
 
 SETTLED_ERROR: Final = 0.35
 """A coordinate with a larger error says nothing yet."""
@@ -61,13 +64,18 @@ class Own:
 
 
 def of_itself(
-    self_id: PeerId, nodes: Sequence[Located], measured: Mapping[PeerId, float], near_s: float = NEAR_S
+    self_id: PeerId,
+    nodes: Sequence[Located],
+    measured: Mapping[PeerId, float],
+    young: Container[PeerId] = (),
+    near_s: float = NEAR_S,
 ) -> Own:
     """The region of one node without a region.
 
     Args:
         nodes: those that are there, itself among them.
         measured: round trips from this node, seconds.
+        young: who was asked too seldom for its round trip to be the shortest there is.
     """
     itself = next(node for node in nodes if node.peer == self_id)
     away = {n.peer: _away_s(itself, n, measured.get(n.peer), near_s) for n in nodes if n is not itself}
@@ -84,7 +92,9 @@ def of_itself(
     nameless = sorted(node.peer for node in nodes if not node.region and node is not itself)
     near = [peer for peer in nameless if (s := away[peer]) is not None and s <= near_s]
     leader = min([self_id, *near])
-    waits_for = tuple(p for p in nameless if p < self_id and (p == leader or away[p] is None))
+    first = {p for p in nameless if p < self_id and (p == leader or away[p] is None)}
+    first |= {p for p, s in measured.items() if p in away and p in young and near_s < s <= MAYBE_NEAR_S}
+    waits_for = tuple(sorted(first))
     if leader != self_id:
         why = f"{(away[leader] or 0.0) * 1000:.1f} ms from ...{leader[-8:]}"
         return Own(Inferred(name_of(leader), "group", leader, why), waits_for)

@@ -46,7 +46,7 @@ SAMPLE_TIMEOUT_S: Final = 5.0
 TABLE_TIMEOUT_S: Final = 3.0
 LOOK_EVERY_S: Final = 2.0
 STEADY_LOOKS: Final = 3
-PATIENCE_S: Final = 30.0
+PATIENCE_S: Final = 60.0
 """So long a node waits for who leads its group, or may, before it names the region itself."""
 MAX_TABLE: Final = 1024
 
@@ -167,7 +167,7 @@ class Places:
     def _own(self) -> Own:
         here = {m.peer for m in self._replication.view.members if m.state in _THERE} | {self._self_id}
         nodes = [node for node in self._located() if node.region or node.peer in here]
-        return of_itself(self._self_id, nodes, self._machine.measured)
+        return of_itself(self._self_id, nodes, self._machine.measured, self._machine.young)
 
     def _located(self) -> list[Located]:
         where = self.coordinates

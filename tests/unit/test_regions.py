@@ -109,6 +109,10 @@ def test_who_may_be_a_neighbour_is_waited_for() -> None:
     assert of_itself(a, unnamed(a=at(0.0), b=None), {}).waits_for == (), "the smaller id speaks first"
     young = of_itself(b, unnamed(a=at(0.06), b=at(0.0, error=1.0)), {a: 0.06})
     assert (young.inferred.source, young.waits_for) == ("unknown", (a,))
+    once = of_itself(a, unnamed(a=at(0.0), b=at(0.02)), {b: 0.02}, young={b})
+    assert once.waits_for == (b,), "the one round trip may have met a busy moment"
+    assert not of_itself(a, unnamed(a=at(0.0), b=at(0.02)), {b: 0.02}).waits_for
+    assert not of_itself(a, unnamed(a=at(0.0), b=at(0.06)), {b: 0.06}, young={b}).waits_for
 
 
 def test_a_measured_round_trip_counts_for_more_than_a_coordinate_as_far_as_it_is_short() -> None:
