@@ -2,8 +2,9 @@
 
 Single-decree Paxos per generation, among the nodes that hold the root. The value is the seed of the new
 network token, so whoever finds that another one's rotation got half way can complete it: each holder gets the
-seed from its seat of the rotation anyway. `answer` is the acceptor, `adopted` and `is_decided` are what a
-proposer has to know; asking and keeping (a vote is durable before it is given) is the caller's. Pure.
+seed from its seat of the rotation anyway. The rules are those of `core.decree`; `answer` is the acceptor,
+`adopted` and `is_decided` are what a proposer has to know; asking and keeping (a vote is durable before it is
+given) is the caller's. Pure.
 
 From the second generation on the holders that vote are those of the roster of the generation in force
 (`Trust.electorate`): a set that is signed, the same everywhere, and that nobody adds himself to. The first
@@ -19,6 +20,9 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from p2p_network.core import decree
+
+_SAID: Final = {decree.LOWER: "another rotation is under way"}
 MAX_ROUND: Final = 1 << 31
 
 _Seed = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -100,15 +104,17 @@ def answer(votes: Votes, ask: Ask, *, peer: str, generation: int, holders: int) 
         return votes, Nack(held.promised.round, "the ballot is not the asking peer's")
     if ask.holders < holders:
         return votes, Nack(held.promised.round, f"{holders} nodes hold the root, not {ask.holders}")
-    if ask.ballot < held.promised:
-        return votes, Nack(held.promised.round, "another rotation is under way")
+    said: Answer
     match ask:
         case Prepare():
-            return Votes(ask.number, ask.ballot, held.accepted), Promise(held.accepted)
+            problem = decree.against_promise(held.promised, ask.ballot)
+            after, said = Votes(ask.number, ask.ballot, held.accepted), Promise(held.accepted)
         case Accept():
-            if held.accepted is not None and held.accepted[0] == ask.ballot and held.accepted[1] != ask.seed:
-                return votes, Nack(held.promised.round, "this ballot had another value")
-            return Votes(ask.number, ask.ballot, (ask.ballot, ask.seed)), Accepted()
+            problem = decree.against_vote(held.promised, held.accepted, ask.ballot, ask.seed)
+            after, said = Votes(ask.number, ask.ballot, (ask.ballot, ask.seed)), Accepted()
+    if problem:
+        return votes, Nack(held.promised.round, _SAID.get(problem, problem))
+    return after, said
 
 
 def is_decided(agreeing: int, holders: int) -> bool:
@@ -118,5 +124,4 @@ def is_decided(agreeing: int, holders: int) -> bool:
 
 def adopted(promises: Iterable[Promise], own: bytes) -> bytes:
     """The seed to ask votes for: the one voted for in the highest ballot, else one's own."""
-    voted = [promise.accepted for promise in promises if promise.accepted is not None]
-    return max(voted, key=lambda vote: vote[0])[1] if voted else own
+    return decree.to_propose((promise.accepted for promise in promises), own)

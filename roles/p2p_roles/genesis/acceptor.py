@@ -19,6 +19,7 @@ from typing import TypeAlias, assert_never
 import msgspec
 
 from p2p_network import wire
+from p2p_network.core import decree
 from p2p_network.core.ids import PeerId
 from p2p_network.core.machine import Decision
 from p2p_roles.genesis import certificate as certificates
@@ -317,8 +318,8 @@ class Acceptor:
 
     def _prepare(self, message: Prepare) -> Decision[Effect]:
         state = self._instances.get(message.instance)
-        if state is not None and message.ballot < state.promised:
-            return self._refuse(message, "a higher ballot was promised", state.promised)
+        if state is not None and (problem := decree.against_promise(state.promised, message.ballot)):
+            return self._refuse(message, problem, state.promised)
         accepted = state.accepted if state is not None else None
         self._instances[message.instance] = InstanceState(message.instance, message.ballot, accepted)
         self._raised = max(self._raised, message.nodes)
@@ -330,15 +331,10 @@ class Acceptor:
     def _accept(self, message: Accept) -> Decision[Effect]:
         instance, ballot = message.instance, message.ballot
         state = self._instances.get(instance)
-        if state is not None and ballot < state.promised:
-            return self._refuse(message, "a higher ballot was promised", state.promised)
-        if (
-            state is not None
-            and state.accepted is not None
-            and state.accepted[0] == ballot
-            and state.accepted[1] != message.value
+        if state is not None and (
+            problem := decree.against_vote(state.promised, state.accepted, ballot, message.value)
         ):
-            return self._refuse(message, "this ballot had another value", state.promised)
+            return self._refuse(message, problem, state.promised)
         self._instances[instance] = InstanceState(instance, ballot, (ballot, message.value))
         self._raised = max(self._raised, message.nodes)
         signature = self._sign(vote_payload(self._mesh_id, instance, ballot, message.nodes, message.value))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
+from p2p_network.core import decree
 from p2p_network.core.ids import PeerId
 from p2p_network.core.machine import Decision
 from p2p_network.identity import verify as verify_signature
@@ -205,9 +206,7 @@ class Proposer:
         return Decision(asking.effects, reason)
 
     def _choose(self) -> bytes:
-        """The value that may have been decided in a lower ballot, else our own."""
-        accepted = [was for was in self._promises.values() if was is not None]
-        return max(accepted)[1] if accepted else self._value
+        return decree.to_propose(self._promises.values(), self._value)
 
     def _accepted(self, peer: PeerId, answer: Accepted) -> Decision[Effect]:
         payload = vote_payload(self._mesh_id, self.instance, self.ballot, self._nodes, self._value)
