@@ -42,6 +42,14 @@ class Endpoint:
         except ValueError:
             return False
 
+    @property
+    def is_private(self) -> bool:
+        """Whether it is an address that is not routed on the Internet; a name is not."""
+        try:
+            return not ipaddress.ip_address(self.host).is_global
+        except ValueError:
+            return False
+
 
 def parse_endpoint(text: str) -> tuple[Endpoint, PeerId | None]:
     """An endpoint and, if the text ends in ``/p2p/ID``, whose it is. Raises ValueError."""

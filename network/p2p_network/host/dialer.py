@@ -41,7 +41,7 @@ RELAY_CAP_S: Final = 60.0
 UPGRADE_CAP_S: Final = 10.0
 MAX_PEERS: Final = 4096
 MAX_DIALLING: Final = 16
-HEARSAY: Final = frozenset({"dht", "mdns"})
+HEARSAY: Final = frozenset({"dht", "mdns", "public-dht", "rendezvous"})
 """Sources that say of others where they are: such addresses never displace what a peer said itself."""
 
 Target = PeerId | Endpoint
