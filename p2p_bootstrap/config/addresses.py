@@ -13,6 +13,7 @@ from typing import Final
 
 from p2p_bootstrap.config.quoting import quoted
 from p2p_network.core.ids import public_key_of
+from p2p_network.meeting.kad import entrance
 
 MAX_CHARS: Final = 400
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
@@ -35,6 +36,12 @@ def check_bootstrap(text: str) -> str:
         return text
     host, _ = _split(text)
     _check_host(host)
+    return text
+
+
+def check_entrance(text: str) -> str:
+    """Where a public DHT is entered (`meeting.kad.entrance`). Raises ValueError that says what is wrong."""
+    entrance(text)
     return text
 
 

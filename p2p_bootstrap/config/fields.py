@@ -301,6 +301,7 @@ AddressRange = Annotated[Text, AfterValidator(_address_range)]
 Listen = Annotated[Text, _checked(addresses.check_listen)]
 ListenList = Annotated[tuple[Listen, ...], AfterValidator(_not_empty)]
 Bootstrap = Annotated[Text, _checked(addresses.check_bootstrap)]
+Entrance = Annotated[Text, _checked(addresses.check_entrance)]
 
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"],

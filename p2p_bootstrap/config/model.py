@@ -17,6 +17,7 @@ from p2p_bootstrap.config.fields import (
     AddressRange,
     Bootstrap,
     Carrier,
+    Entrance,
     Env,
     Flag,
     Health,
@@ -53,6 +54,7 @@ from p2p_bootstrap.config.fields import (
     split_target,
 )
 from p2p_bootstrap.config.names import KUBE_VIP_FIELDS
+from p2p_network.meeting.kad import PUBLIC_ENTRANCES
 from p2p_network.services import MAX_SERVICES
 from p2p_network.subnets import MAX_NETWORKS
 from p2p_network.token import DEFAULT_NETWORK_ID, MAX_BOOTSTRAP
@@ -252,6 +254,17 @@ class P2P(_Section):
     disable_dht: Flag = Field(
         default=False, description="Find nodes by bootstrap and on the local network only."
     )
+    public_dht: Flag | None = Field(
+        default=None,
+        description="Find each other through the public DHT of libp2p, where sealed notes say nothing to "
+        "others. Unset: on where nothing else is named to find others by (bootstrap, rendezvous, "
+        "seed_file, a token's addresses). disable_dht turns it off too.",
+    )
+    public_dht_bootstrap: tuple[Entrance, ...] = Field(
+        default=PUBLIC_ENTRANCES,
+        max_length=MAX_BOOTSTRAP,
+        description="Where the public DHT is entered: /ip4/HOST/tcp/PORT/p2p/ID or /dnsaddr/NAME.",
+    )
     upnp: Flag = Field(
         default=True,
         description="Ask the router before this node to lead its ports here (UPnP), if others see it behind "
@@ -405,6 +418,14 @@ class P2P(_Section):
     def dht(self) -> bool:
         """Whether this node may use the DHT, as far as the cloud-config says."""
         return not self.disable_dht and self.vpn.env.get("EDGEVPNDHT", "").lower() not in ("false", "0")
+
+    def entrances(self, *, has_addresses: bool) -> tuple[str, ...]:
+        """Where to enter the public DHT; empty: not at all.
+
+        `has_addresses`: others can be found by addresses that somebody wrote down for this mesh.
+        """
+        wanted = self.public_dht if self.public_dht is not None else not (has_addresses or self.seed_file)
+        return self.public_dht_bootstrap if wanted and self.dht else ()
 
 
 class K3s(_Section):

@@ -87,15 +87,18 @@ async def lay_ground(given: Given, state: StateDirectory) -> Ground:
     log.event(logger, "agent.started", version=__version__, peer=identity.peer_id, hostname=given.hostname)
     runtime, rotated = TrioRuntime(), Signal()
     admission = Admission(runtime=runtime, identity=identity, kept=kept, durable=durable, moved=rotated)
+    bootstrap = tuple(dict.fromkeys((*given.config.bootstrap, *seeds, *kept.bootstrap)))
+    entrances = given.config.p2p.entrances(has_addresses=bool(bootstrap))
     host = MeshHost(
         identity=identity,
         psk=kept.keys[0],
         mesh_id=kept.mesh_id,
         rendezvous=kept.rendezvous,
         listen=given.config.p2p.listen,
-        bootstrap=tuple(dict.fromkeys((*given.config.bootstrap, *seeds, *kept.bootstrap))),
+        bootstrap=bootstrap,
         mdns=kept.mdns,
         dht=kept.dht and given.config.p2p.dht,
+        public_dht=entrances if kept.dht else (),
         remembered=_remembered(durable),
         without_devices=(given.config.p2p.vpn.interface,),
         gate=admission,

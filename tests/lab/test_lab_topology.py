@@ -172,7 +172,13 @@ def test_a_cloud_config_says_what_the_topology_says() -> None:
     assert text.startswith("#cloud-config\n")
     assert yaml.safe_load(text) == {
         "hostname": "lyon",
-        "p2p": {"network_token": "kp2p1_x", "region": "west", "minimum_nodes": 4, "role": "worker"},
+        "p2p": {
+            "network_token": "kp2p1_x",
+            "public_dht": False,
+            "region": "west",
+            "minimum_nodes": 4,
+            "role": "worker",
+        },
         "k3s": {"args": ["--debug"]},
     }
     other = yaml.safe_load(cloud_config(default_topology(), default_topology().places[0], "kp2p1_x"))

@@ -69,6 +69,7 @@ PURE = (
     "network/p2p_network/blobs/sealing.py",
     "network/p2p_network/token.py",
     "network/p2p_network/sealed.py",
+    "network/p2p_network/meeting",
     "network/p2p_network/admission",
     "network/p2p_network/records.py",
     "network/p2p_network/nat.py",

@@ -17,6 +17,7 @@ from p2p_network.core.ids import PeerId
 from p2p_network.host.discovery import DhtRendezvous, Learn, LocalDiscovery
 from p2p_network.host.guards import MeshBasicHost
 from p2p_network.host.listener import machine_addresses
+from p2p_network.host.public_notes import PUBLIC_PAUSES, PublicNotes, txt_records
 
 logger = log.get(__name__)
 
@@ -25,11 +26,19 @@ ADDRESSES_EVERY_S: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """Which ways of finding members to use. `rendezvous`: 32 bytes from which all their names are derived."""
+    """Which ways of finding members to use.
+
+    Attributes:
+        rendezvous: 32 bytes from which all their names and keys are derived.
+        mdns: the local network.
+        dht: a Kademlia DHT among the members.
+        public_dht: where a public DHT is entered (`meeting.kad.entrance`); empty: not used.
+    """
 
     rendezvous: bytes
     mdns: bool = True
     dht: bool = True
+    public_dht: tuple[str, ...] = ()
 
 
 class Finding:
@@ -39,6 +48,7 @@ class Finding:
         peer: this node.
         addresses: where it can be dialled, asked now and then.
         learn: who wants to know where members are.
+        is_alone: whether no member is connected.
         without_devices: network devices that are not used to find anybody.
     """
 
@@ -48,12 +58,14 @@ class Finding:
         ways: Ways,
         addresses: Callable[[], Sequence[str]],
         learn: Learn,
+        is_alone: Callable[[], bool],
         without_devices: Sequence[str],
     ) -> None:
         self._peer = peer
         self._ways = ways
         self._addresses = addresses
         self._learn = learn
+        self._is_alone = is_alone
         self._without_devices = tuple(without_devices)
         self._nursery: trio.Nursery | None = None
         self._dht: DhtRendezvous | None = None
@@ -69,6 +81,18 @@ class Finding:
                 self._peer, self._ways.rendezvous, self._learn, loopback_only=loopback_only
             )
             nursery.start_soon(self._announce, local)
+        if self._ways.public_dht:
+            public = PublicNotes(
+                self._peer,
+                self._ways.rendezvous,
+                self._ways.public_dht,
+                addresses=self._addresses,
+                learn=self._learn,
+                is_alone=self._is_alone,
+                names=txt_records,
+                pauses=PUBLIC_PAUSES,
+            )
+            nursery.start_soon(public.run)
 
     def met(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """A member was connected, and said where it can be dialled."""

@@ -44,7 +44,7 @@ from multiaddr import Multiaddr
 
 from p2p_network.core import log
 from p2p_network.core.errors import MeshError, PeerUnreachable
-from p2p_network.core.ids import PeerId, short
+from p2p_network.core.ids import PeerId, public_key_of, short
 from p2p_network.host.addresses import Endpoint, endpoints_of
 from p2p_network.host.connections import (
     FencedTasks,
@@ -331,6 +331,7 @@ class MeshSwarm(Swarm):  # type: ignore[misc]
         return secured, conn
 
     async def _muxed(self, secured: Any, conn: PrivateConnection) -> Any:
+        public_key_of(str(secured.get_remote_peer()))  # members have Ed25519 keys, and no others
         muxer = await self.upgrader.muxer_multistream.select_transport(secured)
         muxed = muxer(secured, secured.get_remote_peer())
         muxed.private = conn

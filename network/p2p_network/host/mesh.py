@@ -56,6 +56,7 @@ class MeshHost:
         listen: ``HOST:PORT`` or ``[HOST]:PORT``.
         bootstrap: addresses to dial first (see `addresses`); raises MeshError on a malformed one.
         mdns, dht: whether to look for members that way.
+        public_dht: where a public DHT is entered to look for members there too (`finding.Ways`).
         remembered: what `known` said before the last restart.
         without_devices: network devices whose addresses are never announced: the VPN's own.
         gate: who is a member (`gate.Gate`); None: whoever has the key, as in tests of the layers below.
@@ -73,6 +74,7 @@ class MeshHost:
         bootstrap: Sequence[str] = (),
         mdns: bool = True,
         dht: bool = True,
+        public_dht: Sequence[str] = (),
         remembered: Mapping[PeerId, Sequence[str]] | None = None,
         without_devices: Sequence[str] = (),
         gate: Gate | None = None,
@@ -101,7 +103,12 @@ class MeshHost:
         )
         self._tubes = TubeEnds(lambda conn: self._host.open_on(conn, self._tube_protocol), self._links.get)
         self._finding = Finding(
-            self.peer_id, Ways(rendezvous, mdns, dht), self.addresses, self.learn, without_devices
+            self.peer_id,
+            Ways(rendezvous, mdns, dht, tuple(public_dht)),
+            self.addresses,
+            self.learn,
+            lambda: not self.connected(),
+            without_devices,
         )
         self._nursery: trio.Nursery | None = None
 

@@ -19,17 +19,16 @@ import trio
 
 from p2p_network.core import log
 from p2p_network.core.errors import PeerUnreachable
-from p2p_network.core.ids import PeerId, public_key_of
+from p2p_network.core.ids import PeerId
 from p2p_network.host.discovery import Learn
 from p2p_network.host.public_dht import NameRecords, PublicClient, public_client
-from p2p_network.identity import Identity
 from p2p_network.meeting import ipns, kad, notes
 from p2p_network.meeting.pace import Pace, Pauses
 
 logger = log.get(__name__)
 
 SOURCE: Final = "public-dht"
-PAUSES: Final = Pauses(first_s=5.0, alone_s=20.0, alone_cap_s=300.0, calm_s=3600.0, after_write_s=90.0)
+PUBLIC_PAUSES: Final = Pauses(first_s=5.0, alone_s=20.0, alone_cap_s=300.0, calm_s=3600.0, after_write_s=90.0)
 LOOK_LIMIT_S: Final = 60.0
 READ_ENOUGH: Final = 8
 SOME: Final = 3
@@ -69,7 +68,7 @@ class PublicNotes:
         learn: Learn,
         is_alone: Callable[[], bool],
         names: NameRecords,
-        pauses: Pauses = PAUSES,
+        pauses: Pauses = PUBLIC_PAUSES,
     ) -> None:
         self._peer = peer
         self._rendezvous = rendezvous
@@ -86,11 +85,13 @@ class PublicNotes:
         while True:
             addresses = tuple(self._addresses())
             if self._pace.is_due(trio.current_time(), alone=self._is_alone(), addresses=addresses):
-                wrote = await self._round(addresses)
+                wrote = await self.look_once()
                 self._pace.looked(trio.current_time(), wrote=wrote)
             await trio.sleep(CHECK_S)
 
-    async def _round(self, addresses: Sequence[str]) -> bool:
+    async def look_once(self) -> bool:
+        """Look into the boxes and keep the own note alive. Whether something was written."""
+        addresses = tuple(self._addresses())
         found: set[PeerId] = set()
         wrote, failure, asked = False, "", 0
         try:
@@ -129,7 +130,7 @@ class PublicNotes:
         sealed = notes.seal(self._rendezvous, day, written, os.urandom(12))
         sequence = min(box.sequence + 1, MAX_SEQUENCE)
         record = ipns.sign(seed, ipns.Record(sealed, sequence, wall_s + VALID_S))
-        kept = await client.put(ipns.name_of(_public(seed)), record, box.closest)
+        kept = await client.put(ipns.name_of(notes.public_key(seed)), record, box.closest)
         log.event(logger, "public_dht.written", level=10, count=kept)
         return kept > 0
 
@@ -153,7 +154,7 @@ class PublicNotes:
     ) -> _Box:
         """What lies in a box; what is of members goes to the dialler."""
         seed = notes.box_seed(self._rendezvous, day, number)
-        public, wall_s = _public(seed), time.time()
+        public, wall_s = notes.public_key(seed), time.time()
         values, closest = await client.get(ipns.name_of(public), enough=enough, limit_s=LOOK_LIMIT_S)
         best: ipns.Record | None = None
         for value in values:
@@ -177,14 +178,9 @@ class PublicNotes:
         return _Box(inside, best.sequence if best is not None else 0, closest)
 
 
-def _public(seed: bytes) -> bytes:
-    return public_key_of(Identity(seed).peer_id)
-
-
 async def txt_records(name: str) -> Sequence[bytes]:
     """The TXT records of a DNS name, by this machine's resolver. Raises OSError."""
-    look = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
-    return await look(_txt_records, name)
+    return await trio.to_thread.run_sync(partial(_txt_records, name), abandon_on_cancel=True)  # type: ignore[call-arg]
 
 
 def _txt_records(name: str) -> Sequence[Any]:

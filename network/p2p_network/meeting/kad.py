@@ -27,6 +27,11 @@ AT_ONCE: Final = 8
 CLOSEST: Final = 20
 """How many nodes keep a value (Kademlia's k)."""
 _MAX_ID_BYTES: Final = 64
+PUBLIC_ENTRANCES: Final = (
+    "/dnsaddr/bootstrap.libp2p.io",
+    "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
+)
+"""Where the DHT that all libp2p programs share is entered: by name, and without one."""
 
 _PUT_VALUE, _GET_VALUE, _FIND_NODE = 0, 1, 4
 _TYPE, _KEY, _RECORD, _CLOSER = 1, 2, 3, 8

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from p2p_network import wire
 from p2p_network.core.ids import PeerId, peer_id_of, public_key_of, stable_hash
 from p2p_network.host.addresses import Endpoint, endpoints_of
+from p2p_network.identity import Identity
 
 DAY_S: Final = 86_400
 BOXES: Final = 8
@@ -77,6 +78,11 @@ def box_of(peer: PeerId) -> int:
 def box_seed(rendezvous: bytes, day: int, box: int) -> bytes:
     """The 32-byte seed of a box's Ed25519 key."""
     return _derived(rendezvous, f"box/{day}/{box}")
+
+
+def public_key(seed: bytes) -> bytes:
+    """The raw public key of a box's seed."""
+    return public_key_of(Identity(seed).peer_id)
 
 
 def namespace(rendezvous: bytes, day: int) -> str:

@@ -64,6 +64,7 @@ def cloud_config(topology: Topology, place: Place, token: str) -> str:
     """The cloud-config that a node of the lab boots from."""
     p2p: dict[str, Any] = {
         "network_token": token,
+        "public_dht": False,  # a lab has no way to the Internet
         "region": place.region,
         "minimum_nodes": topology.minimum_nodes,
     }
