@@ -8,7 +8,7 @@ hold the mesh's root (`accepted/...`, `access/rules`), is it a member, and did t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final, Protocol
 
 from p2p_network.admission.trust import Trust
@@ -61,11 +61,16 @@ def ledger_policy(mesh_id: str, ledger: Callable[[], Known], judge: Judge) -> Po
         scope = rest if kind == "upgrade" else rest.rpartition("/")[0]
         return speaks_for(scope, author, ledger())
 
-    def outlived(key: str) -> tuple[str, ...]:
-        if not (scope := certificates.scope_of(key)):
-            return ()
-        entries = ledger().items(certificates.prefix_of(scope))
-        return certificates.outlived(scope, ((e.key, e.value) for e in entries if e.value is not None))
+    def outlived(keys: Collection[str]) -> set[str]:
+        gone: set[str] = set()
+        for scope in {scope for key in keys if (scope := certificates.scope_of(key))}:
+            entries = ledger().items(certificates.prefix_of(scope))
+            gone |= {
+                *certificates.outlived(scope, ((e.key, e.value) for e in entries if e.value is not None))
+            }
+        if any(key.startswith(("seat/", "generation/")) for key in keys):
+            gone |= judge.trust.outlived_seats()
+        return gone
 
     return Policy(
         decided=decided,

@@ -158,6 +158,19 @@ def test_two_rotations_are_caught_up_with_at_once(trust: Trust, words: Map) -> N
     assert len(trust.announcements()) == 2
 
 
+def test_seats_before_the_newest_whole_roster_are_outlived(trust: Trust, words: Map) -> None:
+    rotate(words, ONE, TWO, ALICE, BOB)
+    assert trust.outlived_seats() == set(), "somebody may still have to move to these"
+    rotate(words, TWO, THREE, ALICE, BOB)
+    held = words.values.pop(f"seat/3/{BOB}")
+    assert trust.outlived_seats() == set()
+    words.values[f"seat/3/{BOB}"] = held
+    assert trust.outlived_seats() == {f"seat/2/{ALICE}", f"seat/2/{BOB}"}
+    for key in trust.outlived_seats():
+        del words.values[key]
+    assert trust.settle() == 3, "who was away for two rotations moves all the same"
+
+
 def test_a_link_that_does_not_fit_the_chain_is_refused(trust: Trust) -> None:
     good = announced(ONE, TWO, 1)
     forged = announced(LEAKED_TWO, THREE, 1)

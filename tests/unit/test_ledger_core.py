@@ -113,8 +113,8 @@ def test_what_proves_nothing_any_more_is_forgotten_without_a_trace() -> None:
 
 def test_a_certificate_that_is_outlived_is_forgotten_and_taken_no_more() -> None:
     """Whatever order they come in, and without a word of blame: the other may not know of the later one."""
-    void = {"generation/9": ("generation/2", "generation/3")}
-    policy = replace(POLICY, outlived=lambda _key: void["generation/9"] if mine.get("generation/9") else ())
+    void = ("generation/2", "generation/3")
+    policy = replace(POLICY, outlived=lambda _keys: void if mine.get("generation/9") else ())
     mine = Ledger(ALICE, MESH, policy)
     early = [sign_entry(BOB, MESH, f"generation/{n}", at(1), b"quorum|1") for n in (2, 3)]
     late = sign_entry(BOB, MESH, "generation/9", at(1), b"quorum|1")
@@ -131,6 +131,10 @@ def test_a_certificate_that_is_outlived_is_forgotten_and_taken_no_more() -> None
     assert receive(mine, *early) == ()
     assert mine.step(2.0, LocalWrite("generation/2", b"quorum|1", WALL_S + 2)).effects == ()
     assert mine.digest() == before
+    both = LocalWrites((("generation/2", b"quorum|1"), ("generation/8", b"quorum|1")), WALL_S + 3)
+    (stored, *_) = mine.step(3.0, both).effects
+    assert isinstance(stored, Store)
+    assert [entry.key for entry in stored.entries] == ["generation/8"]
     mine = Ledger(ALICE, MESH, policy)  # a crash came between the later one's entry and the removal
     restored = mine.step(0.0, Restored((*early, late), WALL_S))
     assert restored.effects == (Remove(("generation/2", "generation/3")), Changed(("generation/9",)))

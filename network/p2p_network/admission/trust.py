@@ -14,6 +14,7 @@ A peer is admitted if somebody proved a certificate for it that
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -326,6 +327,19 @@ class Trust:
     def seats(self, number: int) -> int:
         """How many members of a generation's roster are known."""
         return sum(1 for _ in self._words.items(f"seat/{number}/"))
+
+    def outlived_seats(self) -> set[str]:
+        """Ledger keys of the seats before the newest generation whose roster is known whole.
+
+        Everybody moves to that one, however long it was away: older seats count for nothing, and with a
+        thousand members the class would be full after forty rotations.
+        """
+        self._learn_from_ledger()
+        keys = [(int(entry.key.split("/")[1]), entry.key) for entry in self._words.items("seat/")]
+        known = Counter(number for number, _ in keys)
+        whole = (n for n, link in self._announced.items() if known[n] >= link.members)
+        newest = max(whole, default=0)
+        return {key for number, key in keys if number < newest}
 
     def electorate(self) -> frozenset[str] | None:
         """Who decides on the next keys: those that got the root in the generation in force.

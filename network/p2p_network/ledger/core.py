@@ -253,6 +253,18 @@ class Ledger:
                 assert_never(rule.writer)
 
     def _write(self, key: str, value: bytes | None, wall_s: float) -> Decision[Effect]:
+        held, alarms, why = self._own(key, value, wall_s)
+        if held is None:
+            return Decision(alarms, why)
+        gone = self._outlive((held,))
+        if key in gone:
+            return Decision(alarms, f"{key} is not written: what came later has made it void")
+        return Decision((*self._news([held], gone=gone), *alarms), why)
+
+    def _own(
+        self, key: str, value: bytes | None, wall_s: float
+    ) -> tuple[Held | None, tuple[Contradiction, ...], str]:
+        """Take in a word of this node's: it (None if it is no news), alarms, and a sentence."""
         rule, me = rule_of(key), self._identity.peer_id
         refusal = Refusal.BAD_KEY if rule is None else self._policy.refusal(rule, key, me, value)
         if rule is None or refusal is not None:
@@ -262,39 +274,38 @@ class Ledger:
             )
         old = self._held.get(key)
         if old is None and value is None:
-            return Decision()
+            return None, (), ""
         if old is not None and old.entry.value == value and (rule.is_certificate or old.entry.author == me):
-            return Decision()
+            return None, (), ""
         # what we say ourselves is few, so a ledger filled by others must not silence us
         if old is None and self._per_author[_class_of(key), me] >= rule.max_per_author:
             raise LocalViolation(f"ledger key {key!r}: {Refusal.AUTHOR_FULL}", hint="delete entries first")
         held = self._signed(rule, key, value, wall_s)
         if rule.is_certificate and old is not None:
             assert value is not None
-            alarm = self._contradiction(key, old, held)
+            alarms = self._contradiction(key, old, held)
             if held.rank < old.rank:
-                return Decision(alarm, f"{key} is certified already" if alarm else "")
+                return None, alarms, f"{key} is certified already" if alarms else ""
         else:
-            alarm = ()
+            alarms = ()
             if old is not None and held.rank < old.rank:  # an authority that was overtaken
-                return Decision((), f"{key} is not written: a newer word is known")
+                return None, (), f"{key} is not written: a newer word is known"
         self._put(held)
-        gone = self._outlive((held,))
-        if key in gone:
-            return Decision(alarm, f"{key} is not written: what came later has made it void")
-        verb = "deleted" if value is None else "written"
-        return Decision((*self._news([held], gone=gone), *alarm), f"{key} {verb} by this node")
+        return held, alarms, f"{key} {'deleted' if value is None else 'written'} by this node"
 
     def _write_all(self, items: tuple[tuple[str, bytes], ...], wall_s: float) -> Decision[Effect]:
-        effects = [e for key, value in items for e in self._write(key, value, wall_s).effects]
-        entries = tuple(entry for e in effects if isinstance(e, Store) for entry in e.entries)
+        said = [self._own(key, value, wall_s) for key, value in items]
+        alarms = tuple(alarm for _, found, _ in said for alarm in found)
+        gone = self._outlive([held for held, _, _ in said if held is not None])
+        entries = tuple(held.entry for held, _, _ in said if held is not None and held.entry.key not in gone)
         if not entries:
-            return Decision()
+            return Decision(alarms)
         keys = tuple(entry.key for entry in entries)
-        rest = [e for e in effects if isinstance(e, Contradiction)]
+        removed = (Remove(gone),) if gone else ()
         hint = Hint(self.digest(), ())  # too much for a hint: peers come and fetch
         return Decision(
-            (Store(entries), Changed(keys), hint, *rest), f"{len(keys)} keys written by this node"
+            (Store(entries), *removed, Changed((*keys, *gone)), hint, *alarms),
+            f"{len(keys)} keys written by this node",
         )
 
     def _signed(self, rule: Rule, key: str, value: bytes | None, wall_s: float) -> Held:
@@ -411,13 +422,11 @@ class Ledger:
 
     def _outlive(self, news: Sequence[Held]) -> tuple[str, ...]:
         """Drop what these certificates have made void; perhaps one of themselves. Returns the keys."""
-        named = {
-            key
-            for held in news
-            if (rule := rule_of(held.entry.key)) is not None and rule.is_certificate
-            for key in self._policy.outlived(held.entry.key)
-        }
-        gone = tuple(sorted(named & self._held.keys()))
+        keys = [held.entry.key for held in news]
+        certified = frozenset(
+            key for key in keys if (rule := rule_of(key)) is not None and rule.is_certificate
+        )
+        gone = tuple(sorted(self._held.keys() & self._policy.outlived(certified))) if certified else ()
         for key in gone:
             self._drop(key)
         return gone

@@ -15,7 +15,7 @@ refused by every node, whoever relays it. Three kinds of writer:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, assert_never
@@ -140,9 +140,9 @@ class Policy:
         spoke: (author, wall_ms) -> whether the author was a member at that moment. What an authority said of
             others then stays true when it is a member no more.
         owns: (key, value) -> whether the value is the owner's certificate, for ``member/<peer>``.
-        outlived: (key) -> the held keys that prove nothing any more now that this certificate is held; may
-            name the key itself. They are forgotten, and come in no more: without it a class that only grows
-            would be full one day.
+        outlived: (keys) -> the held keys that prove nothing any more now that these certificates are held;
+            may name some of these. They are forgotten, and come in no more: without it a class that only
+            grows would be full one day.
     """
 
     decided: Callable[[str, bytes], bytes | None]
@@ -150,7 +150,7 @@ class Policy:
     admitted: Callable[[str], bool] = lambda _author: True
     spoke: Callable[[str, int], bool] = lambda _author, _wall_ms: True
     owns: Callable[[str, bytes], bool] = lambda _key, _value: False
-    outlived: Callable[[str], Iterable[str]] = lambda _key: ()
+    outlived: Callable[[Collection[str]], Iterable[str]] = lambda _keys: ()
     fence: Callable[[str, bytes], int] = lambda _key, _value: 0
 
     def fence_of(self, rule: Rule, key: str, value: bytes | None) -> int:
