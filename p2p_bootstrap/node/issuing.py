@@ -39,6 +39,7 @@ from p2p_network.core import log
 from p2p_network.core.errors import MeshError, NotPermitted, UsageError
 from p2p_network.core.ids import PeerId, public_key_of
 from p2p_network.identity import Identity
+from p2p_network.ledger.policy import TABLE
 from p2p_network.token import MAX_BOOTSTRAP, format_token, mesh_keys, rotated
 
 if TYPE_CHECKING:
@@ -130,6 +131,12 @@ class Issuing:
             raise UsageError(f"an invitation lives for up to {MAX_TTL_S // 86400} days, not {ttl_s:g} s")
         if not 1 <= uses <= MAX_USES:
             raise UsageError(f"an invitation is for 1 to {MAX_USES} nodes, not {uses}")
+        most = TABLE["invite"].max_entries
+        if sum(1 for _ in self._replication.ledger.items("invite/")) >= most:
+            raise UsageError(
+                f"the mesh has {most} invitations already, and they are kept as long as its keys",
+                hint="let one admit more nodes (--uses), or make the old ones void: kairos-p2p token rotate",
+            )
         now_ms, seed, kept = self._admission.now_ms(), self._entropy(SEED_BYTES), self._admission.kept
         invitation = authority.signed(
             Invitation(

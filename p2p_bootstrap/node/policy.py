@@ -20,6 +20,7 @@ from p2p_roles.genesis.messages import GENESIS, Genesis
 from p2p_roles.upgrade import model as upgrade
 
 ACCESS_KEY: Final = "access/rules"
+_BY_GENERATION: Final = ("seat/", "generation/", "invite/", "withdrawn/", "use/")
 
 
 class Judge(Protocol):
@@ -68,8 +69,8 @@ def ledger_policy(mesh_id: str, ledger: Callable[[], Known], judge: Judge) -> Po
             gone |= {
                 *certificates.outlived(scope, ((e.key, e.value) for e in entries if e.value is not None))
             }
-        if any(key.startswith(("seat/", "generation/")) for key in keys):
-            gone |= judge.trust.outlived_seats()
+        if any(key.startswith(_BY_GENERATION) for key in keys):
+            gone |= judge.trust.outlived()
         return gone
 
     return Policy(

@@ -158,15 +158,15 @@ def test_two_rotations_are_caught_up_with_at_once(trust: Trust, words: Map) -> N
     assert len(trust.announcements()) == 2
 
 
-def test_seats_before_the_newest_whole_roster_are_outlived(trust: Trust, words: Map) -> None:
+def test_what_was_before_the_newest_whole_roster_is_outlived(trust: Trust, words: Map) -> None:
     rotate(words, ONE, TWO, ALICE, BOB)
-    assert trust.outlived_seats() == set(), "somebody may still have to move to these"
+    assert trust.outlived() == set(), "somebody may still have to move to these"
     rotate(words, TWO, THREE, ALICE, BOB)
     held = words.values.pop(f"seat/3/{BOB}")
-    assert trust.outlived_seats() == set()
+    assert trust.outlived() == set()
     words.values[f"seat/3/{BOB}"] = held
-    assert trust.outlived_seats() == {f"seat/2/{ALICE}", f"seat/2/{BOB}"}
-    for key in trust.outlived_seats():
+    assert trust.outlived() == {f"seat/2/{ALICE}", f"seat/2/{BOB}"}
+    for key in trust.outlived():
         del words.values[key]
     assert trust.settle() == 3, "who was away for two rotations moves all the same"
 
@@ -235,6 +235,9 @@ def test_an_invitation_ends(trust: Trust, words: Map) -> None:
     rotate(words, ONE, TWO, ALICE)
     trust.settle()
     assert trust.may_redeem(made.id, ALICE, NOW) is None, "rotated away"
+    use(words, made.id, BOB, 10)
+    words.values[f"withdrawn/{made.id}"] = encode(ONE.signed(Withdrawal(made.id, 1, NOW)))
+    assert trust.outlived() == {f"invite/{made.id}", f"withdrawn/{made.id}", f"use/{made.id}/{BOB}"}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from p2p_network.admission.documents import (
     Announcement,
@@ -35,6 +35,8 @@ from p2p_network.admission.documents import (
 )
 from p2p_network.core.ids import PeerId, short
 from p2p_network.ledger.entry import Entry
+
+G = TypeVar("G", Invitation, Withdrawal, Certificate)
 
 MAX_PRESENTED: Final = 4096
 MAX_CHECKED: Final = 16_384
@@ -328,18 +330,26 @@ class Trust:
         """How many members of a generation's roster are known."""
         return sum(1 for _ in self._words.items(f"seat/{number}/"))
 
-    def outlived_seats(self) -> set[str]:
-        """Ledger keys of the seats before the newest generation whose roster is known whole.
+    def outlived(self) -> set[str]:
+        """Ledger keys that count for nothing since the newest generation whose roster is known whole.
 
-        Everybody moves to that one, however long it was away: older seats count for nothing, and with a
-        thousand members the class would be full after forty rotations.
+        Everybody moves to that one, however long it was away, so older seats, invitations and their uses are
+        void: a mesh that rotates its keys now and then never fills their classes.
         """
         self._learn_from_ledger()
-        keys = [(int(entry.key.split("/")[1]), entry.key) for entry in self._words.items("seat/")]
-        known = Counter(number for number, _ in keys)
-        whole = (n for n, link in self._announced.items() if known[n] >= link.members)
-        newest = max(whole, default=0)
-        return {key for number, key in keys if number < newest}
+        seats = [(int(entry.key.split("/")[1]), entry.key) for entry in self._words.items("seat/")]
+        known = Counter(number for number, _ in seats)
+        newest = max((n for n, link in self._announced.items() if known[n] >= link.members), default=0)
+        gone = {key for number, key in seats if number < newest}
+        gone.update(self._older("invite/", Invitation, newest))
+        gone.update(self._older("withdrawn/", Withdrawal, newest))
+        gone.update(self._older("use/", Certificate, newest))
+        return gone
+
+    def _older(self, prefix: str, kind: type[G], number: int) -> Iterator[str]:
+        for entry in self._words.items(prefix):
+            if entry.value is not None and decode(entry.value, kind).generation < number:
+                yield entry.key
 
     def electorate(self) -> frozenset[str] | None:
         """Who decides on the next keys: those that got the root in the generation in force.
