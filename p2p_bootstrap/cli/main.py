@@ -52,6 +52,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "restore": ("p2p_bootstrap.cli.cluster_verbs:restore", "Begin the cluster of a backup on this mesh."),
     "leave": ("p2p_bootstrap.cli.leave_verb:leave", "Take this machine out of its mesh."),
     "token": ("p2p_bootstrap.cli.token_verbs:group", "Make, look at, withdraw and rotate tokens."),
+    "rendezvous": (
+        "p2p_bootstrap.cli.rendezvous_verbs:group",
+        "A machine where nodes find each other, and its key.",
+    ),
     "peer": ("p2p_bootstrap.cli.admission_verbs:peer", "Put nodes out of the mesh."),
     "config": ("p2p_bootstrap.cli.config_verbs:group", "Check cloud-config files, see which line set what."),
     "stage": (

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 STDIN = Path("-")
 MAX_INPUT_BYTES = 1024 * 1024
-_FILE = click.argument(
+FILE = click.argument(
     "file", required=False, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILE|-]"
 )
 
@@ -82,7 +82,7 @@ for _verb in (
 
 
 @group.command()
-@_FILE
+@FILE
 @click.option("--reveal", is_flag=True, help="Print the token itself too.")
 @output_option
 def inspect(file: Path | None, reveal: bool, output: out.Output) -> None:
@@ -141,7 +141,7 @@ def inspect(file: Path | None, reveal: bool, output: out.Output) -> None:
 
 
 @group.command()
-@_FILE
+@FILE
 @click.option("--qr", is_flag=True, help="As a QR code, for a camera.")
 def show(file: Path | None, qr: bool) -> None:
     """Print a token, to carry it to another machine.
@@ -212,6 +212,18 @@ def _read(file: Path | None) -> tuple[str, str]:
     if written is None or not (config.has_token or config.join_token):
         raise P2PError(f"{name}: the cloud-config has no p2p.network_token", hint="name a file that has one")
     return written.get_secret_value(), config.p2p.network_id
+
+
+def rendezvous_in(file: Path | None) -> bytes:
+    """The rendezvous key of the mesh whose token this is, network or join token."""
+    from p2p_network.admission.join_token import is_join_token, parse_join_token
+    from p2p_network.token import mesh_keys
+
+    text, network_id = _read(file)
+    if is_join_token(text):
+        return parse_join_token(text).rendezvous
+    token = _parse(text)
+    return mesh_keys(token, token.network_id or network_id).rendezvous
 
 
 def _parse(text: str) -> NetworkToken:

@@ -254,6 +254,12 @@ class P2P(_Section):
     disable_dht: Flag = Field(
         default=False, description="Find nodes by bootstrap and on the local network only."
     )
+    rendezvous: tuple[Bootstrap, ...] = Field(
+        default=(),
+        max_length=MAX_BOOTSTRAP,
+        description="Machines where the nodes find each other, that need not be nodes: host:port or "
+        "multiaddress. One runs: kairos-p2p rendezvous serve",
+    )
     public_dht: Flag | None = Field(
         default=None,
         description="Find each other through the public DHT of libp2p, where sealed notes say nothing to "

@@ -88,7 +88,7 @@ async def lay_ground(given: Given, state: StateDirectory) -> Ground:
     runtime, rotated = TrioRuntime(), Signal()
     admission = Admission(runtime=runtime, identity=identity, kept=kept, durable=durable, moved=rotated)
     bootstrap = tuple(dict.fromkeys((*given.config.bootstrap, *seeds, *kept.bootstrap)))
-    entrances = given.config.p2p.entrances(has_addresses=bool(bootstrap))
+    entrances = given.config.p2p.entrances(has_addresses=bool(bootstrap or given.config.p2p.rendezvous))
     host = MeshHost(
         identity=identity,
         psk=kept.keys[0],
@@ -99,6 +99,7 @@ async def lay_ground(given: Given, state: StateDirectory) -> Ground:
         mdns=kept.mdns,
         dht=kept.dht and given.config.p2p.dht,
         public_dht=entrances if kept.dht else (),
+        rendezvous_servers=given.config.p2p.rendezvous,
         remembered=_remembered(durable),
         without_devices=(given.config.p2p.vpn.interface,),
         gate=admission,

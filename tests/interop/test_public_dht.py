@@ -100,7 +100,6 @@ def notes_of(number: int, dht: Dht, key: bytes, learn: Learn) -> PublicNotes:
         learn=learn,
         is_alone=lambda: True,
         names=no_names,
-        pauses=HURRIED,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p_network.meeting import ipns, kad, notes, protobuf
+from p2p_network.meeting import ipns, kad, notes, protobuf, rendezvous
 
 SEED = b"b" * 32
 PUBLIC = notes.public_key(SEED)
@@ -25,6 +25,8 @@ DECODERS = {
     "cbor": ipns._read_cbor_map,
     "content": ipns._content,
     "box": lambda raw: notes.unseal(b"r" * 32, 1, raw),
+    "rendezvous": rendezvous.decode,
+    "rendezvous key": lambda raw: rendezvous.parse_key(raw.decode("latin-1")),
     "fields": lambda raw: list(protobuf.fields(raw)),
     "frame": lambda raw: protobuf.unframed(raw, 100),
 }

@@ -196,6 +196,34 @@ def test_pure_modules_do_no_io(name: str) -> None:
         assert not imports_of(path) & IMPURE, f"{path.relative_to(ROOT)} imports {imports_of(path) & IMPURE}"
 
 
+def names_from(path: Path, package: str) -> set[str]:
+    """What a module takes from a package, and which of its modules."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(package):
+            found |= {alias.name for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith(package)}
+    return found
+
+
+def test_one_module_only_speaks_without_the_pre_shared_key() -> None:
+    """What makes a libp2p connection is in three modules: two for the mesh, and the public DHT's client."""
+    makes = {"RawConnection", "TransportUpgrader", "Transport", "new_host", "new_swarm", "TCP"}
+    rooms = [ROOT / package for package in PACKAGES]
+    users = {
+        path.name for room in rooms for path in room.rglob("*.py") if names_from(path, "libp2p.") & makes
+    }
+    assert users == {"guards.py", "private.py", "public_dht.py"}
+    reach = {
+        path.name
+        for room in rooms
+        for path in room.rglob("*.py")
+        if "p2p_network.host.public_dht" in names_from(path, "p2p_network.host")
+    }
+    assert reach == {"public_notes.py"}
+
+
 def test_the_ground_floor_needs_only_the_standard_library() -> None:
     for path in sorted((ROOT / "network/p2p_network/core").glob("*.py")):
         foreign = imports_of(path) - set(sys.stdlib_module_names) - {"p2p_network"}

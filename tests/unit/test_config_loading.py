@@ -183,6 +183,38 @@ def test_edgevpn_dht_variable_is_honoured() -> None:
     assert config("vpn: {env: {EDGEVPNDHT: 'true'}}").dht
 
 
+BARE = format_token(NetworkToken(bytes(range(32))))
+
+
+@pytest.mark.parametrize(
+    ("p2p", "speaks"),
+    [
+        ("", True),
+        ("public_dht: false", False),
+        ("disable_dht: true", False),
+        ("public_dht: true\ndisable_dht: true", False),
+        ("vpn: {env: {EDGEVPNDHT: 'false'}}", False),
+        ("bootstrap: [192.0.2.9:4701]", False),
+        ("rendezvous: [192.0.2.9:4702]", False),
+        ("seed_file: /oem/seeds", False),
+        ("public_dht: true\nbootstrap: [192.0.2.9:4701]", True),
+    ],
+)
+def test_the_public_dht_is_used_where_nothing_else_is_named_and_can_be_turned_off(
+    p2p: str, speaks: bool
+) -> None:
+    c = config(p2p, token=BARE)
+    named = bool(c.bootstrap or c.p2p.rendezvous)
+    assert bool(c.p2p.entrances(has_addresses=named)) is speaks
+
+
+def test_the_public_dht_may_be_another_one() -> None:
+    mine = "/ip4/192.0.2.9/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ"
+    c = config(f"public_dht_bootstrap: [{mine}]", token=BARE)
+    assert c.p2p.entrances(has_addresses=False) == (mine,)
+    assert "/dnsaddr/NAME" in one_problem("public_dht_bootstrap: ['192.0.2.9:4001']").message
+
+
 def test_without_a_token_the_file_is_valid_and_the_token_is_not_there(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("#cloud-config\nusers: []\n")

@@ -11,7 +11,7 @@ import pytest
 from p2p_network.core.ids import PeerId, base58_decode, peer_id_of, public_key_of
 from p2p_network.host.addresses import Endpoint
 from p2p_network.identity import Identity
-from p2p_network.meeting import ipns, kad, notes, protobuf
+from p2p_network.meeting import ipns, kad, notes, protobuf, rendezvous
 from p2p_network.meeting.pace import Pace, Pauses
 
 KEY, OTHER = b"r" * 32, b"s" * 32
@@ -287,6 +287,100 @@ class TestEntrances:
         quic = f"/ip4/192.0.2.1/udp/4001/quic-v1/p2p/{peer(2)}"
         records = [f"dnsaddr={text}".encode() for text in (name, quic, address, name)]
         assert kad.dnsaddr_texts([*records, b"v=spf1", b"\xff\xfe"]) == (name, address)
+
+
+class TestRegistry:
+    """What a rendezvous server keeps, and for whom."""
+
+    BORN = b"12345678"
+
+    def register(
+        self, registry: rendezvous.Registry, client: str, now: float = 0, **more: object
+    ) -> rendezvous.Message | None:
+        words: dict[str, object] = {"namespace": "day", "record": client.encode(), "ttl_s": 100, **more}
+        return registry.answer(now, client, rendezvous.Register(**words))  # type: ignore[arg-type]
+
+    def found(self, registry: rendezvous.Registry, now: float = 0, **more: object) -> rendezvous.Discovered:
+        answer = registry.answer(now, "asker", rendezvous.Discover("day", **more))  # type: ignore[arg-type]
+        assert isinstance(answer, rendezvous.Discovered)
+        return answer
+
+    def test_what_is_registered_is_found_until_it_expires_or_is_withdrawn(self) -> None:
+        registry = rendezvous.Registry(self.BORN)
+        assert self.register(registry, "a") == rendezvous.Registered(rendezvous.OK, 100)
+        self.register(registry, "b", now=50)
+        assert self.found(registry, now=99).records == (b"a", b"b")
+        assert self.found(registry, now=100).records == (b"b",)
+        assert registry.answer(110, "c", rendezvous.Unregister("day")) is None
+        assert len(registry) == 1, "nobody withdraws another's"
+        assert registry.answer(110, "b", rendezvous.Unregister("day")) is None
+        assert self.found(registry, now=111).records == ()
+        assert len(registry) == 0
+
+    def test_a_new_word_replaces_the_old_one(self) -> None:
+        registry = rendezvous.Registry(self.BORN)
+        self.register(registry, "a")
+        self.register(registry, "a", record=b"new")
+        assert self.found(registry).records == (b"new",)
+
+    def test_a_cookie_gets_what_came_since_and_only_at_its_server(self) -> None:
+        registry = rendezvous.Registry(self.BORN)
+        for client in "abc":
+            self.register(registry, client)
+        first = self.found(registry, limit=2)
+        assert first.records == (b"a", b"b")
+        second = self.found(registry, cookie=first.cookie)
+        assert second.records == (b"c",)
+        assert self.found(registry, cookie=second.cookie).records == ()
+        for cookie in (b"x", b"x" * 16, bytes(300)):
+            assert self.found(registry, cookie=cookie).status == rendezvous.INVALID_COOKIE
+        later = rendezvous.Registry(b"another!")
+        assert self.found(later, cookie=second.cookie).status == rendezvous.INVALID_COOKIE
+
+    @pytest.mark.parametrize(
+        ("more", "status"),
+        [
+            ({"namespace": ""}, rendezvous.INVALID_NAMESPACE),
+            ({"namespace": "n" * 256}, rendezvous.INVALID_NAMESPACE),
+            ({"record": b""}, rendezvous.INVALID_RECORD),
+            ({"record": bytes(rendezvous.MAX_RECORD_BYTES + 1)}, rendezvous.INVALID_RECORD),
+            ({"ttl_s": rendezvous.MIN_TTL_S - 1}, rendezvous.INVALID_TTL),
+            ({"ttl_s": 2**63}, rendezvous.INVALID_TTL),
+        ],
+    )
+    def test_what_it_does_not_keep(self, more: dict[str, object], status: int) -> None:
+        registry = rendezvous.Registry(self.BORN)
+        assert self.register(registry, "a", **more) == rendezvous.Registered(status)
+        assert len(registry) == 0
+
+    def test_it_is_bounded_and_those_who_are_there_may_stay(self) -> None:
+        registry = rendezvous.Registry(self.BORN)
+        for number in range(rendezvous.MAX_PER_NAMESPACE):
+            self.register(registry, f"c{number}")
+        assert self.register(registry, "late") == rendezvous.Registered(rendezvous.UNAVAILABLE)
+        assert self.register(registry, "c0") == rendezvous.Registered(rendezvous.OK, 100)
+        for number in range(rendezvous.MAX_PER_CLIENT + 1):
+            last = self.register(registry, "greedy", namespace=f"space {number}")
+        assert last == rendezvous.Registered(rendezvous.UNAVAILABLE)
+        assert len(self.found(registry).records) == rendezvous.MAX_DISCOVERED
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            rendezvous.Register("day", b"record", 7200),
+            rendezvous.Registered(rendezvous.INVALID_TTL, 0),
+            rendezvous.Unregister("day"),
+            rendezvous.Discover("day", 10, b"cookie"),
+            rendezvous.Discovered(rendezvous.OK, (b"a", b"b"), b"cookie"),
+        ],
+    )
+    def test_messages_are_read_as_they_were_written(self, message: rendezvous.Message) -> None:
+        assert rendezvous.decode(rendezvous.encode(message)) == message
+
+    def test_the_bytes_are_those_of_the_specification(self) -> None:
+        """As protoc makes them from the .proto of the specification."""
+        register = bytes.fromhex("0800" + "120a" + "0a02" + b"ns".hex() + "1201" + b"r".hex() + "1890" + "1c")
+        assert rendezvous.encode(rendezvous.Register("ns", b"r", 3600)) == register
 
 
 class TestPace:

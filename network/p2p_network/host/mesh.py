@@ -57,6 +57,7 @@ class MeshHost:
         bootstrap: addresses to dial first (see `addresses`); raises MeshError on a malformed one.
         mdns, dht: whether to look for members that way.
         public_dht: where a public DHT is entered to look for members there too (`finding.Ways`).
+        rendezvous_servers: where members meet who know nothing else of each other (`host.rendezvous`).
         remembered: what `known` said before the last restart.
         without_devices: network devices whose addresses are never announced: the VPN's own.
         gate: who is a member (`gate.Gate`); None: whoever has the key, as in tests of the layers below.
@@ -75,6 +76,7 @@ class MeshHost:
         mdns: bool = True,
         dht: bool = True,
         public_dht: Sequence[str] = (),
+        rendezvous_servers: Sequence[str] = (),
         remembered: Mapping[PeerId, Sequence[str]] | None = None,
         without_devices: Sequence[str] = (),
         gate: Gate | None = None,
@@ -104,7 +106,7 @@ class MeshHost:
         self._tubes = TubeEnds(lambda conn: self._host.open_on(conn, self._tube_protocol), self._links.get)
         self._finding = Finding(
             self.peer_id,
-            Ways(rendezvous, mdns, dht, tuple(public_dht)),
+            Ways(rendezvous, mdns, dht, tuple(public_dht), tuple(rendezvous_servers)),
             self.addresses,
             self.learn,
             lambda: not self.connected(),

@@ -23,17 +23,14 @@ from p2p_network.core.ids import PeerId
 from p2p_network.host.discovery import Learn
 from p2p_network.host.public_dht import NameRecords, PublicClient, public_client
 from p2p_network.meeting import ipns, kad, notes
-from p2p_network.meeting.pace import Pace, Pauses
 
 logger = log.get(__name__)
 
 SOURCE: Final = "public-dht"
-PUBLIC_PAUSES: Final = Pauses(first_s=5.0, alone_s=20.0, alone_cap_s=300.0, calm_s=3600.0, after_write_s=90.0)
 LOOK_LIMIT_S: Final = 60.0
 READ_ENOUGH: Final = 8
 SOME: Final = 3
 """Having found so many members elsewhere, a node that was alone looks no further: they know the others."""
-CHECK_S: Final = 2.0
 VALID_S: Final = notes.MAX_AGE_S
 MAX_SEQUENCE: Final = 2**63 - 2
 
@@ -68,7 +65,6 @@ class PublicNotes:
         learn: Learn,
         is_alone: Callable[[], bool],
         names: NameRecords,
-        pauses: Pauses = PUBLIC_PAUSES,
     ) -> None:
         self._peer = peer
         self._rendezvous = rendezvous
@@ -77,17 +73,7 @@ class PublicNotes:
         self._learn = learn
         self._is_alone = is_alone
         self._names = names
-        self._pace = Pace(pauses, random.random)
         self._failing = ""
-
-    async def run(self) -> None:
-        """Look and write, for ever."""
-        while True:
-            addresses = tuple(self._addresses())
-            if self._pace.is_due(trio.current_time(), alone=self._is_alone(), addresses=addresses):
-                wrote = await self.look_once()
-                self._pace.looked(trio.current_time(), wrote=wrote)
-            await trio.sleep(CHECK_S)
 
     async def look_once(self) -> bool:
         """Look into the boxes and keep the own note alive. Whether something was written."""

@@ -8,6 +8,9 @@ lets expire.
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +29,8 @@ MAX_PER_NAMESPACE: Final = 512
 MAX_PER_CLIENT: Final = 8
 MAX_REGISTRATIONS: Final = 8192
 MAX_DISCOVERED: Final = 100
+KEY_PREFIX: Final = "kp2pr1_"
+_CHECKSUM_BYTES: Final = 4
 
 REGISTER, REGISTERED, UNREGISTER, DISCOVER, DISCOVERED = range(5)
 OK: Final = 0
@@ -168,9 +173,13 @@ class _Kept:
 
 
 class Registry:
-    """What a rendezvous server keeps. `client`: whoever asks, as the connection proved; monotonic seconds."""
+    """What a rendezvous server keeps. `client`: whoever asks, as the connection proved; monotonic seconds.
 
-    def __init__(self) -> None:
+    `born`: 8 random bytes; a cookie of another start of the server is refused.
+    """
+
+    def __init__(self, born: bytes) -> None:
+        self._born = born
         self._kept: dict[str, dict[str, _Kept]] = {}
         self._serial = 0
 
@@ -212,7 +221,7 @@ class Registry:
     def _discover(self, message: Discover) -> Discovered:
         after = 0
         if message.cookie:
-            mark = _cookie_mark(message.namespace)
+            mark = self._mark(message.namespace)
             if len(message.cookie) != 16 or message.cookie[8:] != mark:
                 return Discovered(INVALID_COOKIE)
             after = int.from_bytes(message.cookie[:8], "big")
@@ -220,8 +229,11 @@ class Registry:
         space = self._kept.get(message.namespace, {}).values()
         found = sorted((kept for kept in space if kept.serial > after), key=lambda kept: kept.serial)[:limit]
         last = found[-1].serial if found else after
-        cookie = last.to_bytes(8, "big") + _cookie_mark(message.namespace)
+        cookie = last.to_bytes(8, "big") + self._mark(message.namespace)
         return Discovered(OK, tuple(kept.record for kept in found), cookie)
+
+    def _mark(self, namespace: str) -> bytes:
+        return stable_hash("cookie", self._born, namespace).to_bytes(8, "big")
 
     def _forget(self, namespace: str, client: str) -> None:
         space = self._kept.get(namespace, {})
@@ -236,5 +248,32 @@ class Registry:
                 self._forget(namespace, client)
 
 
-def _cookie_mark(namespace: str) -> bytes:
-    return stable_hash("cookie", namespace).to_bytes(8, "big")
+def why(answer: Message) -> str:
+    """What an answer that is no OK says."""
+    status = getattr(answer, "status", None)
+    return (
+        _STATUS_TEXTS.get(status, f"status {status}") if status is not None else "it answers something else"
+    )
+
+
+def format_key(psk: bytes) -> str:
+    """The pre-shared key of a mesh's rendezvous servers, as a line of text."""
+    raw = hashlib.blake2s(psk, digest_size=_CHECKSUM_BYTES).digest() + psk
+    return KEY_PREFIX + base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def parse_key(text: str) -> bytes:
+    """Inverse of `format_key`. Raises ValueError that never quotes the key."""
+    text = "".join(text.split())
+    wrong = ValueError("this is no key of a rendezvous server; print it with: kairos-p2p rendezvous key")
+    if not text.startswith(KEY_PREFIX) or len(text) > 100:
+        raise wrong
+    body = text[len(KEY_PREFIX) :]
+    try:
+        raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+    except (ValueError, binascii.Error):
+        raise wrong from None
+    check, psk = raw[:_CHECKSUM_BYTES], raw[_CHECKSUM_BYTES:]
+    if len(psk) != 32 or hashlib.blake2s(psk, digest_size=_CHECKSUM_BYTES).digest() != check:
+        raise wrong
+    return psk
