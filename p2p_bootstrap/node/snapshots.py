@@ -9,6 +9,7 @@ its machine. Transfers are resumed and checked; the space is bounded.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -146,12 +147,11 @@ class Snapshots:
                 count[facts.node] = count.get(facts.node, 0) + 1
             if count[facts.node] > self._keep or facts.digest in have or facts.size_bytes > self._max_bytes:
                 continue
-            if await self._fetch(peer, facts):
+            if await self._fetch(peer, facts, self.vault.path_of(facts.digest)):
                 have.add(facts.digest)
 
-    async def _fetch(self, peer: PeerId, facts: SnapshotFacts) -> bool:
+    async def _fetch(self, peer: PeerId, facts: SnapshotFacts, target: Path) -> bool:
         try:
-            target = self.vault.path_of(facts.digest)
             limit = 2 * facts.size_bytes + (1 << 20)
             await self._blobs.fetch(peer, SPACE, facts.digest, target, max_bytes=limit)
         except (P2PError, ValueError, OSError) as exc:
@@ -195,17 +195,40 @@ class Snapshots:
         raise RoleError(f"k3s says that it saved {file}, but there is no such file")
 
     async def ready_for_restore(self, digest: str) -> str:
-        """The path of that snapshot in clear, fetched from whoever has it. Raises RoleError."""
-        if self.vault.find(digest) is None:
-            for peer, found in sorted((await self.ask_all()).items()):
-                facts = next((f for f in found if f.digest == digest), None)
-                if facts is not None and await self._fetch(peer, facts):
-                    break
-            else:
-                raise RoleError(f"no node in reach has the snapshot {digest[:12]}")
+        """The path of that snapshot in clear, from the first copy that is whole: this node's, or one of
+        whoever has one. Raises RoleError."""
         opened = self._cluster.machine.open_genesis()
         ca_hash = opened.ca_hash if opened is not None else ""
         secret = await self._runtime.in_thread(self._k3s.server_secret, ca_hash)
         target = self.vault.folder / f"restored-{digest[:16]}"
-        await self._runtime.in_thread(self.vault.unseal, digest, secret, target)
-        return str(target)
+        bad = []
+        if self.vault.find(digest) is not None:
+            if await self._unsealed(digest, secret, target, self._self_id):
+                return str(target)
+            bad.append(self._self_id)
+        for peer, found in sorted((await self.ask_all()).items()):
+            facts = next((f for f in found if f.digest == digest), None)
+            if facts is None or not await self._fetch(peer, facts, self.vault.copy_of(digest)):
+                continue
+            if await self._unsealed(digest, secret, target, peer):
+                return str(target)
+            bad.append(peer)
+        if not bad:
+            raise RoleError(f"no node in reach has the snapshot {digest[:12]}")
+        names = ", ".join(self._cluster.machine.view.name(peer) for peer in bad)
+        raise RoleError(
+            f"no copy in reach of the snapshot {digest[:12]} can be used: those of {names} are damaged, or"
+            " were sealed with another token",
+            hint="order the recovery from another snapshot: kairos-p2p cluster snapshot list",
+        )
+
+    async def _unsealed(self, digest: str, secret: bytes, target: Path, peer: PeerId) -> bool:
+        """Whether the copy of that peer is whole."""
+        try:
+            await self._runtime.in_thread(self.vault.unseal, digest, secret, target)
+        except RoleError as exc:
+            self._runtime.log(
+                logger, "snapshots.copy_unusable", logging.WARNING, peer=peer, error=exc.message
+            )
+            return False
+        return True

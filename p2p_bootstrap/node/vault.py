@@ -79,9 +79,27 @@ class Vault:
         except ValueError as exc:
             raise RoleError(f"{source.name} changed while it was copied: {exc}") from exc
 
+    def copy_of(self, digest: str) -> Path:
+        """Where another copy of that snapshot may be put, to be tried."""
+        return self.path_of(digest).with_suffix(".copy")
+
     def unseal(self, digest: str, secret: bytes, target: Path) -> None:
-        """Write the snapshot in clear to `target`. Raises RoleError, OSError."""
-        path = self.path_of(digest)
+        """Write the snapshot in clear to `target`. Raises RoleError, OSError.
+
+        A copy beside this vault's own (`copy_of`) is tried first: if it is whole, it takes its place, else it
+        goes.
+        """
+        path, copy = self.path_of(digest), self.copy_of(digest)
+        if copy.is_file():
+            with suppress(RoleError):
+                self._unseal(copy, digest, secret, target)
+                os.replace(copy, path)
+                sync_dir(self.folder)
+                return
+            copy.unlink()
+        self._unseal(path, digest, secret, target)
+
+    def _unseal(self, path: Path, digest: str, secret: bytes, target: Path) -> None:
         hashed = hashlib.sha256()
         try:
             with path.open("rb") as file:
@@ -91,7 +109,7 @@ class Vault:
         except ValueError as exc:
             raise RoleError(
                 f"the copy of the snapshot {digest[:12]} on this machine cannot be used: {exc}",
-                hint=f"remove {path}; another node may have a whole one",
+                hint="another node may have a whole one: kairos-p2p cluster snapshot list",
             ) from exc
 
     def prune(self, *, keep: int, max_bytes: int) -> list[str]:

@@ -9,7 +9,17 @@ from dataclasses import replace
 import pytest
 
 from p2p_simulations.sim.k3s import DATA
-from p2p_simulations.sim.plan import K3sPlan, KillAgent, NodePlan, Partition, Plan, PowerCut, Recover
+from p2p_simulations.sim.plan import (
+    CorruptCopy,
+    K3sPlan,
+    KillAgent,
+    NodePlan,
+    Partition,
+    Plan,
+    PowerCut,
+    Recover,
+    Reimage,
+)
 from p2p_simulations.sim.world import World
 
 Nodes = Callable[..., tuple[NodePlan, ...]]
@@ -65,7 +75,7 @@ def test_servers_that_have_not_heard_of_a_recovery_are_waited_for(nodes: Nodes) 
     """A cut right after the decision: two of three go on, so the third may not begin etcd anew."""
     machines = tuple(replace(n, wish="server" if n.name in ("n1", "n2", "n3") else "agent") for n in nodes(6))
     waited = 0
-    for cut_after_s in (0.08, 0.12, 0.2):
+    for cut_after_s in (0.04, 0.05, 0.06, 0.08):
         faults = ((150.0, Recover("n4", "latest")), (150.0 + cut_after_s, Partition((("n2", "n3"),), 60.0)))
         plan = Plan(
             "cut off",
@@ -82,6 +92,27 @@ def test_servers_that_have_not_heard_of_a_recovery_are_waited_for(nodes: Nodes) 
         assert ready[0] <= 2, "one recovery at most was decided"
         waited += any("could go on without this server" in line for line in world.engine.trace)
     assert waited, "none of the cuts came between the decision and what follows from it"
+
+
+def test_a_damaged_copy_of_a_snapshot_is_noticed_and_another_one_used(nodes: Nodes) -> None:
+    """The disks of two of three servers are lost; the newest copy of the third is bad, and one more."""
+    machines = tuple(replace(n, wish="server" if n.name in ("n1", "n2", "n3") else "agent") for n in nodes(5))
+    faults = (
+        (120.0, Reimage("n1", 60.0)),
+        (120.0, Reimage("n2", 60.0)),
+        (149.9, CorruptCopy("n3")),
+        (149.9, CorruptCopy("n4")),
+        (150.0, Recover("n4", "latest")),
+    )
+    snapshots = K3sPlan((2.0, 6.0), snapshots_s=20.0)
+    plan = Plan(
+        "bad copies", machines, servers=3, minimum_nodes=5, k3s=snapshots, faults=faults, heal_at_s=250.0
+    )
+    world = played(plan, 1)
+    trace = "\n".join(world.engine.trace)
+    assert "a sector under the copy of" in trace
+    assert "is damaged" in trace, "its checksum told"
+    assert "from the snapshot" in trace, "another copy was whole"
 
 
 @pytest.mark.parametrize("seed", range(1, 2))

@@ -42,6 +42,7 @@ faults:
   - {at: 14s, corrupt: n2, for: 2s}
   - {at: 15s, lose_ledger: n2, for: 2s}
   - {at: 15s, corrupt_ledger: n2, for: 2s}
+  - {at: 15s, corrupt_snapshot: n2}
   - {at: 16s, reimage: n2, for: 2s}
   - {at: 17s, break_k3s: n2}
   - {at: 18s, leave: n2}

@@ -198,3 +198,30 @@ def test_the_vault_keeps_what_is_whole_and_no_more_than_it_may(tmp_path: Path) -
     assert vault.prune(keep=9, max_bytes=8000) == ["s3"], "the newest of all stays in any case"
     with pytest.raises(RoleError, match="changed while"):
         vault.seal_in(tmp_path / "s1", known[2], SECRET)
+
+
+def test_another_copy_takes_the_place_of_a_damaged_one_if_it_is_whole(tmp_path: Path) -> None:
+    vault, source = Vault(tmp_path / "vault"), tmp_path / "s"
+    source.write_bytes(b"data" * 1000)
+    facts = SnapshotFacts("s", digest_of(source), source.stat().st_size, 100.0, "a")
+    vault.seal_in(source, facts, SECRET)
+    own, copy = vault.path_of(facts.digest), vault.copy_of(facts.digest)
+    whole = own.read_bytes()
+    bad = bytearray(whole)
+    bad[-1000] ^= 1
+    own.write_bytes(bad)
+    assert vault.entries() == [facts], "its head is whole: only who opens it sees"
+    with pytest.raises(RoleError, match="cannot be used"):
+        vault.unseal(facts.digest, SECRET, tmp_path / "out")
+    copy.write_bytes(bad[:-1])
+    with pytest.raises(RoleError, match="cannot be used"):
+        vault.unseal(facts.digest, SECRET, tmp_path / "out")
+    assert not copy.exists()
+    copy.write_bytes(whole)
+    vault.unseal(facts.digest, SECRET, tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == source.read_bytes()
+    assert own.read_bytes() == whole
+    assert not copy.exists()
+    copy.write_bytes(bad)  # left by a power cut: the own one is whole, and stays
+    vault.unseal(facts.digest, SECRET, tmp_path / "out")
+    assert own.read_bytes() == whole

@@ -223,6 +223,7 @@ class Player:
                 | faults.Upgrade()
                 | faults.UpgradeK3s()
                 | faults.Recover()
+                | faults.CorruptCopy()
             ):
                 raise AssertionError(f"{kind_of(fault)} was refused before anything was started")
             case _:

@@ -35,6 +35,7 @@ ABSENT: Final[dict[str, str]] = {
     "equivocate": _NO_LIES,
     "backdate": _NO_LIES,
     "recover": "an operator is asked there: kairos-p2p cluster recover",
+    "corrupt_snapshot": "nobody goes back to a snapshot there without `recover`",
 }
 """Faults of the simulator that a lab has not, and why."""
 

@@ -22,6 +22,7 @@ from p2p_simulations.sim.plan import (
     BreakK3s,
     Byzantine,
     ChangeWeather,
+    CorruptCopy,
     CorruptDurable,
     CorruptLedger,
     Cut,
@@ -56,11 +57,11 @@ _FOUNDS_NONE: Final = 64  # nodes before a genesis, for a machine that comes lat
 _STATES: Final = ("ELECT", "INIT", "WAIT", "JOIN", "MEMBER", "FENCED")
 
 
-def random_plan(seed: int, *, dice: int = 4) -> Plan:
+def random_plan(seed: int, *, dice: int = 5) -> Plan:
     """The plan of a seed: the same on every machine. `dice`: with fewer, as it was before there were more."""
     die = _Dice(seed)
     plan = die.plan()
-    for throw in (die.more, die.later, die.operated)[: dice - 1]:
+    for throw in (die.more, die.later, die.operated, die.went_back)[: dice - 1]:
         plan = throw(plan)
     return plan
 
@@ -416,6 +417,20 @@ class _Dice:
             heal_at_s=heal_at_s,
             faults=tuple(sorted(faults, key=lambda planned: planned[0])),
         )
+
+    # ------------------------------------------------------------ of a fifth die
+
+    def went_back(self, plan: Plan) -> Plan:
+        """Where there are snapshots, some of their copies are damaged before somebody goes back to one."""
+        self.chance = chance = random.Random(f"went back {self.seed}")
+        faults = list(plan.faults)
+        if plan.k3s.snapshots_s and self._has(0.5):
+            whom = chance.sample(self.names, chance.randint(1, max(1, len(self.names) // 2)))
+            at_s = chance.uniform(plan.heal_at_s / 4, plan.heal_at_s)
+            faults += [(at_s, CorruptCopy(name)) for name in sorted(whom)]
+            if self._has(0.5):
+                faults.append((at_s + chance.uniform(0, 20), Recover(self._one(), "latest")))
+        return dataclasses.replace(plan, faults=tuple(sorted(faults, key=lambda planned: planned[0])))
 
 
 def _behind(nodes: Iterable[NodePlan], nats: Mapping[str, Nat]) -> tuple[NodePlan, ...]:

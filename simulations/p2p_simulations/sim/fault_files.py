@@ -17,6 +17,7 @@ from p2p_simulations.sim.plan import (
     BreakK3s,
     Byzantine,
     ChangeWeather,
+    CorruptCopy,
     CorruptDurable,
     CorruptLedger,
     Cut,
@@ -52,9 +53,9 @@ _MAX_FACTOR: Final = 10_000.0
 
 KINDS: Final = (
     "power_cut", "kill_agent", "partition", "one_way", "cut", "flap", "network", "clock", "drift", "freeze",
-    "slow_disk", "slow_cpu", "full_disk", "corrupt", "corrupt_ledger", "lose_ledger", "reimage", "break_k3s",
-    "leave", "vanish", "upgrade", "bad_upgrade", "upgrade_k3s", "recover", "rotate", "revoke", "forge",
-    "replay", "equivocate", "backdate",
+    "slow_disk", "slow_cpu", "full_disk", "corrupt", "corrupt_ledger", "corrupt_snapshot", "lose_ledger",
+    "reimage", "break_k3s", "leave", "vanish", "upgrade", "bad_upgrade", "upgrade_k3s", "recover", "rotate",
+    "revoke", "forge", "replay", "equivocate", "backdate",
 )  # fmt: skip
 
 
@@ -188,6 +189,7 @@ class FaultReader(Reader):
             "lose_ledger": lambda: LoseLedger(who, for_s if for_s is not None else 1.0),
             "corrupt_ledger": lambda: CorruptLedger(who, for_s if for_s is not None else 1.0),
             "corrupt": lambda: CorruptDurable(who, for_s if for_s is not None else 1.0),
+            "corrupt_snapshot": lambda: CorruptCopy(who),
             "reimage": lambda: Reimage(who, for_s if for_s is not None else 30.0),
             "rotate": lambda: Rotate(who),
             "revoke": lambda: Revoke(who),

@@ -6,11 +6,12 @@ import dataclasses
 from typing import TYPE_CHECKING, assert_never
 
 from p2p_network.ledger.entry import Entry
-from p2p_simulations.sim import byzantine, operator, programs, slots
+from p2p_simulations.sim import byzantine, operator, programs, slots, snapshots
 from p2p_simulations.sim.plan import (
     BreakK3s,
     Byzantine,
     ChangeWeather,
+    CorruptCopy,
     CorruptDurable,
     CorruptLedger,
     Cut,
@@ -73,6 +74,8 @@ def happen(world: World, fault: Fault) -> None:
             operator.recover(world, node, snapshot)
         case JumpClock() | DriftClock() | Freeze() | Slow() | FullDisk() | BreakK3s():
             _hamper(world, world.machines[fault.node], fault)
+        case CorruptCopy(node):
+            snapshots.corrupt(world.machines[node])
         case LoseLedger() | CorruptDurable() | CorruptLedger() | Reimage() | Depart() | Byzantine():
             _strike(world, world.machines[fault.node], fault)
         case Rotate() | Revoke():

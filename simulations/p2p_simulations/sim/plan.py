@@ -210,6 +210,14 @@ class CorruptLedger:
 
 
 @dataclass(frozen=True, slots=True)
+class CorruptCopy:
+    """A sector under the newest copy of a snapshot on the node's disk reads as something else, unnoticed
+    until somebody wants to go back to it."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class DriftClock:
     """From now on the node's wall clock gains `rate` seconds per second (negative: it loses them)."""
 
@@ -285,6 +293,7 @@ Fault: TypeAlias = (
     | FullDisk
     | CorruptDurable
     | CorruptLedger
+    | CorruptCopy
     | DriftClock
     | Depart
     | Upgrade

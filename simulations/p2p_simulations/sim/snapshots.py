@@ -7,6 +7,7 @@ bound to the server token it was sealed with; to write, fetch and open it takes 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from p2p_simulations.sim.k3s import SNAPSHOTS
 
 if TYPE_CHECKING:
     from p2p_simulations.sim.agent import SimAgent
+    from p2p_simulations.sim.machine import SimMachine
 
 FOLDER: Final = "snapshots"
 KEEPS: Final = 5
@@ -36,6 +38,19 @@ class Sealed:
     facts: SnapshotFacts
     image: Image
     secret: bytes
+
+
+def corrupt(machine: SimMachine) -> None:
+    """A sector under the newest copy on this machine's disk goes bad: it reads as something else."""
+    disk = machine.disk
+    found = {name: disk.read(name) for name in disk.names(f"{FOLDER}/") if name.endswith(".sealed")}
+    if not found:
+        return
+    name = max(found, key=lambda name: (found[name].facts.created_s, name))
+    image: Image = found[name].image
+    bad = dataclasses.replace(image, log=(*image.log[:-1], -1), workloads=image.workloads ^ 1)
+    machine.world.note(machine.name, f"a sector under the copy of {image.name} goes bad")
+    disk.sync(disk.write({name: dataclasses.replace(found[name], image=bad)}))
 
 
 def facts_of(image: Image) -> SnapshotFacts:
@@ -110,11 +125,20 @@ class SimVault:
             raise RoleError(f"{source.name} changed while it was copied")
         self.keep(str(self.path_of(facts.digest)), Sealed(facts, image, secret))
 
+    def copy_of(self, digest: str) -> Path:
+        return self.path_of(digest).with_suffix(".copy")
+
     def unseal(self, digest: str, secret: bytes, target: Path) -> None:
-        sealed: Sealed | None = self._machine.disk.read(str(self.path_of(digest)))
-        if sealed is None or sealed.secret != secret or sealed.image.digest != digest:
-            raise RoleError(f"the copy of the snapshot {digest[:12]} on this machine cannot be used")
-        self.keep(str(target), sealed.image)
+        path, copy, disk = str(self.path_of(digest)), str(self.copy_of(digest)), self._machine.disk
+        for name in (copy, path):
+            sealed: Sealed | None = disk.read(name)
+            is_whole = sealed is not None and sealed.secret == secret and sealed.image.digest == digest
+            if name == copy and sealed is not None:
+                disk.write({copy: None} | ({path: sealed} if is_whole else {}))
+            if sealed is not None and is_whole:
+                return self.keep(str(target), sealed.image)
+        self._machine.world.note(self._machine.name, f"its copy of the snapshot {digest[:12]} is damaged")
+        raise RoleError(f"the copy of the snapshot {digest[:12]} on this machine cannot be used")
 
     def prune(self, *, keep: int, max_bytes: int) -> list[str]:
         count: dict[str, int] = {}

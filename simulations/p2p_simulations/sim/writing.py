@@ -16,6 +16,7 @@ from p2p_simulations.sim.plan import (
     BreakK3s,
     Byzantine,
     ChangeWeather,
+    CorruptCopy,
     CorruptDurable,
     CorruptLedger,
     Cut,
@@ -232,6 +233,7 @@ def _fault_of_one(
     | LoseLedger
     | CorruptDurable
     | CorruptLedger
+    | CorruptCopy
     | Reimage
     | BreakK3s
     | FullDisk
@@ -258,6 +260,8 @@ def _fault_of_one(
             return {"leave" if said else "vanish": node}
         case Byzantine(node, how):
             return {how: node}
+        case CorruptCopy(node):
+            return {"corrupt_snapshot": node}
         case Recover(node, snapshot):
             return {"recover": {"at": node, "snapshot": snapshot} if snapshot else node}
         case _:
