@@ -43,6 +43,7 @@ class SlotDisk:
         self.running, self.booted = "active", table.active
         self.is_healthy = True
         self.is_upgrading = False
+        self.upgrading: Tasks | None = None  # the last one, for whoever ends the world
         self._under_way: Action | None = None
         self._next_is_good = True
 
@@ -132,7 +133,7 @@ def upgrade(machine: SimMachine, is_good: bool) -> None:
     """Write a new image, then reboot into it; nothing if the machine is off."""
     if not machine.is_on or machine.slots.is_upgrading:
         return
-    tasks = Tasks(machine.world.engine, machine.resume_at, machine.touched)
+    tasks = machine.slots.upgrading = Tasks(machine.world.engine, machine.resume_at, machine.touched)
     tasks.start(_upgrade(machine, tasks, is_good))
 
 

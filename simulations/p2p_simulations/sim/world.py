@@ -301,6 +301,8 @@ class World:
         for machine in self.machines.values():
             machine.crash_agent()
             machine.k3s.power_off()
+            if machine.slots.upgrading is not None:
+                machine.slots.upgrading.end()
 
     def _boot(self, machine: SimMachine) -> None:
         self.note(machine.name, "is switched on")
