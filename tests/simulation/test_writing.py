@@ -42,7 +42,6 @@ faults:
   - {at: 14s, corrupt: n2, for: 2s}
   - {at: 15s, lose_ledger: n2, for: 2s}
   - {at: 15s, corrupt_ledger: n2, for: 2s}
-  - {at: 15s, corrupt_snapshot: n2}
   - {at: 16s, reimage: n2, for: 2s}
   - {at: 17s, break_k3s: n2}
   - {at: 18s, leave: n2}
@@ -53,6 +52,7 @@ faults:
   - {at: 23s, replay: n1}
   - {at: 24s, equivocate: n1}
   - {at: 25s, backdate: n1}
+  - {at: 60s, corrupt_snapshot: n2}
   - {at: 26s, rotate: n1}
   - {at: 27s, revoke: n4}
   - {at: 28s, recover: n1}
