@@ -23,6 +23,7 @@ from typing import Final, assert_never
 from p2p_network.core.ids import PeerId, stable_hash
 from p2p_network.core.machine import Decision
 from p2p_network.records import AddressClaim
+from p2p_network.standing import is_better
 
 DEFAULT_NETWORK: Final = IPv4Network("10.144.0.0/16")
 
@@ -180,7 +181,7 @@ class Addressing:
         better = [
             (claim.claimed_ms, peer)
             for peer, claim in self._claims.items()
-            if claim.ipv4 == mine.ipv4 and (claim.claimed_ms, peer) < (mine.claimed_ms, self._self_id)
+            if claim.ipv4 == mine.ipv4 and is_better((claim, peer), (mine, self._self_id))
         ]
         return min(better)[1] if better else None
 

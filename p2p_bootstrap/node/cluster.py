@@ -298,7 +298,7 @@ class Cluster:
     async def _watch_vpn(self) -> None:
         if self.k3s.uses_vpn:
             while not self._vpn.is_settled:
-                await self._vpn_changed.wait(timeout_s=0.25 if self._vpn.status.state == "up" else 5.0)
+                await self._vpn_changed.wait()
             ipv4 = self._vpn.status.ipv4
         else:
             ipv4 = first_ipv4(self._host.addresses())

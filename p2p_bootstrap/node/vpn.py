@@ -152,8 +152,10 @@ class Vpn:
             self_id=self_id,
             mesh_id=mesh_id,
             network=self._network,
+            host=host,
             replication=replication,
             moved=self._address_moved,
+            stood=ready.raise_,
             failed=self._fail,
             alone_s=alone_s,
         )
@@ -189,7 +191,7 @@ class Vpn:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the address is up and its claim has stood long enough to be built upon."""
+        """Whether the address is up and its claim stands: it may be built upon."""
         return self.status.state == "up" and self.address.stands
 
     # ------------------------------------------------------------ running

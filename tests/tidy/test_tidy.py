@@ -72,6 +72,7 @@ PURE = (
     "network/p2p_network/meeting",
     "network/p2p_network/admission",
     "network/p2p_network/records.py",
+    "network/p2p_network/standing.py",
     "network/p2p_network/nat.py",
     "network/p2p_network/igd.py",
     "network/p2p_network/access.py",

@@ -39,14 +39,16 @@ class SimVpn:
             self_id=agent.peer,
             mesh_id=self._world.mesh_id,
             network=network,
+            host=agent.host,
             replication=agent.replication,
             moved=self._moved,
+            stood=changed.raise_,
             failed=self._failed,
         )
 
     @property
     def is_settled(self) -> bool:
-        """Whether the address is up and its claim has stood long enough to be built upon."""
+        """Whether the address is up and its claim stands: it may be built upon."""
         return self.status.state == "up" and self._address.stands
 
     async def run(self) -> None:
