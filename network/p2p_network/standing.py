@@ -127,7 +127,8 @@ class Standing:
         """When the claim is old enough, or somebody is to be asked again."""
         if self._claim is None or self.stands:
             return None
-        return min([self._stands_at, *self._again_at.values()])
+        again = [moment for peer, moment in self._again_at.items() if peer in self._to_ask()]
+        return min([self._stands_at, *again])
 
     def step(self, now: float, event: Event) -> Decision[Effect]:
         """Decide on one event."""
@@ -166,15 +167,18 @@ class Standing:
             return self._build(claim, f"its claim has stood for {STANDS_S:.0f} s")
         if 0 < len(self._needed()) <= MAX_ASKED and self._needed() <= self._sees.keys():
             return self._build(claim, f"all {len(self._sees)} members in sight hold its claim")
-        if len(self._members) > MAX_ASKED:
-            return Decision()
         asks: list[Effect] = []
-        for peer in sorted(self._members - self._sees.keys() - self._asked):
+        for peer in sorted(self._to_ask()):
             if now >= self._again_at.get(peer, now):
                 self._again_at.pop(peer, None)
                 self._asked.add(peer)
                 asks.append(Ask(peer, claim))
         return Decision(tuple(asks))
+
+    def _to_ask(self) -> frozenset[PeerId]:
+        """Whose word is still missing."""
+        is_large = len(self._members) > MAX_ASKED
+        return frozenset() if is_large else self._members - self._sees.keys() - self._asked
 
     def _needed(self) -> frozenset[PeerId]:
         """Who must have acknowledged: whom we see, and whom those see that did."""

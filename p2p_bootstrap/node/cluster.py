@@ -134,7 +134,6 @@ class Cluster:
                 placement=options.placement,
                 timing=options.timing,
                 datastore=options.datastore,
-                k3s_version=k3s.version,
                 args_hash=k3s.args_hash,
             ),
         )
@@ -203,6 +202,8 @@ class Cluster:
 
     async def run(self) -> None:
         """Form, join and keep the cluster until cancelled."""
+        await self.k3s.find()  # meanwhile the mesh comes up
+        self._machine.rules = dataclasses.replace(self._machine.rules, k3s_version=self.k3s.version)
         if not self._options.auto:
             self._runtime.log(logger, "roles.off", reason=OFF)
             return

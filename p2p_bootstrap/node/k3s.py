@@ -137,7 +137,7 @@ class K3sUnit:
         """Whether k3s's traffic between nodes goes through the VPN."""
         return self._config.p2p.vpn.create and self._config.p2p.vpn.use
 
-    async def look(self) -> None:
+    async def find(self) -> None:
         """Find k3s and ask its version. Without one the node still votes, and `observed` says what to do."""
         try:
             self.version = await self.driver.version()

@@ -323,7 +323,6 @@ async def _give_roles(given: Given, ground: Ground, packets: Packets) -> Roles:
         replication=ground.replication,
         region=lambda: places.region,
     )
-    await k3s.look()
     cluster = Cluster(
         runtime=ground.runtime,
         identity=ground.identity,

@@ -45,7 +45,7 @@ class Rules:
     datastore: Datastore = "etcd"
     k3s_version: str = ""
     args_hash: str = ""
-    settle_s: float = 1.0
+    settle_s: float = 0.5
     alone_s: float = 2.0
     stagger_s: float = 1.0
     ballot_s: float = 3.0

@@ -59,6 +59,14 @@ def test_who_does_not_hold_it_is_asked_again_until_it_is_old_enough(answer: Ack 
     assert made.step(STANDS_S, Tick()).effects == (Build(MINE),)
 
 
+def test_who_is_gone_is_not_asked_again_and_wakes_nobody() -> None:
+    made = held(YOU, THEY)
+    made.step(0.1, Answered(YOU, MINE, None))
+    assert not made.step(0.2, MembersSeen(frozenset({THEY}))).effects
+    assert made.wake_at() == STANDS_S
+    assert made.step(1.0, MembersSeen(frozenset({YOU, THEY}))).effects == (Ask(YOU, MINE),)
+
+
 def test_alone_it_stands_by_age_and_after_a_restart_at_once() -> None:
     made = held()
     assert made.wake_at() == STANDS_S

@@ -125,13 +125,21 @@ class K3sDriver:
         self._process: Running | None = None
         self._lock = trio.Lock()
         self._is_held = False
+        self._asked: tuple[str, int, int, int] | None = None  # which program said `_version`
+        self._version = ""
         self.observed = K3sObserved("stopped")
         self._send, self.changes = trio.open_memory_channel[K3sObserved](64)
 
     # ------------------------------------------------------------ what the owner wants
 
     async def version(self) -> str:
-        """The binary's version, e.g. "v1.36.1+k3s1". Raises K3sFailed if there is no binary."""
+        """The binary's version, e.g. "v1.36.1+k3s1". Raises K3sFailed if there is no binary.
+
+        A program is asked once: it takes a tenth of a second, when the machine has other things to do.
+        """
+        program = await trio.to_thread.run_sync(self._identity)
+        if program is not None and program == self._asked:
+            return self._version
         done = await programs.run([*self._command(), "--version"])
         words = done.stdout.split()
         found = next((w for w in words if w.startswith("v") and w[1:2].isdigit()), "")
@@ -140,7 +148,18 @@ class K3sDriver:
                 f"{self._binary} --version does not say a version (exit code {done.exit_code})",
                 hint="install k3s for this machine's architecture, or set K3S_BIN to a working one",
             )
+        self._asked, self._version = program, found
         return found
+
+    def _identity(self) -> tuple[str, int, int, int] | None:
+        """Which program k3s is; None if that can't be told (a command line)."""
+        path = self.program()
+        if path is None:
+            return None
+        with suppress(OSError):
+            known = path.stat()
+            return (str(path), known.st_ino, known.st_mtime_ns, known.st_size)
+        return None
 
     def start(self, spec: K3sSpec) -> None:
         """Have k3s run with `spec`: a living one with the same settings is adopted, not restarted."""
@@ -174,6 +193,7 @@ class K3sDriver:
         generation = self._generation
         async with self._lock:
             await self._end()
+        self._asked = None
         self._see(K3sObserved("stopped"))  # its version is asked again
         if self._generation == generation:
             self._want(spec)
@@ -393,6 +413,7 @@ def _write_files(spec: K3sSpec) -> None:
             "another cluster",
             hint="restore it from a snapshot, or let this node leave and join anew: kairos-p2p leave",
         )
+    folders: set[Path] = set()
     for file in spec.files:
         path = Path(file.path)
         if path.exists():
@@ -407,10 +428,13 @@ def _write_files(spec: K3sSpec) -> None:
                     hint="if its data is not needed remove it: k3s-uninstall.sh, or move "
                     f"{spec.paths.data_dir} away",
                 )
-        _write_durably(file, path)
+        _write(file, path)
+        folders.add(path.parent)
+    for folder in folders:  # once for all files in it: their names are durable then, too
+        _sync(folder)
 
 
-def _write_durably(file: FileSpec, path: Path) -> None:
+def _write(file: FileSpec, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f".{path.name}.new")
     with open(temporary, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as out:
@@ -419,7 +443,10 @@ def _write_durably(file: FileSpec, path: Path) -> None:
         out.flush()
         os.fsync(out.fileno())
     os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(folder: Path) -> None:
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:

@@ -74,6 +74,9 @@ class SimK3sUnit:
         """Whether something that is wanted of k3s is under way or waiting."""
         return self._lock.is_held or self._is_asked or self._will_set_aside
 
+    async def find(self) -> None:
+        """It is there, of the version that the world says."""
+
     def look(self) -> None:
         """k3s does something else now."""
         if self._is_ours:
