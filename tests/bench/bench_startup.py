@@ -7,7 +7,9 @@ kubelets; else the stand-in) in one run, in turn, so that a busy machine is unfa
 means: as fast as a script that knows everything beforehand can be. The first server starts with
 `cluster-init` and, in the moment it is READY, all others with `server:`, at once; no VPN, no election. READY
 is the same for both: the server's own `/readyz` with the admin's certificate, seen on that node by a process
-that was there before the clock began. Prints a table; asserts nothing. Needs root.
+that was there before the clock began. The same cluster means the same datastore too: etcd, also for one
+server, since it may grow (how long it waits until it elects itself is chance: up to 5 s); and for one server
+SQLite as well (`auto.ha.enable: false`). Prints a table; asserts nothing. Needs root.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ class Watchers:
             sys.exit(f"{name} did not say that it is {word} in {PATIENCE_S:.0f} s")
 
 
-def by_hand(lab: Lab, args: tuple[str, ...]) -> float:
+def by_hand(lab: Lab, args: tuple[str, ...], sqlite: bool) -> float:
     """Seconds."""
     nodes = list(lab.nodes.values())
     first, *others = nodes
@@ -95,7 +97,7 @@ def by_hand(lab: Lab, args: tuple[str, ...]) -> float:
 
     try:
         began = time.monotonic()
-        start(first, "--token", "by-hand", *(["--cluster-init"] if others else []))
+        start(first, "--token", "by-hand", *([] if sqlite else ["--cluster-init"]))
         watchers.wait([first.name])
         token = first.exec(["cat", "/var/lib/rancher/k3s/server/token"]).stdout.strip()
         for node in others:
@@ -109,8 +111,8 @@ def by_hand(lab: Lab, args: tuple[str, ...]) -> float:
             process.wait()
 
 
-def by_agents(lab: Lab, args: tuple[str, ...]) -> float:
-    """Seconds. (The arguments are in the lab's cloud-config.)"""
+def by_agents(lab: Lab, args: tuple[str, ...], sqlite: bool) -> float:
+    """Seconds. (The arguments and the datastore are in the lab's cloud-config.)"""
     watchers = Watchers(list(lab.nodes.values()))
     try:
         began = time.monotonic()
@@ -122,11 +124,16 @@ def by_agents(lab: Lab, args: tuple[str, ...]) -> float:
         watchers.end()
 
 
-def measure(how: Callable[[Lab, tuple[str, ...]], float], topology: Topology, args: tuple[str, ...]) -> float:
+def measure(
+    how: Callable[[Lab, tuple[str, ...], bool], float],
+    topology: Topology,
+    args: tuple[str, ...],
+    sqlite: bool,
+) -> float:
     """One run in a lab of its own."""
     with Lab.create(topology, f"bench-{os.getpid()}", bound=True) as lab:
         lab.up(agents=False)
-        return how(lab, args)
+        return how(lab, args, sqlite)
 
 
 def main() -> None:
@@ -140,21 +147,27 @@ def main() -> None:
     )
     real = bool(said) and "simulated" not in said
     args = CONTROL_PLANE if real else ()
-    config = {"k3s": {"args": list(args)}} if args else {}
     print(f"k3s: {said.splitlines()[0] if real else 'the stand-in'}; {os.cpu_count()} cores; ", end="")
     print(f"load before {os.getloadavg()[0]:.1f}; {options.repetitions} repetition(s)\n")
-    print(f"{'servers':>7}  {'by hand':>16}  {'kairos-p2p':>16}  {'over by hand':>18}")
-    for servers in options.servers:
+    print(f"{'servers':>9}  {'by hand':>16}  {'kairos-p2p':>16}  {'over by hand':>18}")
+    rows = [(servers, False) for servers in options.servers]
+    if 1 in options.servers:
+        rows.insert(0, (1, True))
+    for servers, sqlite in rows:
+        config = {"k3s": {"args": list(args)}} if args else {}
+        if sqlite:
+            config |= {"p2p": {"auto": {"ha": {"enable": False}}}}
         names = [f"n{number}" for number in range(1, servers + 1)]
         topology = make_topology({"here": names}, servers=servers, config=config)
         figures: dict[str, list[float]] = {"hand": [], "agents": []}
         for _ in range(options.repetitions):
-            figures["hand"].append(measure(by_hand, topology, args))
-            figures["agents"].append(measure(by_agents, topology, args))
+            figures["hand"].append(measure(by_hand, topology, args, sqlite))
+            figures["agents"].append(measure(by_agents, topology, args, sqlite))
         cells = [f"{statistics.median(f):.1f} ({min(f):.1f}-{max(f):.1f}) s" for f in figures.values()]
         hand, agents = (statistics.median(f) for f in figures.values())
         over = f"{agents - hand:+.1f} s, {(agents / hand - 1) * 100:+.0f} %"
-        print(f"{servers:>7}  {cells[0]:>16}  {cells[1]:>16}  {over:>18}", flush=True)
+        label = f"{servers}, SQLite" if sqlite else servers
+        print(f"{label:>9}  {cells[0]:>16}  {cells[1]:>16}  {over:>18}", flush=True)
 
 
 if __name__ == "__main__":
