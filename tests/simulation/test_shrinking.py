@@ -34,7 +34,7 @@ def play(plan: Plan, seed: int, limit_s: float) -> Outcome:
 
 
 def test_a_world_of_chance_that_fails_becomes_small_and_its_file_fails_too() -> None:
-    failed = run_world(random_plan(38), 38, world_type=_NoSync)
+    failed = run_world(random_plan(96), 96, world_type=_NoSync)
     assert "forgotten" in failed.violation
     small = shrink(failed, play, is_over=lambda: False, max_plays=30)
     assert len(small.plan.faults) + len(small.plan.triggers) <= 4 < len(failed.plan.faults)
@@ -53,7 +53,7 @@ def test_a_world_of_chance_that_fails_becomes_small_and_its_file_fails_too() -> 
 
 
 def test_the_search_is_bounded() -> None:
-    failed = run_world(random_plan(38), 38, world_type=_NoSync)
+    failed = run_world(random_plan(96), 96, world_type=_NoSync)
     assert shrink(failed, play, is_over=lambda: False, max_plays=3).plays == 3
     nothing = shrink(failed, play, is_over=lambda: True)
     assert (nothing.plays, nothing.plan, nothing.seed) == (0, failed.plan, failed.seed)
