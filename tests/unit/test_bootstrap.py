@@ -272,13 +272,13 @@ def test_who_is_missing_is_told() -> None:
 
 def test_a_view_must_hold_still_before_the_election() -> None:
     m = machine(3)
-    for now in (1.0, 2.0, 3.0):
-        m.on(now, ev.ViewChanged(view(0, 1, 2, *((3,) if now == 2.0 else ()))))
+    for now in (2.2, 2.6, 3.0):
+        m.on(now, ev.ViewChanged(view(0, 1, 2, *((3,) if now == 2.6 else ()))))
         assert m.state is State.DISCOVER
-    assert m.wake_at() == 4.0
-    m.on(3.9, ev.ViewChanged(view(0, 1, 2, ready=(1,))))
+    assert m.wake_at() == 3.5
+    m.on(3.4, ev.ViewChanged(view(0, 1, 2, ready=(1,))))
     assert m.state is State.DISCOVER, "only who is there and what they wish counts"
-    m.on(4.0, ev.Tick())
+    m.on(3.5, ev.Tick())
     assert m.state is State.ELECT
 
 
