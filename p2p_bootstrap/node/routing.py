@@ -3,20 +3,21 @@
 Owns this node's offers (the cloud-config's, and those an operator added), reads everybody's offers, the
 administrator's words on them and the access rules from the ledger, and tells the VPN: which networks a peer
 may send from and gets packets for, whether it may begin anything here, and which packets this machine takes.
-Keeps the kernel's routes and forwarding as that needs.
+What the kernel has to route and forward for that is kept by `kernel`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from p2p_bootstrap.node.forwarding import Forwarding, Passing
+from p2p_bootstrap.node.forwarding import Forwarding
+from p2p_bootstrap.node.kernel import Kernel, Wish
 from p2p_bootstrap.node.policy import ACCESS_KEY
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.runtime import Runtime
@@ -24,7 +25,7 @@ from p2p_network import subnets, wire
 from p2p_network.access import Rule, Subject, Verdict, judge, parse_rules
 from p2p_network.admission.trust import limit_of
 from p2p_network.core import log
-from p2p_network.core.errors import MeshError, NotPermitted, P2PError, UsageError, nearest
+from p2p_network.core.errors import MeshError, NotPermitted, UsageError, nearest
 from p2p_network.core.ids import PeerId
 from p2p_network.ledger.reading import read_by_peer
 from p2p_network.membership import MemberState
@@ -78,17 +79,6 @@ class _Seen:
     """Peers that may not begin anything here."""
 
 
-@dataclass(slots=True)
-class _Kernel:
-    """What was last made so. `uses_exit`: None: unknown, a run before this one may have left its rules."""
-
-    device: str = ""
-    networks: tuple[Network, ...] = ()
-    uses_exit: bool | None = None
-    local: tuple[Network, ...] = ()
-    error: str = field(default="")
-
-
 class Routing:
     """The column of routes and access.
 
@@ -115,11 +105,10 @@ class Routing:
         self._mesh: tuple[IPv4Network, IPv6Network] = (IPv4Network(options.address_range), ipv6)
         self._replication = replication
         self._durable = durable
-        self._forwarding = forwarding
         self._issues = issues
         self.moved: Callable[[], None] = lambda: None
         self._kept = Kept()
-        self._kernel = _Kernel()
+        self._kernel = Kernel(runtime, forwarding, self._mesh)
         self._due = True
         self._changed = runtime.signal()
         for prefix in ("routes/", "accepted/", "access/", "node/", "role/", "assign/", "member/"):
@@ -273,63 +262,27 @@ class Routing:
 
         What this machine refuses is told in `rows`, and does not end the VPN.
         """
-        kernel, plan = self._kernel, self._seen.plan
-        if not self._due and (kernel.uses_exit or self._exit() not in carrying):
+        exit_ = self._exit()
+        if not self._due and (self._kernel.uses_exit or exit_ not in carrying):
             return
         self._due = False
-        try:
-            kernel.local = await self._runtime.in_thread(_connected, device)
-            wanted = subnets.installable(
-                (n for n, carrier in plan.carriers.items() if carrier != self._self_id), kernel.local
-            )
-            if (kernel.device, kernel.networks) != (device, wanted):
-                await self._runtime.in_thread(_set_networks, device, wanted)
-                kernel.device, kernel.networks = device, wanted
-            await self._keep_exit(device, carrying)
-            own = self.own_networks()
-            await self._forwarding.keep(
-                Passing(
-                    device=device,
-                    ipv4=self._mesh[0],
-                    ipv6=self._mesh[1],
-                    carries=bool(own),
-                    carries6=any(":" in network for network in own),
-                    uses_exit=bool(kernel.uses_exit),
-                )
-            )
-            kernel.error = ""
-        except (P2PError, OSError) as exc:
-            text = str(exc)
-            if text != kernel.error:
-                log.event(logger, "vpn.routes_failed", logging.ERROR, error=text)
-            kernel.error = text
-
-    async def _keep_exit(self, device: str, carrying: Collection[PeerId]) -> None:
-        """Once an exit was reached, everything goes through it, also while it is away: nothing leaks."""
-        peer = self._exit()
-        if peer is not None and (self._kernel.uses_exit or peer in carrying):
-            await self._runtime.in_thread(_use_exit, device)
-            if not self._kernel.uses_exit:
-                log.event(logger, "vpn.exit_used", peer=peer, device=device, reason="an operator chose it")
-            self._kernel.uses_exit = True
-        elif not self._wanted_exit() and self._kernel.uses_exit is not False:
-            await self._runtime.in_thread(_leave_exit)
-            if self._kernel.uses_exit:
-                log.event(logger, "vpn.exit_left", device=device, reason="no exit is chosen any more")
-            self._kernel.uses_exit = False
+        carried = (n for n, carrier in self._seen.plan.carriers.items() if carrier != self._self_id)
+        wish = Wish(
+            carried=tuple(carried),
+            own=self.own_networks(),
+            exit=exit_,
+            is_exit_chosen=bool(self._wanted_exit()),
+            is_exit_reached=exit_ in carrying,
+        )
+        await self._kernel.keep(device, wish)
 
     async def release(self) -> None:
         """The VPN ends: put everything on this machine back."""
-        try:
-            await self._runtime.in_thread(_leave_exit)
-            await self._forwarding.restore()
-        except (P2PError, OSError) as exc:
-            log.event(logger, "vpn.routes_not_restored", logging.ERROR, error=str(exc))
-        self._kernel = _Kernel()
+        await self._kernel.release()
 
     def device_is_new(self) -> None:
         """The device was made anew: its routes went with the old one."""
-        self._kernel.networks, self._kernel.device = (), ""
+        self._kernel.device_is_new()
         self._due = True
 
     # ------------------------------------------------------------ for operators
@@ -509,28 +462,3 @@ class Routing:
             for peer, subject in subjects.items()
             if peer != self._self_id
         }
-
-
-# pyroute2 is imported late, by these
-def _connected(device: str) -> tuple[Network, ...]:
-    from p2p_network import kernel_routes
-
-    return kernel_routes.connected_networks(device)
-
-
-def _set_networks(device: str, networks: tuple[Network, ...]) -> None:
-    from p2p_network import kernel_routes
-
-    kernel_routes.set_networks(device, networks)
-
-
-def _use_exit(device: str) -> None:
-    from p2p_network import kernel_routes
-
-    kernel_routes.use_exit(device)
-
-
-def _leave_exit() -> None:
-    from p2p_network import kernel_routes
-
-    kernel_routes.leave_exit()
