@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVarTuple, assert_never
 from msgspec.structs import replace
 
 from p2p_bootstrap.node.authority import Authority, Standing
+from p2p_bootstrap.node.chores import Chores
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.runner import Runner
 from p2p_bootstrap.node.runtime import Runtime, Signal, TaskGroup
@@ -23,7 +24,7 @@ from p2p_bootstrap.node.scope import ClusterOptions, cluster_nodes, first_ipv4
 from p2p_network import wire
 from p2p_network.admission.trust import limit_of
 from p2p_network.core import log
-from p2p_network.core.errors import MeshError, P2PError, RemoteViolation, RoleError
+from p2p_network.core.errors import MeshError, P2PError, RemoteViolation
 from p2p_network.core.ids import PeerId
 from p2p_network.identity import Identity
 from p2p_network.ledger.reading import read_by_peer
@@ -57,14 +58,6 @@ OFF = "p2p.auto.enable is false: mesh and VPN only"
 
 async def _nothing(genesis: messages.Genesis) -> None:
     pass
-
-
-async def _no_objection(genesis: messages.Genesis) -> str:
-    return ""
-
-
-async def _no_snapshots(digest: str) -> str:
-    raise RoleError(f"there are no snapshots here, so none with the digest {digest[:12]}")
 
 
 @dataclasses.dataclass(slots=True)
@@ -117,8 +110,7 @@ class Cluster:
         self._durable_key = f"bootstrap/{self.scope}"
         self._changed = changed
         self._ordered: list[_Ordered] = []
-        self.find_snapshot: Callable[[str], Awaitable[str]] = _no_snapshots
-        self.before_reset: Callable[[messages.Genesis], Awaitable[str]] = _no_objection
+        self.chores = Chores(runtime, k3s, self._feed)
         self.before_certified: Callable[[messages.Genesis], Awaitable[None]] = _nothing
         self._tasks: TaskGroup | None = None
         self._started = False
@@ -337,7 +329,7 @@ class Cluster:
             case events.PublishCertificate(key, raw):
                 await self._replication.write(key, raw)
             case events.MakeSecrets(epoch):
-                self._spawn(self._make_secrets, epoch)
+                self._spawn(self.chores.make_secrets, epoch)
             case events.StartK3s():
                 self.k3s.want(effect)
             case events.ReplaceInitDropIn():
@@ -347,13 +339,13 @@ class Cluster:
             case events.StopK3s():
                 self.k3s.want(None)
             case events.WipeK3s():
-                self._spawn(self._wipe, effect)
+                self._spawn(self.chores.wipe, effect)
             case events.ResetK3s():
-                self._spawn(self._reset, effect)
+                self._spawn(self.chores.reset, effect, self._machine.open_genesis())
             case events.RecoveryEnded():
                 self._recovery_ended(effect)
             case events.CountWorkloads():
-                self._spawn(self._count_workloads)
+                self._spawn(self.chores.count_workloads)
             case events.QuorumChanged(quorum):
                 level = logging.INFO if quorum.health in ("none", "healthy") else logging.ERROR
                 self._runtime.log(
@@ -362,7 +354,7 @@ class Cluster:
             case events.HoldK3s():
                 self.k3s.hold()
             case events.SetAsideK3s():
-                self._spawn(self._set_aside, effect)
+                self._spawn(self.chores.set_aside, effect)
             case events.Alarm(message, hint):
                 self._runtime.log(logger, "roles.alarm", logging.ERROR, error=message, hint=hint)
             case _:
@@ -371,39 +363,6 @@ class Cluster:
     def _spawn(self, job: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
         assert self._tasks is not None
         self._tasks.start_soon(job, *args)
-
-    async def _make_secrets(self, epoch: int) -> None:
-        ca_hash = await self._runtime.in_thread(self.k3s.make_secrets, epoch)
-        await self._feed(events.SecretsMade(epoch, ca_hash))
-
-    async def _wipe(self, effect: events.WipeK3s) -> None:
-        try:
-            await self.k3s.set_aside(
-                f"epoch-{effect.epoch}", only_datastore=effect.only_datastore, keep=effect.keep
-            )
-        except P2PError as exc:  # the machine asks again
-            self._runtime.log(logger, "roles.not_set_aside", logging.ERROR, error=exc.message, hint=exc.hint)
-            return
-        await self._feed(events.K3sWiped(effect.epoch))
-
-    async def _reset(self, effect: events.ResetK3s) -> None:
-        snapshot = ""
-        decided = self._machine.open_genesis()
-        error = await self.before_reset(decided) if decided is not None else ""
-        if effect.snapshot and not error:
-            try:
-                snapshot = await self.find_snapshot(effect.snapshot)
-            except P2PError as exc:
-                error = exc.message
-        if not error:
-            self._runtime.log(logger, "roles.k3s_resetting", epoch=effect.epoch, snapshot=effect.snapshot)
-            error = await self.k3s.reset(effect, snapshot)
-        if error:
-            self._runtime.log(logger, "roles.k3s_not_reset", logging.ERROR, error=error)
-        await self._feed(events.K3sReset(effect.epoch, error))
-
-    async def _count_workloads(self) -> None:
-        await self._feed(events.WorkloadsCounted(await self.k3s.count_workloads()))
 
     async def recover(self, genesis: messages.Genesis) -> str:
         """Have a recovery decided that an operator approved; "" when it is, else why not."""
@@ -423,19 +382,6 @@ class Cluster:
             if waiting.genesis == effect.genesis:
                 waiting.refusal = effect.refusal
                 waiting.ended.raise_()
-
-    async def _set_aside(self, effect: events.SetAsideK3s) -> None:
-        try:
-            if effect.unless_voting:
-                await self.k3s.stop()
-                if await self.k3s.may_vote():
-                    await self._feed(events.K3sMayVote(effect.epoch))
-                    return
-            await self.k3s.set_aside(f"{effect.was}-of-epoch-{effect.epoch}")
-        except P2PError as exc:  # the machine asks again
-            self._runtime.log(logger, "roles.not_set_aside", logging.ERROR, error=exc.message, hint=exc.hint)
-            return
-        await self._feed(events.K3sWiped(effect.epoch))
 
     # ------------------------------------------------------------ votes
 

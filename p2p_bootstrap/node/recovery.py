@@ -79,7 +79,7 @@ class Recovery:
         self._own = facts
         self._automatic = automatic
         host.serve(FACTS_METHOD, self._answer)
-        cluster.before_reset = self.who_could_go_on
+        cluster.chores.before_reset = self.who_could_go_on
 
     # ------------------------------------------------------------ facts
 

@@ -81,7 +81,7 @@ class Snapshots:
         self._wake = runtime.signal()
         blobs.offer(SPACE, lambda peer, name: self.vault.find(name))
         host.serve(LIST_METHOD, self._answer)
-        cluster.find_snapshot = self.ready_for_restore
+        cluster.chores.find_snapshot = self.ready_for_restore
 
     # ------------------------------------------------------------ Facts, for the recovery
 
