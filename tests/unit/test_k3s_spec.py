@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ssl
 from dataclasses import replace
 
@@ -264,3 +265,12 @@ def test_any_log_has_an_explanation(text: str, code: int | None) -> None:
     assert found.error
     assert found.hint
     assert "\n" not in found.error
+
+
+def test_the_hash_of_a_ca_that_k3s_made_by_itself_is_that_of_its_file() -> None:
+    """k3s gives it the serial 0, which libraries warn of and will refuse; so it is not parsed."""
+    one = b"-----BEGIN CERTIFICATE-----\nAAECAwQF\n-----END CERTIFICATE-----\n"
+    assert pki.bundle_hash(one) == hashlib.sha256(one).hexdigest()
+    for broken in (b"", b"garbage", one.replace(b"AAEC", b"A*EC"), one + one):
+        with pytest.raises(ValueError, match=r"base64|PEM|asn1"):
+            pki.bundle_hash(broken)

@@ -11,6 +11,7 @@ Nothing here derives from the mesh token.
 
 from __future__ import annotations
 
+import base64
 import datetime
 import hashlib
 import re
@@ -38,6 +39,7 @@ CA_NAMES = (
 _YEARS = datetime.timedelta(days=3650)
 _BACKDATED = datetime.timedelta(days=1)  # a joining node's clock may be behind
 _MAX_SECRET_BYTES = 64 * 1024
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([^-]+)-----END CERTIFICATE-----")
 _K10 = re.compile(r"K10([0-9a-f]{64})::(server|node):[^\s:]{8,256}")
 
 
@@ -146,9 +148,11 @@ def token_ca_hash(token: str) -> str:
 def bundle_hash(pem: bytes) -> str:
     """The hash of what ``/cacerts`` serves, as k3s computes it: of one certificate the SHA-256 of the
     file, of a bundle that of its root's DER. Raises ValueError."""
-    found = x509.load_pem_x509_certificates(pem)
-    if len(found) == 1:
+    blocks = _PEM.findall(pem)
+    if len(blocks) == 1:  # not parsed: k3s gives a CA of its own the serial 0, which X.509 has no place for
+        base64.b64decode(b"".join(blocks[0].split()), validate=True)
         return hashlib.sha256(pem).hexdigest()
+    found = x509.load_pem_x509_certificates(pem)
     roots = [c for c in found if c.subject == c.issuer]
     if len(roots) != 1:
         raise ValueError(f"a CA bundle has one root, this has {len(roots)}")
