@@ -13,6 +13,7 @@ starts whole agents without VPN and k3s on loopback and reads the kernel's count
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import re
@@ -102,9 +103,10 @@ async def until(condition: Callable[[], object], looks: int = 12_000) -> None:
     raise trio.TooSlowError
 
 
-def rss_kib(pid: int | str = "self") -> int:
-    """Resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") // KIB
+def rss_kib(pid: int | str = "self", *, own: bool = False) -> int:
+    """Resident memory of a process; `own`: without the pages of files, which the kernel may take."""
+    _, resident, of_files, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+    return (resident - of_files if own else resident) * os.sysconf("SC_PAGESIZE") // KIB
 
 
 # ---------------------------------------------------------------- a host of its own process
@@ -117,8 +119,14 @@ async def serve() -> None:
         nursery.start_soon(_forget_events, host)
         print(host.addresses()[0], flush=True)
         while await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
-            print(host.rejected, len(host.connected()), flush=True)
+            print(host.rejected, len(host.connected()), _objects(), flush=True)
         nursery.cancel_scope.cancel()
+
+
+def _objects() -> int:
+    """Living objects that are containers, but for trio's past deadlines: up to a thousand, by chance."""
+    gc.collect()
+    return sum(type(thing) not in (trio.CancelScope, tuple) for thing in gc.get_objects())
 
 
 async def _forget_events(host: MeshHost) -> None:
@@ -140,14 +148,14 @@ def visited() -> Iterator[tuple[subprocess.Popen[str], str]]:
         server.wait()
 
 
-def counts(server: subprocess.Popen[str]) -> tuple[int, int]:
-    """How many the server has turned away, and how many members are connected."""
+def counts(server: subprocess.Popen[str]) -> tuple[int, int, int]:
+    """How many the server has turned away, how many members are connected, how many objects it holds."""
     assert server.stdin is not None
     assert server.stdout is not None
     server.stdin.write("\n")
     server.stdin.flush()
-    rejected, connected = server.stdout.readline().split()
-    return int(rejected), int(connected)
+    rejected, connected, objects = map(int, server.stdout.readline().split())
+    return rejected, connected, objects
 
 
 # ---------------------------------------------------------------- churn
@@ -163,14 +171,16 @@ async def visit(address: str, seed: bytes) -> None:
         await host.request(server, "echo", b"hello", timeout_s=3600)  # it may be stopped for a while
 
 
-async def churn(cycles: int, told: Callable[[int, int, int], None], identities: int = 64) -> None:
-    """Tells cycles so far, KiB of the visited process and of the visitors', ten times on the way."""
+async def churn(cycles: int, told: Callable[[int, int, int, int, int], None], identities: int = 64) -> None:
+    """Tells, ten times on the way: cycles so far; of the visited process KiB in all, KiB without the pages of
+    files, and objects; KiB of the visitors' process."""
     every = max(1, cycles // 10)
     with visited() as (server, address):
         for number in range(cycles + 1):
             if number % every == 0:
                 await until(lambda: counts(server)[1] == 0)
-                told(number, rss_kib(server.pid), rss_kib())
+                objects = counts(server)[2]
+                told(number, rss_kib(server.pid), rss_kib(server.pid, own=True), objects, rss_kib())
             if number < cycles:
                 await visit(address, (1000 + number % identities).to_bytes(32, "big"))
 
@@ -178,10 +188,11 @@ async def churn(cycles: int, told: Callable[[int, int, int], None], identities: 
 def print_churn(cycles: int) -> None:
     """The table of `churn`."""
     began = time.monotonic()
-    print(f"{'cycles':>8} {'visited MiB':>12} {'visitors MiB':>13}")
+    print(f"{'cycles':>8} {'visited MiB':>12} {'its own MiB':>12} {'objects':>8} {'visitors MiB':>13}")
 
-    def told(number: int, visited_kib: int, own_kib: int) -> None:
-        print(f"{number:>8} {visited_kib / KIB:>12.1f} {own_kib / KIB:>13.1f}", flush=True)
+    def told(number: int, all_kib: int, own_kib: int, objects: int, visitors_kib: int) -> None:
+        sizes = f"{all_kib / KIB:>12.1f} {own_kib / KIB:>12.1f} {objects:>8} {visitors_kib / KIB:>13.1f}"
+        print(f"{number:>8} {sizes}", flush=True)
 
     trio.run(churn, cycles, told)
     print(f"{time.monotonic() - began:.0f} s")
@@ -303,7 +314,7 @@ def measure_bytes(agents: int, idle_s: float) -> None:
                 log = (place / "log").open("w")
                 processes.append(subprocess.Popen(words, stdout=log, stderr=log))
             sockets = [str(Path(folder) / f"n{number}" / "api.sock") for number in range(agents)]
-            _wait_joined(cli, sockets, agents)
+            _wait_joined(cli, sockets, agents, 60.0 + 20.0 * agents)
             time.sleep(45)  # until all that was news has gone round
             pids = [process.pid for process in processes]
             before = sent_bytes(pids)
@@ -327,8 +338,8 @@ def measure_bytes(agents: int, idle_s: float) -> None:
                 process.wait()
 
 
-def _wait_joined(cli: str, sockets: list[str], agents: int) -> None:
-    deadline = time.monotonic() + 180
+def _wait_joined(cli: str, sockets: list[str], agents: int, limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
     for path in sockets:
         while time.monotonic() < deadline:
             done = subprocess.run(
