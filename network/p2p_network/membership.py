@@ -6,6 +6,7 @@ node records in the ledger, and deleted records (a node that left says so by del
     alive    heard: we hold a channel to it, others hear it, or it is ourselves
     suspect  not heard by anybody that was asked, or first heard of, less than `suspect_s` ago
     dead     not back since
+    away     not heard, and it was announced that it would be away now (`drains`): no failure
     left     it deleted its record; a node that comes back writes a new one
 
 `View` is the immutable snapshot that roles are decided on; it changes only when a member does.
@@ -31,6 +32,7 @@ class MemberState(StrEnum):
     ALIVE = "alive"
     SUSPECT = "suspect"
     DEAD = "dead"
+    AWAY = "away"
     LEFT = "left"
 
 
@@ -100,12 +102,14 @@ class RecordsChanged:
     """What the ledger says now: all node records, all addresses, and whose record was deleted.
 
     `out`: those of `left` that did not go of themselves, and why: they are members no more.
+    `drained`: whose absence is announced, and in which words.
     """
 
     records: Mapping[PeerId, NodeRecord]
     addresses: Mapping[PeerId, tuple[str, str]]
     left: frozenset[PeerId]
     out: Mapping[PeerId, str] = field(default_factory=dict)
+    drained: Mapping[PeerId, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +130,21 @@ class MemberChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainChanged:
+    """A member is drained now (`words`), or is no more (""), whether it is there or not."""
+
+    peer: PeerId
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class PublishView:
     """Hand this view to whoever decides by it."""
 
     view: View
 
 
-Effect = MemberChanged | PublishView
+Effect = MemberChanged | DrainChanged | PublishView
 
 
 class Membership:
@@ -146,6 +158,7 @@ class Membership:
         self._addresses: Mapping[PeerId, tuple[str, str]] = {}
         self._left: frozenset[PeerId] = frozenset()
         self._out: Mapping[PeerId, str] = {}
+        self._drained: Mapping[PeerId, str] = {}
         itself = Member(self_id, None, MemberState.ALIVE, now, "this node")
         self._members: dict[PeerId, Member] = {self_id: itself}
         self._view = View(self_id, (itself,), now)
@@ -163,6 +176,7 @@ class Membership:
     def step(self, now: float, event: Event) -> Decision[Effect]:
         """Decide on one event."""
         why_lost = "no channel to it"
+        before = self._drained
         match event:
             case PeerConnected(peer):
                 self._heard[peer] = "a channel to it is open"
@@ -174,12 +188,17 @@ class Membership:
                 why_lost = why
             case RecordsChanged():
                 self._records, self._addresses, self._left = event.records, event.addresses, event.left
-                self._out = event.out
+                self._out, self._drained = event.out, event.drained
             case Tick():
                 pass
             case _:
                 assert_never(event)
-        return self._settle(now, why_lost)
+        decision = self._settle(now, why_lost)
+        peers = sorted(p for p in {*before, *self._drained} if before.get(p) != self._drained.get(p))
+        if not peers:
+            return decision
+        told = tuple(DrainChanged(peer, self._drained.get(peer, "")) for peer in peers)
+        return Decision((*told, *decision.effects), decision.reason or "what is announced has changed")
 
     def _settle(self, now: float, why_lost: str) -> Decision[Effect]:
         """Judge every member anew; say what differs from the last view."""
@@ -204,7 +223,7 @@ class Membership:
         if (
             old is not None
             and old.state is state
-            and (state is not MemberState.ALIVE or old.reason == reason)
+            and (state not in (MemberState.ALIVE, MemberState.AWAY) or old.reason == reason)
         ):
             return replace(old, record=self._records.get(peer), ipv4=ipv4, ipv6=ipv6)
         since = old.since if old is not None and old.state is state else now
@@ -219,6 +238,8 @@ class Membership:
             return MemberState.LEFT, "it said that it leaves"
         if peer in self._heard:
             return MemberState.ALIVE, self._heard[peer]
+        if peer in self._drained:
+            return MemberState.AWAY, self._drained[peer]
         if old is None:
             return MemberState.SUSPECT, "known from the ledger, not connected yet"
         if old.state is MemberState.SUSPECT and now >= old.since + self._suspect_s:
@@ -227,4 +248,6 @@ class Membership:
             return old.state, old.reason
         if old.state is MemberState.LEFT:
             return MemberState.SUSPECT, "it writes records again, not connected yet"
+        if old.state is MemberState.AWAY:
+            return MemberState.SUSPECT, f"not back when it was to be: {old.reason}"
         return MemberState.SUSPECT, why_lost

@@ -24,7 +24,7 @@ MAX_WAIT_S: Final = 24 * 3600.0
 MeshState = Literal["starting", "alone", "joined"]
 VpnState = Literal["off", "starting", "up", "failed", "userspace"]
 K3sState = Literal["absent", "stopped", "starting", "running", "failed"]
-PeerState = Literal["alive", "suspect", "dead", "left"]
+PeerState = Literal["alive", "suspect", "dead", "away", "left"]
 RoleName = Literal["server", "agent", ""]
 PhaseName = Literal["mesh", "vpn", "genesis", "role", "ready"]
 
@@ -192,6 +192,7 @@ class StatusDoc(TypedDict):
     role: RoleDoc
     k3s: K3sDoc
     clusters: list[ClusterDoc]
+    drained: NotRequired[str]
     phases: list[PhaseDoc]
 
 
@@ -203,13 +204,14 @@ class PeerDoc(TypedDict):
     why; `nat`: what it says that it stands behind, `seen_as`: where this node sees it, "" if nowhere;
     `keepalive_s`: between two questions of this node to its idle path, 0: none;
     `admission`: member, or why it is none; `generation`: of its certificate, or 0;
-    `reason`: of state."""
+    `reason`: of state; `drained`: until when and why it may be away, "" if it is not drained."""
 
     peer: str
     hostname: str
     region: str
     zone: str
     state: PeerState
+    drained: NotRequired[str]
     ipv4: str
     ipv6: str
     address: str

@@ -17,6 +17,7 @@ import click
 from p2p_bootstrap.api.service import InviteDoc
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.client import AgentClient
+from p2p_bootstrap.cli.drain_verbs import drain, undrain
 from p2p_bootstrap.cli.options import Duration, format_duration, output_option, socket_option
 from p2p_network.core.errors import P2PError, UsageError
 from p2p_network.core.ids import short
@@ -145,7 +146,11 @@ def rotate(yes: bool, force: bool, socket: Path) -> None:
 
 @click.group()
 def peer() -> None:
-    """Put nodes out of the mesh."""
+    """Announce that nodes will be away, and put nodes out of the mesh."""
+
+
+peer.add_command(drain)
+peer.add_command(undrain)
 
 
 @peer.command(name="revoke")

@@ -56,7 +56,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "p2p_bootstrap.cli.rendezvous_verbs:group",
         "A machine where nodes find each other, and its key.",
     ),
-    "peer": ("p2p_bootstrap.cli.admission_verbs:peer", "Put nodes out of the mesh."),
+    "peer": ("p2p_bootstrap.cli.admission_verbs:peer", "Drain nodes for a while, or put them out."),
     "config": ("p2p_bootstrap.cli.config_verbs:group", "Check cloud-config files, see which line set what."),
     "stage": (
         "p2p_bootstrap.cli.stage_verbs:group",

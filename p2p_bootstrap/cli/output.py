@@ -23,7 +23,7 @@ NOTHING: Final = "-"
 # a word that tells a state -> how rich shows it
 STYLES: Final[dict[str, str]] = {
     **dict.fromkeys(("joined", "up", "running", "alive", "ready", "yes", "MEMBER"), "green"),
-    **dict.fromkeys(("starting", "alone", "suspect", "stopped", "no", "left"), "yellow"),
+    **dict.fromkeys(("starting", "alone", "suspect", "stopped", "no", "left", "away", "draining"), "yellow"),
     **dict.fromkeys(("failed", "dead", "FENCED"), "bold red"),
     **dict.fromkeys(("off", "absent", "none", NOTHING), "dim"),
 }

@@ -41,7 +41,9 @@ def _why(peer: PeerDoc) -> str:
 
 def _state(peer: PeerDoc) -> str:
     """One that is no member (any more) shows why: revoked, expired, ..."""
-    return peer["state"] if peer["admission"] in ("member", "uncertified") else peer["admission"]
+    if peer["admission"] not in ("member", "uncertified"):
+        return peer["admission"]
+    return "draining" if peer["state"] == "alive" and peer.get("drained") else peer["state"]
 
 
 COLUMNS: Final[tuple[out.Column[PeerDoc], ...]] = (
@@ -83,7 +85,8 @@ def peers(paths: bool, output: out.Output, socket: Path) -> None:
 
     Lists every peer this node knows. CARRIER is what VPN packets travel on, ADDRESS where the mesh
     connection goes, or the member that relays it. With --paths: what NAT it stands behind, where its packets
-    come from, round trip and loss of their own path, and why it was chosen. With -o name: peer ids.
+    come from, round trip and loss of their own path, and why it was chosen. With -o name: peer ids. STATE
+    "draining" and "away": a drain was announced (kairos-p2p peer drain), and it is still there, or gone.
     """
     rows = sorted(AgentClient(socket).peers(), key=lambda peer: (peer["hostname"], peer["peer"]))
     out.print_rows(

@@ -95,6 +95,8 @@ def sheet(document: StatusDoc) -> Sheet:
         lines.append(("reached", (", ".join(reached) + " after the start",)))
     if role["reason"]:
         lines.append(("why", (role["reason"],)))
+    if document.get("drained"):
+        lines.append(("drained", (document["drained"],)))
     # what is wrong comes last, where the eye rests
     lines += [("error", (f"{where}: {text}",)) for where, text in problems(document)]
     return lines

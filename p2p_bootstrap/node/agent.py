@@ -20,6 +20,7 @@ import trio
 
 from p2p_bootstrap import __version__
 from p2p_bootstrap.api.audit import AuditLog
+from p2p_bootstrap.api.drains import routes as drain_routes
 from p2p_bootstrap.api.events import EventLog
 from p2p_bootstrap.api.reach import routes as reach_routes
 from p2p_bootstrap.api.server import serve_api
@@ -34,7 +35,7 @@ from p2p_bootstrap.node.reach import ReachAnswers
 from p2p_bootstrap.node.userspace import settled, why_no_device
 from p2p_bootstrap.node.wiring import Columns, assemble
 from p2p_bootstrap.service import LEFT, notify
-from p2p_network import wire
+from p2p_network import drains, wire
 from p2p_network.core import log
 from p2p_network.core.errors import P2PError
 from p2p_network.host.mesh import MeshHost
@@ -121,6 +122,7 @@ class _Agent:
                     partial(reach_routes, reach),
                     partial(upgrade_routes, columns.upgrades),
                     partial(service_routes, columns.asked),
+                    partial(drain_routes, columns.draining),
                 )
                 serve = partial(serve_api, parts=parts)
                 await nursery.start(serve, columns.answers, self._socket, audit, columns.upkeep)
@@ -207,6 +209,8 @@ class _Agent:
         await columns.replication.delete(f"routes/{columns.self_id}")
         await columns.replication.delete(f"k3s/{columns.self_id}")
         await columns.replication.delete(f"services/{columns.self_id}")
+        if columns.self_id in columns.replication.drained:
+            await columns.replication.delete(drains.key_of(columns.self_id))
         await columns.replication.delete(f"node/{columns.self_id}")
         with trio.move_on_after(FAREWELL_S):
             await columns.replication.spread()

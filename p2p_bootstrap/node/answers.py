@@ -59,6 +59,7 @@ from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.sharing import Sharing
 from p2p_bootstrap.node.signal import Signal
 from p2p_bootstrap.node.vpn import Vpn
+from p2p_network import drains
 from p2p_network.admission.documents import LIMITS
 from p2p_network.coordinates import rtt_s
 from p2p_network.core.errors import RoleError, TimedOut, UsageError
@@ -211,6 +212,7 @@ class Answers:
                 error=(f"{k3s.error} ({k3s.hint})" if k3s.hint else k3s.error) or self._k3s.hooks.error,
             ),
             clusters=documents.cluster_docs(self._sharing.clusters(), self._cluster.scope),
+            drained=self._drained(self._self_id),
             phases=[PhaseDoc(name=name, at_s=round(at_s, 3)) for name, at_s in phases],
         )
 
@@ -259,9 +261,14 @@ class Answers:
                 address=self._host.address_of(member.peer),
                 round_trip_s=self._host.round_trip_s(member.peer),
                 relay=self._relay_of(member.peer),
+                drained=self._drained(member.peer),
             )
             for member in others
         ]
+
+    def _drained(self, peer: PeerId) -> str:
+        drain = self._replication.drained.get(peer)
+        return drains.sentence(drain) if drain is not None else ""
 
     def _relay_of(self, peer: PeerId) -> tuple[str, str]:
         """Name of the member that a peer's channel runs through, and why; ("", "") for none."""
@@ -285,7 +292,7 @@ class Answers:
                 continue
             said = records.get(member.peer, RoleRecord("", "", "", 0, False, ""))
             itself = member.peer == self._self_id
-            gone = member.state in (MemberState.DEAD, MemberState.SUSPECT)
+            gone = member.state in (MemberState.DEAD, MemberState.SUSPECT, MemberState.AWAY)
             reason = f"{member.state}: {member.reason}; last: {said.reason}" if gone else said.reason
             rows.append(
                 RoleRow(

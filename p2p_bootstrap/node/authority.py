@@ -16,10 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from p2p_bootstrap.node.cordons import Cordons
 from p2p_bootstrap.node.policy import speaks_for
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.runtime import Runtime
 from p2p_bootstrap.node.scope import ClusterOptions, first_ipv4
+from p2p_network import drains
 from p2p_network.core import log
 from p2p_network.core.errors import P2PError, RoleError
 from p2p_network.core.ids import PeerId
@@ -123,6 +125,8 @@ class Authority:
         self._overtaken: set[str] = set()
         self._assigned_version = ""  # of what the last look saw
         self._hurry = runtime.signal()
+        self._cordons = Cordons(runtime)
+        self._items: list[Json] = []  # the Nodes that the last look saw
         self.holder = ""
         self.reason = ""
         self.busy = ""
@@ -209,6 +213,8 @@ class Authority:
         if not self._lease.is_held(self._runtime.monotonic()):
             return PASS_S
         await self._take(standing, facts, step)
+        words = {peer: drains.sentence(drain) for peer, drain in self._replication.drained.items()}
+        await self._cordons.keep(self._kube(), self._items, facts.kube_nodes, words)
         return PASS_S if step.action in ("none", "wait") else HURRY_S
 
     async def _keep_lease(self, now: float) -> None:
@@ -283,6 +289,7 @@ class Authority:
     async def _look(self, standing: Standing) -> tuple[Facts, Json | None]:
         """The facts, and the stored declaration. Raises KubeError."""
         declared, stored, items, raw = await self._runtime.in_thread(_read, self._kube())
+        self._items = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
         self._assigned_version = objects.version_of(stored)
         peers = self._addresses(standing.view)
         kube_nodes = objects.nodes(items, peers)
@@ -330,6 +337,7 @@ class Authority:
         now = self._runtime.monotonic()
         self._note_quiet(view, facts.kube_nodes)
         records = read_by_peer(self._replication.ledger, "node/", NodeRecord)
+        drained = self._replication.drained
         found = []
         for node in view.nodes:
             record = records.get(node.peer)
@@ -349,6 +357,7 @@ class Authority:
                     ready=node.ready,
                     quiet_s=now - self._quiet.get(node.peer, now),
                     joining_s=now - self._joining.setdefault(node.peer, now) if is_joining else 0.0,
+                    drained=drains.sentence(drained[node.peer]) if node.peer in drained else "",
                 )
             )
         known = {node.peer for node in found}

@@ -95,6 +95,7 @@ def peer_doc(
     address: str,
     round_trip_s: float | None,
     relay: tuple[str, str],
+    drained: str,
 ) -> PeerDoc:
     """One peer as this node sees it.
 
@@ -105,6 +106,7 @@ def peer_doc(
         told: what it said of how it is seen from outside.
         address: of its channel; "" while there is none. `round_trip_s`: over that.
         relay: the name of who relays the channel, and why; ("", "") for nobody.
+        drained: until when and why it may be away; "" if it is not drained.
     """
     record = member.record
     why = stats.reason if stats else ""
@@ -116,6 +118,7 @@ def peer_doc(
         region=record.region if record else "",
         zone=record.zone if record else "",
         state=member.state.value,
+        drained=drained,
         ipv4=member.ipv4,
         ipv6=member.ipv6,
         address=address,

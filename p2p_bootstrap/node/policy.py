@@ -2,8 +2,8 @@
 
 The ledger knows neither roles nor members; it asks through callables: what did a quorum certify with this
 value (`genesis/...`), does this author speak for that cluster (`assign/...`, by `p2p_roles.grants`), does it
-hold the mesh's root (`accepted/...`, `access/rules`), is it a member, and did the mesh's authority sign this
-(`Admission`, for ``member/...`` and its kin)?
+hold the mesh's root (`accepted/...`, `access/rules`, `drain/...`), is it a member, and did the mesh's
+authority sign this (`Admission`, for ``member/...`` and its kin)?
 """
 
 from __future__ import annotations
@@ -51,13 +51,16 @@ def ledger_policy(mesh_id: str, ledger: Callable[[], Known], judge: Judge) -> Po
         return certificates.decode(value).value
 
     def may_write(key: str, author: str) -> bool:
-        """Of roles and upgrades speak the cluster's servers, of routes and access the holders of the root."""
+        """Of roles and upgrades speak the cluster's servers, of routes, access and drains the holders of the
+        root; of its own drain a node itself."""
         kind, _, rest = key.partition("/")
         if kind == "grant":  # anybody's: it counts where a chain leads to its author
             return grants.grantor_of(key) == author
         if kind not in ("assign", "upgrade"):
             certificate = judge.trust.certificate_of(author)
-            known = key == ACCESS_KEY or kind == "accepted"
+            if kind == "drain" and author == rest:
+                return True
+            known = key == ACCESS_KEY or kind in ("accepted", "drain")
             return known and certificate is not None and certificate.is_issuer
         scope = rest if kind == "upgrade" else rest.rpartition("/")[0]
         return speaks_for(scope, author, ledger())

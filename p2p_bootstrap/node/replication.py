@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from p2p_bootstrap.node.runner import Runner
 from p2p_bootstrap.node.runtime import Runtime, Signal, TaskGroup
 from p2p_bootstrap.node.watching import Watching
-from p2p_network import detector, membership
+from p2p_network import detector, drains, membership
 from p2p_network.core import log
 from p2p_network.core.clock import MAX_AHEAD_MS
 from p2p_network.core.errors import MeshError, RemoteViolation
@@ -69,6 +69,7 @@ class Replication:
         self._store = store
         self._ipv6_of = ipv6_of
         self._hint = events.Hint(b"", ())
+        self._drained: dict[PeerId, drains.Drain] = {}
         self._told_clock: dict[PeerId, float] = {}
         self._out: dict[PeerId, str] = {}
         self._subscribers: list[tuple[str, Signal]] = []
@@ -106,6 +107,15 @@ class Replication:
     def view(self) -> membership.View:
         """Who is here, as of now."""
         return self._membership.view
+
+    @property
+    def drained(self) -> Mapping[PeerId, drains.Drain]:
+        """Who was announced to be away, and whose window has not ended."""
+        return self._drained
+
+    def now_ms(self) -> int:
+        """Unix milliseconds as this machine has it, but not before what was said in the ledger."""
+        return max(int(self._runtime.wall_s() * 1000), self.ledger.clock_last.wall_ms)
 
     def subscribe(self, prefix: str, signal: Signal) -> None:
         """Raise `signal` whenever a key under `prefix` changes."""
@@ -201,8 +211,10 @@ class Replication:
         changed = self._runtime.signal()
         self.subscribe("node/", changed)
         self.subscribe("address/", changed)
+        self.subscribe(drains.PREFIX, changed)
         while True:
-            await changed.wait()
+            ends_in_s = drains.ends_in_s(self._drained, self.now_ms())
+            await (changed.wait() if ends_in_s is None else changed.wait(ends_in_s))
             await self._look_at_records()
 
     async def _look_at_records(self) -> None:
@@ -211,8 +223,13 @@ class Replication:
             if peer != self._self_id:
                 self._host.learn(peer, record.addresses, "ledger")
         left = left_peers(self.ledger) - {self._self_id}
+        announced = read_by_peer(self.ledger, drains.PREFIX, drains.Drain)
+        self._drained = drains.in_force(
+            {p: d for p, d in announced.items() if p in records and p not in self._out}, self.now_ms()
+        )
+        words = {peer: drains.sentence(drain) for peer, drain in self._drained.items()}
         await self._members.feed(
-            membership.RecordsChanged(records, self.addresses(), left | self._out.keys(), self._out)
+            membership.RecordsChanged(records, self.addresses(), left | self._out.keys(), self._out, words)
         )
         there = frozenset(records.keys() - self._out.keys() - {self._self_id})
         await self._watching.feed(detector.MembersKnown(there))
@@ -348,8 +365,20 @@ class Replication:
                     to=str(member.state),
                     reason=member.reason,
                 )
+            case membership.DrainChanged(peer, words):
+                self._runtime.log(
+                    logger,
+                    "mesh.node_drained" if words else "mesh.node_undrained",
+                    peer=peer,
+                    hostname=self._hostname(peer),
+                    reason=words or "its drain is over or was taken back: silence is a failure again",
+                )
             case membership.PublishView():
                 for signal in self._view_subscribers:
                     signal.raise_()
             case _:
                 assert_never(effect)
+
+    def _hostname(self, peer: PeerId) -> str:
+        member = self.view.get(peer)
+        return member.record.hostname if member is not None and member.record is not None else ""

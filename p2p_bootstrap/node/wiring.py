@@ -18,6 +18,7 @@ from p2p_bootstrap.node.answers import Answers
 from p2p_bootstrap.node.blessing import Blessing
 from p2p_bootstrap.node.blobs import Blobs
 from p2p_bootstrap.node.cluster import Cluster
+from p2p_bootstrap.node.draining import Draining
 from p2p_bootstrap.node.files import Files
 from p2p_bootstrap.node.forwarding import Forwarding
 from p2p_bootstrap.node.ground import Given, Ground, lay_ground
@@ -99,6 +100,7 @@ class Columns:
     upgrading: Upgrading
     upgrades: Upgrades
     answers: Answers
+    draining: Draining
     blessing: Blessing
 
 
@@ -234,6 +236,14 @@ async def assemble(
         leave=lambda: leave(columns),
         stop=stop,
     )
+    draining = Draining(
+        self_id=ground.self_id,
+        hostname=given.hostname,
+        replication=ground.replication,
+        rows=answers.roles,
+        issues=lambda: ground.admission.kept.authority is not None,
+        any_server_does=lambda: (found := roles.cluster.genesis) is not None and found.datastore != "etcd",
+    )
     columns = Columns(
         self_id=ground.self_id,
         durable=ground.durable,
@@ -257,6 +267,7 @@ async def assemble(
         upgrading=upgrading,
         upgrades=upgrades,
         answers=answers,
+        draining=draining,
         blessing=Blessing(given.config.p2p.bless, answers.status),
     )
     return columns

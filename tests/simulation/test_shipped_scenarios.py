@@ -17,6 +17,16 @@ STORIES = {
     ),
     "churn": ("it said that it leaves", "w1       has left", "vanish: w2"),
     "clock-skew": ("drift: {n2: 0.01}",),
+    "drained-servers": (
+        "n1: alive -> away: drained until",
+        "n1: away -> alive",
+        "nobody takes its place meanwhile",
+        'patches the Node n1: {"unschedulable": true}',
+        'patches the Node n1: {"unschedulable": null}',
+        "n3: away -> suspect: not back when it was to be",
+        "deletes the Node n3",
+        "n4 becomes a server",
+    ),
     "flapping-link": ("cut: ",),
     "full-disk": ("n2       AGENT ENDED: no space left on device", "n3       AGENT ENDED"),
     "k3s-upgrade": (

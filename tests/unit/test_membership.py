@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from p2p_network.core.ids import PeerId
 from p2p_network.core.machine import Decision
 from p2p_network.membership import (
     SUSPECT_S,
+    DrainChanged,
     Effect,
     MemberChanged,
     Membership,
@@ -127,3 +130,24 @@ def test_nothing_new_publishes_nothing_and_old_views_stay() -> None:
     made.step(2.0, PeerConnected(A))
     assert state(made, A) is MemberState.ALIVE
     assert before.members[0].state is MemberState.SUSPECT
+
+
+def test_who_is_drained_is_away_and_no_failure_until_its_window_ends() -> None:
+    made = machine()
+    made.step(0.0, PeerConnected(A))
+    made.step(0.0, records(A))
+    drained = replace(records(A), drained={A: "drained until noon"})
+    decision = made.step(1.0, drained)
+    assert decision.effects[0] == DrainChanged(A, "drained until noon")
+    assert state(made, A) is MemberState.ALIVE
+    assert changes(made.step(2.0, PeerLost(A, "closed"))) == [(A, MemberState.ALIVE, MemberState.AWAY)]
+    assert made.view.get(A).reason == "drained until noon"  # type: ignore[union-attr]
+    assert made.wake_at() is None, "it is not waited for its death"
+    assert changes(made.step(900.0, Tick())) == []
+    over = made.step(901.0, records(A))
+    assert over.effects[0] == DrainChanged(A, "")
+    assert changes(over) == [(A, MemberState.AWAY, MemberState.SUSPECT)]
+    assert changes(made.step(901.0 + SUSPECT_S, Tick())) == [(A, MemberState.SUSPECT, MemberState.DEAD)]
+    made.step(950.0, drained)
+    assert state(made, A) is MemberState.AWAY, "also when it was announced too late"
+    assert changes(made.step(960.0, PeerConnected(A))) == [(A, MemberState.AWAY, MemberState.ALIVE)]

@@ -6,7 +6,8 @@ refused by every node, whoever relays it. Three kinds of writer:
 - owner: the author's own peer id is the key's last segment;
 - member: an owner that shows its certificate (`owns`), so admission is not asked again;
 - authority: a callable of the owner of the ledger says who (`may_write`): a cluster's servers for
-  `assign/...`, a holder of the root for `accepted/...` and `access/...`, the grantor for `grant/...`;
+  `assign/...`, a holder of the root for `accepted/...`, `access/...` and `drain/...`, the grantor for
+  `grant/...`;
 - certificate: the value proves itself (`decided`), so the author does not matter: what a quorum decided, and
   what the mesh's authority signed (`admission.documents`).
 
@@ -91,6 +92,8 @@ TABLE: Final[dict[str, Rule]] = {
     "routes": Rule(("<peer>",), Writer.OWNER, 4096, 1, _MAX_NODES, True),
     "accepted": Rule(("<peer>",), Writer.AUTHORITY, 4096, _MAX_NODES, _MAX_NODES, True),
     "access": Rule(("<name>",), Writer.AUTHORITY, MAX_VALUE_BYTES, 1, 1, True),
+    # that a node will be away on purpose: its own word, or that of a holder of the root
+    "drain": Rule(("<peer>",), Writer.AUTHORITY, 1024, _MAX_NODES, _MAX_NODES, True),
     # an upgrade of k3s: what the cluster's servers order, and how far each node is
     "upgrade": Rule(("<scope>",), Writer.AUTHORITY, 16 << 10, 1024, 1024, False),
     "k3s": Rule(("<peer>",), Writer.OWNER, 2048, 1, _MAX_NODES, True),

@@ -21,6 +21,7 @@ from p2p_roles.k3s import probe
 Json = dict[str, Any]
 
 NODES: Final = "/api/v1/nodes"
+PODS: Final = "/api/v1/pods"
 CONFIG_MAPS: Final = "/api/v1/namespaces/kube-system/configmaps"
 SECRETS: Final = "/api/v1/namespaces/kube-system/secrets"
 LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
@@ -134,6 +135,11 @@ class Kube:
 def below(collection: str, name: str) -> str:
     """The path of one object of a collection."""
     return f"{collection}/{quote(name, safe='')}"
+
+
+def eviction_of(namespace: str, name: str) -> str:
+    """Where the eviction of a pod is asked for."""
+    return f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(name, safe='')}/eviction"
 
 
 def _refusal(method: str, path: str, status: int, message: str, reason: str) -> KubeError:

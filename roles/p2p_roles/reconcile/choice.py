@@ -24,6 +24,7 @@ def candidates(facts: Facts) -> list[NodeFact]:
         for node in facts.nodes
         if node.alive
         and not node.left
+        and not node.drained
         and node.peer not in facts.voters
         and facts.role_of(node.peer) != "server"
         and facts.wish_of(node) != "agent"
@@ -40,6 +41,8 @@ def to_replace(facts: Facts, peer: PeerId) -> bool:
         return True
     if peer in facts.declaration.replace:
         return not node.alive or not node.ready
+    if node.drained:
+        return False
     return facts.replaces and node.quiet_s >= facts.silence_s
 
 

@@ -94,6 +94,7 @@ class NodeFact:
         ready: its k3s says so.
         quiet_s: for how long neither the mesh nor Kubernetes has heard of it; 0 while one does.
         joining_s: for how long it has been assigned as a server without being a voter.
+        drained: until when and why its absence is announced, in words; "" if it is not. It keeps its place.
     """
 
     peer: PeerId
@@ -108,6 +109,7 @@ class NodeFact:
     ready: bool = False
     quiet_s: float = 0.0
     joining_s: float = 0.0
+    drained: str = ""
 
 
 @dataclass(frozen=True, slots=True)

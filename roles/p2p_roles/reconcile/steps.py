@@ -127,6 +127,9 @@ def _joining(facts: Facts) -> Step | None:
     node = _under_way(facts)
     if node is None:
         return None
+    if node.drained and not facts.is_gone(node):
+        reason = f"{node.name} is becoming a server, and is {node.drained}"
+        return Step("wait", reason, node.peer, pending=True)
     if facts.is_gone(node) or node.quiet_s >= facts.silence_s or node.joining_s >= facts.stuck_s:
         silent = not node.alive
         why = "has not been heard of" if silent else f"did not become one in {node.joining_s:.0f} s"
@@ -221,6 +224,8 @@ def _sick_reason(facts: Facts, peer: PeerId) -> str:
             f"the datastore has a member that no node of the mesh is ({name}): delete its Node if it is to go"
         )
     what = "is not ready" if node.alive else f"has been silent for {node.quiet_s:.0f} s"
+    if node.drained and not to_replace(facts, peer):
+        return f"{node.name} is {node.drained}; nobody takes its place meanwhile"
     if node.alive and not to_replace(facts, peer):
         return f"{node.name} {what}; the members are not changed meanwhile"
     if node.quiet_s < facts.silence_s and (facts.replaces or peer in facts.declaration.replace):

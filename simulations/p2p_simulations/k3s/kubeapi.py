@@ -172,10 +172,14 @@ class KubeApi:
             namespace, rest = rest[1], rest[2:]
         kind = next((k for k in objects.KINDS if k.group == group and k.plural == rest[0]), None)
         name = rest[1] if len(rest) > 1 else ""
-        if kind is None or len(rest) > 3 or (len(rest) == 3 and rest[2] != "status"):
+        below = rest[2] if len(rest) == 3 else ""
+        evicts = below == "eviction" and rest[0] == "pods" and request.method == "POST"
+        if kind is None or len(rest) > 3 or (below not in ("", "status") and not evicts):
             raise HttpError(404, "the server could not find the requested resource")
         self._authorize(request, kind, name, namespace)
         await self._store.barrier()
+        if evicts:  # no disruption budgets here: the pod goes at once
+            return json_response(201, await self._delete(request, kind, namespace, name, {}))
         if request.method == "GET":
             return self._read(request, kind, namespace, name)
         if request.method == "POST" and not name:
@@ -301,8 +305,11 @@ class KubeApi:
                     raise
         raise Unavailable(f"{name} changes too fast")
 
-    async def _delete(self, request: Request, kind: Kind, namespace: str, name: str) -> Object:
-        options = request.json() if request.body else {}
+    async def _delete(
+        self, request: Request, kind: Kind, namespace: str, name: str, options: Object | None = None
+    ) -> Object:
+        if options is None:
+            options = request.json() if request.body else {}
         wanted = str((options.get("preconditions") or {}).get("resourceVersion") or "")
         key = kind.prefix(namespace) + name
         if kind.plural == "namespaces" and name in (

@@ -40,6 +40,7 @@ KINDS = (
     Kind("", "namespaces", "Namespace", False, ("ns",)),
     Kind("", "configmaps", "ConfigMap", True, ("cm",)),
     Kind("", "secrets", "Secret", True),
+    Kind("", "pods", "Pod", True, ("po",)),
     Kind("coordination.k8s.io", "leases", "Lease", True),
 )
 

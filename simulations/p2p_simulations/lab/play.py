@@ -213,6 +213,8 @@ class Player:
                 others = [name for name in self._left() if name != node and name not in self._off]
                 self._gone.add(node)
                 self._order_at(others, "peer", "revoke", node, "--yes")
+            case faults.Drain(node, for_s):
+                self._order_at([node], "peer", "drain", "--for", f"{for_s:g}s", "--force")
             case (
                 faults.JumpClock()
                 | faults.DriftClock()

@@ -22,6 +22,7 @@ from p2p_simulations.sim.plan import (
     CorruptLedger,
     Cut,
     Depart,
+    Drain,
     DriftClock,
     Fault,
     Flap,
@@ -55,7 +56,7 @@ KINDS: Final = (
     "power_cut", "kill_agent", "partition", "one_way", "cut", "flap", "network", "clock", "drift", "freeze",
     "slow_disk", "slow_cpu", "full_disk", "corrupt", "corrupt_ledger", "corrupt_snapshot", "lose_ledger",
     "reimage", "break_k3s", "leave", "vanish", "upgrade", "bad_upgrade", "upgrade_k3s", "recover", "rotate",
-    "revoke", "forge", "replay", "equivocate", "backdate",
+    "revoke", "forge", "replay", "equivocate", "backdate", "drain",
 )  # fmt: skip
 
 
@@ -194,6 +195,7 @@ class FaultReader(Reader):
             "rotate": lambda: Rotate(who),
             "revoke": lambda: Revoke(who),
             "recover": lambda: Recover(who),
+            "drain": lambda: Drain(who, for_s if for_s is not None else 3600.0),
             "break_k3s": lambda: BreakK3s(who, for_s),
             "full_disk": lambda: FullDisk(who, for_s),
             "leave": lambda: Depart(who, True),

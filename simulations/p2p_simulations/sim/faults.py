@@ -16,6 +16,7 @@ from p2p_simulations.sim.plan import (
     CorruptLedger,
     Cut,
     Depart,
+    Drain,
     DriftClock,
     Fault,
     Flap,
@@ -80,6 +81,8 @@ def happen(world: World, fault: Fault) -> None:
             _strike(world, world.machines[fault.node], fault)
         case Rotate() | Revoke():
             change_trust(world, world.machines[fault.node], fault)
+        case Drain(node, for_s):
+            operator.drain(world, world.machines[node], for_s)
         case _:
             assert_never(fault)
 

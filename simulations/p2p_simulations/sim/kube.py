@@ -24,15 +24,16 @@ NODE_GRACE_S: Final = 40.0
 
 @dataclass(slots=True)
 class Objects:
-    """What one cluster's datastore holds. `nodes`: name -> (peer, address)."""
+    """What one cluster's datastore holds. `nodes`: name -> (peer, address). It has no pods."""
 
     revision: int = 0
     stored: dict[str, Json] = field(default_factory=dict)
     nodes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    marks: dict[str, Json] = field(default_factory=dict)  # what was patched into a Node
 
     def copy(self) -> Objects:
         """The same objects in another datastore: they are replaced, never changed."""
-        return Objects(self.revision, dict(self.stored), dict(self.nodes))
+        return Objects(self.revision, dict(self.stored), dict(self.nodes), dict(self.marks))
 
 
 class SimKube:
@@ -46,7 +47,20 @@ class SimKube:
         etcd = self._etcd()
         if path == api.NODES:
             return {"items": [self._node(name, etcd) for name in sorted(etcd.kube.nodes)]}
+        if path == api.PODS:
+            return {"items": []}
         return _copy(self._found(etcd, path))
+
+    def patch(self, path: str, change: Json) -> Json:
+        etcd = self._etcd()
+        collection, _, name = path.rpartition("/")
+        if collection != api.NODES or name not in etcd.kube.nodes:
+            raise api.NotFound(f"{path} not found")
+        etcd.writes(lambda peer: self._machine.k3s.in_touch(etcd, peer))
+        etcd.kube.revision += 1
+        etcd.kube.marks[name] = _merged(etcd.kube.marks.get(name, {}), change)
+        self._world.note(self._machine.name, f"patches the Node {name}: {json.dumps(change['spec'])}")
+        return self._node(name, etcd)
 
     def create(self, path: str, item: Json) -> Json:
         etcd = self._etcd()
@@ -73,7 +87,9 @@ class SimKube:
         found = etcd.kube.nodes.pop(name, None)
         if found is None:
             raise api.NotFound(f"{path} not found")
+        etcd.kube.marks.pop(name, None)
         peer, address = found
+        self._world.checkers.clusters.node_deleted(self._machine, peer)
         etcd.kube.revision += 1
         self._world.note(self._machine.name, f"deletes the Node {name}")
         if etcd.members.get(peer) == address:
@@ -121,13 +137,25 @@ class SimKube:
         machine = self._world.machine_of(peer)
         ready = machine is not None and machine.k3s.joined and not machine.is_frozen
         ready = ready and machine is not None and self._world.joined(self._machine, machine)
-        return {
+        item: Json = {
             "metadata": {"name": name, "labels": {}},
             "status": {
                 "addresses": [{"type": "InternalIP", "address": address}],
                 "conditions": [{"type": "Ready", "status": "True" if ready else "Unknown"}],
             },
         }
+        return _merged(item, etcd.kube.marks.get(name, {}))
+
+
+def _merged(item: Json, change: Json) -> Json:
+    """RFC 7396."""
+    result = dict(item)
+    for key, value in change.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = _merged(result.get(key) or {}, value) if isinstance(value, dict) else value
+    return result
 
 
 def _copy(item: Json) -> Json:

@@ -1,4 +1,5 @@
-"""What does a person do when the cluster has lost its majority, or its data? Orders its recovery.
+"""What does a person do when the cluster has lost its majority, or its data? Orders its recovery. (And before
+a machine goes on purpose? Drains it.)
 
 By the production's own column (`node.recovery`), on any node that runs: it asks those in reach, makes the
 plan and has it decided. The operator is honest: only machines that are off, or whose disk is gone, are
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from p2p_network import drains, wire
 from p2p_network.core.errors import P2PError
 from p2p_roles.transitions import State
 
@@ -69,3 +71,14 @@ async def _order(world: World, asker: SimMachine, snapshot: str) -> None:
     except P2PError as exc:
         return world.note(asker.name, f"the recovery was not decided: {exc.message}")
     return world.note(asker.name, "the recovery was decided")
+
+
+def drain(world: World, machine: SimMachine, for_s: float) -> None:
+    """``peer drain --for ...`` at the machine itself; nothing if no agent runs there."""
+    agent = machine.agent
+    if agent is None:
+        return world.note(machine.name, "the operator finds no agent here")
+    word = drains.Drain(agent.replication.now_ms() + int(for_s * 1000), "the plan says so", machine.name)
+    world.drained[machine.peer] = world.engine.now + for_s
+    agent.tasks.start(agent.replication.write(drains.key_of(machine.peer), wire.encode(word)))
+    return None

@@ -275,6 +275,14 @@ class Recover:
     snapshot: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """An operator announces for so long, at the node itself, that it will be away."""
+
+    node: str
+    for_s: float
+
+
 Fault: TypeAlias = (
     PowerCut
     | KillAgent
@@ -301,6 +309,7 @@ Fault: TypeAlias = (
     | Rotate
     | Revoke
     | Recover
+    | Drain
 )
 
 

@@ -84,6 +84,7 @@ class World:
         self.reimaged: set[PeerId] = set()
         self.rotations = 0
         self.revoked: dict[PeerId, str] = {}  # with the machine's name
+        self.drained: dict[PeerId, float] = {}  # until when on the engine's clock
         self.departed: set[str] = set()  # nodes that left, or were switched off, for ever
         self.recorded: dict[str, list[Entry]] = {}  # what a node that replays has kept
         self.touched: dict[str, SimMachine] = {}
@@ -376,7 +377,7 @@ class World:
             lost = {
                 peer
                 for peer, ipv4 in (etcd.members.items() if etcd is not None else ())
-                if peer in self.reimaged or self._address_changed(peer, ipv4) or self._is_gone(peer)
+                if peer in self.reimaged or self._address_changed(peer, ipv4) or self.is_gone(peer)
             }
             if len(lost) * 2 >= len(members) > 0:
                 return (
@@ -403,7 +404,8 @@ class World:
                     return f"nobody is left who could join nodes behind different NATs: {one} and {other}"
         return ""
 
-    def _is_gone(self, peer: str) -> bool:
+    def is_gone(self, peer: str) -> bool:
+        """Whether this identity was put out, or its machine left or is gone for ever."""
         return peer in self.revoked or self._names.get(peer, "").partition("'")[0] in self.departed
 
     def _k3s_addresses(self) -> list[tuple[PeerId, str]]:

@@ -21,6 +21,7 @@ from p2p_simulations.sim.plan import (
     CorruptLedger,
     Cut,
     Depart,
+    Drain,
     DriftClock,
     Expectations,
     Fault,
@@ -239,7 +240,8 @@ def _fault_of_one(
     | FullDisk
     | Depart
     | Byzantine
-    | Recover,
+    | Recover
+    | Drain,
 ) -> Facts:
     match fault:
         case Freeze(node, for_s):
@@ -262,6 +264,8 @@ def _fault_of_one(
             return {how: node}
         case CorruptCopy(node):
             return {"corrupt_snapshot": node}
+        case Drain(node, for_s):
+            return _lasting("drain", node, for_s)
         case Recover(node, snapshot):
             return {"recover": {"at": node, "snapshot": snapshot} if snapshot else node}
         case _:

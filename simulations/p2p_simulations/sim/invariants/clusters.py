@@ -96,6 +96,13 @@ class Clusters:
         if etcd.learner and etcd.learner != peer:
             fail(f"{machine.name} removes a member while {self._world.name(etcd.learner)} comes")
 
+    def node_deleted(self, machine: SimMachine, peer: str) -> None:
+        """Nobody takes the place of a node whose absence was announced: only if it is not coming back."""
+        world = self._world
+        until = world.drained.get(PeerId(peer), 0.0)
+        if world.engine.now < until and not world.is_gone(peer) and peer not in world.reimaged:
+            fail(f"{machine.name} deletes the Node of {world.name(peer)}, which is drained")
+
     def role_changed(self, machine: SimMachine, core: Bootstrap) -> None:
         """k3s's data of a role is to be set aside, since the authority says so: it must have said so."""
         member, etcd = core.member, None

@@ -85,6 +85,9 @@ class Ledgers:
                     fail(f"{machine.name} takes {entry.key} from {self._world.name(entry.author)}")
                 if entry.value is not None and assign.decode(entry.value).role == "server":
                     self._assigned_servers.add(rest[-1])
+            elif kind == "drain":
+                if rest[-1] not in self._world.drained or not self._world.knows(entry.author):
+                    fail(f"{machine.name} takes it that {self._world.name(rest[-1])} is drained")
             elif kind in ("revoked", "seat", "generation"):
                 self._admission_entry(machine, kind, rest)
             elif not self._world.knows(entry.author):
@@ -103,7 +106,7 @@ class Ledgers:
             rotations = max(self._world.token.generation, 1 + self._world.rotations)
             each = 8 if self._world.plan.upgrades_k3s else 7  # two of them grants: a holder's and a liar's
             limit = each * identities + 2 * (len(self._votes.certified) + 2) + len(self._world.revoked)
-            limit += rotations * (identities + 1)
+            limit += rotations * (identities + 1) + len(self._world.drained)
             if len(agent.replication.ledger) > limit:
                 fail(f"{machine.name} holds more than {limit} entries of {identities} nodes")
 
