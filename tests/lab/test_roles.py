@@ -134,8 +134,8 @@ def test_one_to_three_to_five_to_three_and_two_operators(lab: LabFactory) -> Non
 
 
 def drain_and_switch_off(mine: Lab, at: str, victim: str, third: str) -> None:
-    """A server goes on purpose: its Node is cordoned, its pods go, its absence is no failure, and nobody takes
-    its place, although one that is silent for 6 s is replaced here."""
+    """A server goes on purpose: its Node is cordoned, its pods go, its absence is no failure, and nobody
+    takes its place, although one that is silent for 6 s is replaced here."""
     done = mine.node(at).exec([sys.executable, "-c", PODS, victim], 30)
     assert done.returncode == 0, done.stderr
     ahead = verb(mine, at, "peer", "drain", victim, "--dry-run")

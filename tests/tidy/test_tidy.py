@@ -84,6 +84,7 @@ PURE = (
     "network/p2p_network/dataplane/guard.py",
     "network/p2p_network/session.py",
     "network/p2p_network/membership.py",
+    "network/p2p_network/drains.py",
     "network/p2p_network/detector.py",
     "network/p2p_network/liveness.py",
     "network/p2p_network/addressing.py",
