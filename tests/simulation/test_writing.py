@@ -56,6 +56,7 @@ faults:
   - {at: 26s, rotate: n1}
   - {at: 27s, revoke: n4}
   - {at: 28s, recover: n1}
+  - {at: 28s, drain: n1, for: 10m}
   - {at: 29s, upgrade_k3s: {at: n1, version: v1.36.1+k3s1, bad: [n3]}}
   - {when: INIT, after: 500ms, kill_agent: it}
   - {when: ELECT, partition: it}
