@@ -66,7 +66,8 @@ def generate(bootstrap: tuple[str, ...], dht: bool, mdns: bool) -> None:
         )
     if not (bootstrap or mdns):
         out.note(
-            "without --bootstrap and mDNS, nodes find each other only if their cloud-config has p2p.bootstrap"
+            "without --bootstrap and mDNS, nodes find each other through the public DHT, or by p2p.bootstrap "
+            "or p2p.rendezvous in their cloud-config"
         )
     token = NetworkToken(secrets.token_bytes(32), tuple(dict.fromkeys(bootstrap)), dht, mdns)
     out.emit(format_token(token))

@@ -111,7 +111,9 @@ async def test_the_server_learns_nothing_and_members_all() -> None:
     found: dict[int, set[str]] = {1: set(), 2: set(), 3: set()}
     async with serving() as server:
         for number in (1, 2, 3):
-            assert await visitor(number, server.addresses()[0], found[number]).look_once()
+            guest = visitor(number, server.addresses()[0], found[number])
+            assert await guest.look_once()
+            assert guest._own_addresses()[0] == "/ip4/127.0.0.1/tcp/4701", "the server tells where it is seen"
         assert found == {
             1: set(),
             2: {"/ip4/192.0.2.1/tcp/4701"},

@@ -27,6 +27,7 @@ from p2p_network.host.public_notes import SOURCE, PublicNotes, txt_records
 from p2p_network.identity import Identity
 from p2p_network.meeting import ipns, kad, notes
 from p2p_network.meeting.pace import Pauses
+from p2p_network.meeting.witness import Witnesses
 
 pytestmark = pytest.mark.xdist_group("npm")
 
@@ -153,14 +154,25 @@ async def test_a_record_that_another_key_signed_is_not_kept_by_the_dht(dht: Dht)
     """What keeps strangers from overwriting a box is the DHT's own validator: show that ours takes part."""
     box, other = bytes(32), b"x" * 32
     public = notes.public_key(box)
+    name = ipns.name_of(public)
+
+    def everything(value: bytes) -> bool:
+        return True
+
     until = time.time() + 3600
     mine, forged = (ipns.sign(seed, ipns.Record(b"content", 1, until)) for seed in (box, other))
     with trio.fail_after(60):
         async with public_client(dht.entrances[:1], txt_records) as client:
-            values, closest = await client.get(ipns.name_of(public), enough=kad.CLOSEST, limit_s=30)
+            witnesses = client.witnesses = Witnesses(needed=1)
+            values, closest = await client.get(
+                ipns.name_of(public), everything, enough=kad.CLOSEST, limit_s=30
+            )
             assert values == ()
             assert len(closest) == NODES, "every kind of key is understood"
-            assert await client.put(ipns.name_of(public), forged, closest) == 0
-            assert await client.put(ipns.name_of(public), mine, closest) == NODES
-            values, _ = await client.get(ipns.name_of(public), enough=kad.CLOSEST, limit_s=30)
+            assert await client.put(name, forged, closest) == 0
+            assert await client.put(name, mine, closest) == NODES
+            values, _ = await client.get(name, everything, enough=kad.CLOSEST, limit_s=30)
+            while not witnesses.believed(["/ip4/10.0.0.1/tcp/4701"]):
+                await trio.sleep(0.05)
+    assert witnesses.believed(["/ip4/10.0.0.1/tcp/4701"]) == ("/ip4/127.0.0.1/tcp/4701",)
     assert [ipns.read(public, value, until - 10).content for value in values] == [b"content"]

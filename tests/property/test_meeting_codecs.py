@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p_network.meeting import ipns, kad, notes, protobuf, rendezvous
+from p2p_network.meeting import ipns, kad, notes, protobuf, rendezvous, witness
 
 SEED = b"b" * 32
 PUBLIC = notes.public_key(SEED)
@@ -21,6 +21,7 @@ fields = st.recursive(
 messages = st.lists(st.tuples(st.integers(1, 12), fields), max_size=6).map(lambda all: protobuf.message(*all))
 DECODERS = {
     "answer": lambda raw: kad.read_answer(raw, private_too=True),
+    "identify": witness.observed_in,
     "record": lambda raw: ipns.read(PUBLIC, raw, NOW),
     "cbor": ipns._read_cbor_map,
     "content": ipns._content,

@@ -13,6 +13,7 @@ from p2p_network.host.addresses import Endpoint
 from p2p_network.identity import Identity
 from p2p_network.meeting import ipns, kad, notes, protobuf, rendezvous
 from p2p_network.meeting.pace import Pace, Pauses
+from p2p_network.meeting.witness import Witnesses, observed_in
 
 KEY, OTHER = b"r" * 32, b"s" * 32
 NOON = 1_800_000_000.0 // notes.DAY_S * notes.DAY_S + notes.DAY_S / 2
@@ -381,6 +382,33 @@ class TestRegistry:
         """As protoc makes them from the .proto of the specification."""
         register = bytes.fromhex("0800" + "120a" + "0a02" + b"ns".hex() + "1201" + b"r".hex() + "1890" + "1c")
         assert rendezvous.encode(rendezvous.Register("ns", b"r", 3600)) == register
+
+
+class TestWitnesses:
+    OWN = ("/ip4/10.0.0.5/tcp/4701", "/ip6/fd00::5/tcp/4701")
+
+    def test_two_networks_that_agree_are_believed(self) -> None:
+        witnesses = Witnesses()
+        witnesses.heard("192.0.2.1", "203.0.113.7")
+        witnesses.heard("192.0.99.1", "203.0.113.7")
+        assert witnesses.believed(self.OWN) == (), "one liar has many addresses in one network"
+        witnesses.heard("198.51.100.1", "203.0.113.7")
+        assert witnesses.believed(self.OWN) == ("/ip4/203.0.113.7/tcp/4701",)
+        assert witnesses.believed(["/ip4/203.0.113.7/tcp/4701"]) == (), "it is known already"
+
+    def test_of_many_some_are_heard(self) -> None:
+        witnesses = Witnesses()
+        for number in range(1, 100):
+            witnesses.heard(f"{number}.0.2.1", f"203.0.113.{number}")
+        assert witnesses.are_enough
+        assert witnesses.believed(self.OWN) == ()
+
+    def test_what_identify_says_is_read(self) -> None:
+        raw = protobuf.message(
+            (5, b"protocol version"), (4, b"\x04\xcb\x00\x71\x07\x06\x9c\x40"), (2, b"address")
+        )
+        assert observed_in(raw) == Endpoint("203.0.113.7", 40000)
+        assert observed_in(protobuf.message((2, b"address"))) is None
 
 
 class TestPace:

@@ -18,7 +18,6 @@ from p2p_network.core.ids import PeerId
 from p2p_network.host.discovery import DhtRendezvous, Learn, LocalDiscovery
 from p2p_network.host.guards import MeshBasicHost
 from p2p_network.host.listener import machine_addresses
-from p2p_network.host.public_notes import PublicNotes, txt_records
 from p2p_network.host.rendezvous import RendezvousNotes
 from p2p_network.meeting.pace import Pace, Pauses
 
@@ -96,6 +95,8 @@ class Finding:
             )
             nursery.start_soon(self._announce, local)
         if self._ways.public_dht:
+            from p2p_network.host.public_notes import PublicNotes, txt_records  # takes more than all others
+
             public = PublicNotes(
                 self._peer,
                 self._ways.rendezvous,

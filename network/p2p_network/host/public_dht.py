@@ -2,10 +2,10 @@
 
 This module, and nothing else: a client of a public Kademlia DHT. It shares nothing with the mesh's host: a
 throw-away key for each round, connections that it dials itself and closes at the end of the round, Noise and
-Yamux on them without the pre-shared key. On a connection it asks ``/ipfs/kad/1.0.0``, and serves nothing:
-streams that the other side opens are reset unread, whatever protocol they are for. It listens nowhere, so
-nobody finds it, and a DHT takes it for a client. What comes back goes to `meeting.kad`, which believes none
-of it.
+Yamux on them without the pre-shared key. On a connection it asks ``/ipfs/kad/1.0.0`` (and identify, where it
+is seen from), and serves nothing: streams that the other side opens are reset unread, whatever protocol they
+are for. It listens nowhere, so nobody finds it, and a DHT takes it for a client. What comes back goes to
+`meeting.kad`, which believes none of it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from p2p_network.host.connections import MeshYamux
 from p2p_network.host.foreign_keys import read_foreign_keys
 from p2p_network.host.outgoing import open_stream
 from p2p_network.host.private import SocketWire
-from p2p_network.meeting import kad, protobuf
+from p2p_network.meeting import kad, protobuf, witness
+from p2p_network.meeting.witness import Witnesses
 
 logger = log.get(__name__)
 
@@ -97,16 +98,16 @@ class PublicClient:
         self._select = MultiselectClient()
         self._nursery = nursery
         self._private_too = private_too
-        self._muxed: dict[bytes, Any] = {}
+        self._muxed: dict[bytes, tuple[Any, SocketWire]] = {}
         self._wires: set[SocketWire] = set()
-        self._places = trio.Semaphore(MAX_CONNECTIONS)
         self.first = tuple(first)
         self.asked = 0
+        self.witnesses = Witnesses()
 
     async def get(
-        self, key: bytes, *, enough: int, limit_s: float
+        self, key: bytes, is_good: Callable[[bytes], bool], *, enough: int, limit_s: float
     ) -> tuple[tuple[bytes, ...], tuple[kad.Peer, ...]]:
-        """The values that nodes close to a key have under it, and the closest nodes that answered.
+        """The good values that nodes close to a key have under it, and the closest nodes that answered.
 
         After `limit_s` seconds: what was found by then.
         """
@@ -115,8 +116,8 @@ class PublicClient:
 
         async def ask(peer: kad.Peer) -> tuple[kad.Peer, ...]:
             answer = kad.read_answer(await self._ask(peer, request), private_too=self._private_too)
-            if answer.value:
-                values.setdefault(answer.value)
+            if answer.value and answer.value not in values and is_good(answer.value):
+                values[answer.value] = None
             return answer.closer
 
         closest = await self._look_up(kad.LookUp(key, self.first, enough=enough), ask, limit_s)
@@ -169,24 +170,26 @@ class PublicClient:
     async def _ask(self, peer: kad.Peer, request: bytes) -> bytes:
         """One question on a stream of its own. Raises PeerUnreachable, ValueError."""
         self.asked += 1
-        async with self._places:
-            try:
-                with trio.fail_after(CONNECT_LIMIT_S + HANDSHAKE_LIMIT_S + ASK_LIMIT_S):
-                    muxed = self._muxed.get(peer.id) or await self._connect(peer)
-                    return await self._asked_on(muxed, request)
-            except (PeerUnreachable, ValueError):
-                raise
-            except Exception as exc:  # a library's, about what a stranger did
-                self._muxed.pop(peer.id, None)
-                raise PeerUnreachable(f"{peer.endpoints[0]}: {exc!r}") from exc
+        try:
+            with trio.fail_after(CONNECT_LIMIT_S + HANDSHAKE_LIMIT_S + ASK_LIMIT_S):
+                known = self._muxed.get(peer.id)
+                muxed = known[0] if known is not None else await self._connect(peer)
+                return await self._asked_on(muxed, kad.PROTOCOL, request)
+        except (PeerUnreachable, ValueError):
+            raise
+        except Exception as exc:  # a library's, about what a stranger did
+            self._muxed.pop(peer.id, None)
+            raise PeerUnreachable(f"{peer.endpoints[0]}: {exc!r}") from exc
 
-    async def _asked_on(self, muxed: Any, request: bytes) -> bytes:
+    async def _asked_on(self, muxed: Any, protocol: str, request: bytes) -> bytes:
+        """Open a stream, say something (or nothing), and read one message."""
         stream = await muxed.open_stream()
         try:
             await self._select.select_one_of(
-                [kad.PROTOCOL], MultiselectCommunicator(stream), int(HANDSHAKE_LIMIT_S)
+                [protocol], MultiselectCommunicator(stream), int(HANDSHAKE_LIMIT_S)
             )
-            await stream.write(protobuf.framed(request))
+            if request:
+                await stream.write(protobuf.framed(request))
             heard = b""
             while (found := protobuf.unframed(heard, kad.MAX_MESSAGE_BYTES)) is None:
                 more = await stream.read(16384)
@@ -202,15 +205,30 @@ class PublicClient:
         failure = PeerUnreachable("no address")
         for endpoint in peer.endpoints[:MAX_ENDPOINTS]:
             try:
-                muxed = await self._reach(endpoint, ID(peer.id))
+                muxed, wire = await self._reach(endpoint, ID(peer.id))
             except PeerUnreachable as exc:
                 failure = exc
                 continue
-            self._muxed[peer.id] = muxed
+            self._muxed[peer.id] = muxed, wire
+            if len(self._muxed) > MAX_CONNECTIONS:  # the oldest was asked long ago
+                self._muxed.pop(next(iter(self._muxed)))[1].abort()
+            if not self.witnesses.are_enough:
+                self._nursery.start_soon(self._call_as_witness, muxed, wire.remote)
             return muxed
         raise failure
 
-    async def _reach(self, endpoint: Endpoint, expected: ID) -> Any:
+    async def _call_as_witness(self, muxed: Any, remote: Endpoint) -> None:
+        """Ask a node at which address it sees us."""
+        try:
+            with trio.fail_after(ASK_LIMIT_S):
+                seen = witness.observed_in(await self._asked_on(muxed, witness.PROTOCOL, b""))
+        except Exception as exc:  # a library's, about what a stranger did
+            log.event(logger, "public_dht.no_witness", level=10, detail=repr(exc))
+            return
+        if seen is not None and (self._private_too or not seen.is_private):
+            self.witnesses.heard(remote.host, seen.host)
+
+    async def _reach(self, endpoint: Endpoint, expected: ID) -> tuple[Any, SocketWire]:
         try:
             with trio.fail_after(CONNECT_LIMIT_S):
                 wire = SocketWire(await open_stream(endpoint.host, endpoint.port))
@@ -233,7 +251,7 @@ class PublicClient:
             if isinstance(exc, PeerUnreachable) or not isinstance(exc, Exception):
                 raise
             raise PeerUnreachable(f"{endpoint}: {exc!r}") from exc
-        return muxed
+        return muxed, wire
 
     async def _run(self, muxed: Any, wire: SocketWire) -> None:
         """A connection's reader, until it ends; streams of the other side are reset."""

@@ -2,7 +2,7 @@
 
 Each leaves a sealed note in one of the day's boxes (`meeting.notes`), an IPNS record in the DHT, and looks
 into the boxes of the others: all of today's while it is alone, and those of the day before and after if
-nobody was there; else only its own and one more. What is found goes to the dialler as hearsay.
+nobody was there the last time; else only its own and one more. What is found goes to the dialler as hearsay.
 """
 
 from __future__ import annotations
@@ -73,17 +73,23 @@ class PublicNotes:
         self._learn = learn
         self._is_alone = is_alone
         self._names = names
-        self._failing = ""
+        self._failing = "not tried yet"
+        self._found_nobody = 0
+        self._believed: tuple[str, ...] = ()
 
     async def look_once(self) -> bool:
         """Look into the boxes and keep the own note alive. Whether something was written."""
-        addresses = tuple(self._addresses())
         found: set[PeerId] = set()
+        today = notes.day_of(time.time())
         wrote, failure, asked = False, "", 0
         try:
             async with public_client(self._entrances, self._names) as client:
-                wrote = await self._keep_own(client, addresses, found)
-                await self._look_around(client, found)
+                box = await self._look_into(client, today, notes.box_of(self._peer), found, kad.CLOSEST)
+                if box.closest:
+                    wrote = await self._keep_own(client, box, today)
+                    await self._look_around(client, found)
+                else:
+                    failure = "no node of the public DHT answers"
                 asked = client.asked
         except PeerUnreachable as exc:
             failure = exc.message
@@ -103,17 +109,17 @@ class PublicNotes:
         self._failing = failure
         return wrote
 
-    async def _keep_own(self, client: PublicClient, addresses: Sequence[str], found: set[PeerId]) -> bool:
-        """Look into this node's own box of today, and write if it should. Whether it wrote."""
-        wall_s = time.time()
-        day, number = notes.day_of(wall_s), notes.box_of(self._peer)
-        box = await self._look_into(client, day, number, found, enough=kad.CLOSEST)
-        own = notes.note_of(self._peer, addresses, wall_s)
-        if not box.closest or not notes.wants_writing(box.notes, own, wall_s):
+    async def _keep_own(self, client: PublicClient, box: _Box, today: int) -> bool:
+        """Write into this node's own box if it should. Whether it wrote."""
+        wall_s, addresses = time.time(), tuple(self._addresses())
+        if client.witnesses.are_enough or client.witnesses.believed(addresses):
+            self._believed = client.witnesses.believed(addresses)
+        own = notes.note_of(self._peer, (*self._believed, *addresses), wall_s)
+        if not notes.wants_writing(box.notes, own, wall_s):
             return False
+        seed = notes.box_seed(self._rendezvous, today, notes.box_of(self._peer))
         written = notes.merged(box.notes, own, wall_s)
-        seed = notes.box_seed(self._rendezvous, day, number)
-        sealed = notes.seal(self._rendezvous, day, written, os.urandom(12))
+        sealed = notes.seal(self._rendezvous, today, written, os.urandom(12))
         sequence = min(box.sequence + 1, MAX_SEQUENCE)
         record = ipns.sign(seed, ipns.Record(sealed, sequence, wall_s + VALID_S))
         kept = await client.put(ipns.name_of(notes.public_key(seed)), record, box.closest)
@@ -121,36 +127,39 @@ class PublicNotes:
         return kept > 0
 
     async def _look_around(self, client: PublicClient, found: set[PeerId]) -> None:
-        wall_s = time.time()
-        today, yesterday, tomorrow = notes.days_around(wall_s)
+        """The other boxes: of today, and if nobody was there the last time either, of the days around."""
+        today, yesterday, tomorrow = notes.days_around(time.time())
         others = [number for number in range(notes.BOXES) if number != notes.box_of(self._peer)]
         random.shuffle(others)
         if not self._is_alone():
-            others = others[:1]
-        for day in (today, yesterday, tomorrow):
-            for number in others if day == today else range(notes.BOXES):
-                if day != today and (found or not self._is_alone()):
-                    return
-                if len(found) >= SOME:
-                    return
-                await self._look_into(client, day, number, found, enough=READ_ENOUGH)
+            await self._look_into(client, today, others[0], found, READ_ENOUGH)
+            return
+        boxes = [(today, number) for number in others]
+        if self._found_nobody % 2:
+            boxes += [(day, number) for day in (yesterday, tomorrow) for number in range(notes.BOXES)]
+        for day, number in boxes:
+            if len(found) >= SOME or (found and day != today):
+                break
+            await self._look_into(client, day, number, found, READ_ENOUGH)
+        self._found_nobody = 0 if found else self._found_nobody + 1
 
     async def _look_into(
-        self, client: PublicClient, day: int, number: int, found: set[PeerId], *, enough: int
+        self, client: PublicClient, day: int, number: int, found: set[PeerId], enough: int
     ) -> _Box:
         """What lies in a box; what is of members goes to the dialler."""
-        seed = notes.box_seed(self._rendezvous, day, number)
-        public, wall_s = notes.public_key(seed), time.time()
-        values, closest = await client.get(ipns.name_of(public), enough=enough, limit_s=LOOK_LIMIT_S)
-        best: ipns.Record | None = None
-        for value in values:
+        public = notes.public_key(notes.box_seed(self._rendezvous, day, number))
+        wall_s, read = time.time(), dict[bytes, ipns.Record]()
+
+        def is_good(value: bytes) -> bool:
             try:
-                record = ipns.read(public, value, wall_s)
+                read[value] = ipns.read(public, value, wall_s)
             except ValueError as exc:
                 log.event(logger, "public_dht.record_ignored", level=10, detail=str(exc))
-                continue
-            if best is None or (record.sequence, record.until_s) > (best.sequence, best.until_s):
-                best = record
+                return False
+            return True
+
+        _, closest = await client.get(ipns.name_of(public), is_good, enough=enough, limit_s=LOOK_LIMIT_S)
+        best = max(read.values(), key=lambda record: (record.sequence, record.until_s), default=None)
         inside: tuple[notes.Note, ...] = ()
         if best is not None:
             try:
@@ -166,7 +175,8 @@ class PublicNotes:
 
 async def txt_records(name: str) -> Sequence[bytes]:
     """The TXT records of a DNS name, by this machine's resolver. Raises OSError."""
-    return await trio.to_thread.run_sync(partial(_txt_records, name), abandon_on_cancel=True)  # type: ignore[call-arg]
+    look = partial(_txt_records, name)
+    return await trio.to_thread.run_sync(look, abandon_on_cancel=True)  # type: ignore[call-arg]
 
 
 def _txt_records(name: str) -> Sequence[Any]:

@@ -25,8 +25,9 @@ from p2p_network.host.discovery import Learn
 from p2p_network.host.guards import MeshBasicHost, MeshSwarm
 from p2p_network.host.listener import Listener
 from p2p_network.host.private import SocketWire
-from p2p_network.meeting import notes, protobuf, rendezvous
+from p2p_network.meeting import notes, protobuf, rendezvous, witness
 from p2p_network.meeting.rendezvous import Discover, Discovered, Message, Register, Registered, Registry
+from p2p_network.meeting.witness import Witnesses
 
 logger = log.get(__name__)
 
@@ -140,6 +141,7 @@ class RendezvousNotes:
         self._addresses = addresses
         self._learn = learn
         self._failing: set[Endpoint] = set()
+        self._seen_at: dict[Endpoint, Witnesses] = {}
 
     async def look_once(self) -> bool:
         """Visit all servers. Whether one of them keeps this node's note."""
@@ -173,6 +175,7 @@ class RendezvousNotes:
             swarm.attach(nursery)
             try:
                 connection = await swarm.reach([endpoint], expected)
+                await self._ask_where_from(await host.open_on(connection, witness.PROTOCOL), endpoint)
                 await self._talk(await host.open_on(connection, rendezvous.PROTOCOL))
             except (MeshError, ValueError, OSError, trio.BrokenResourceError) as exc:
                 failure = exc
@@ -182,11 +185,24 @@ class RendezvousNotes:
         if failure is not None:
             raise failure
 
+    async def _ask_where_from(self, stream: Stream, server: Endpoint) -> None:
+        """At which address the server sees us: a node behind a router that leads to it can't know."""
+        identified, _ = await _heard(stream, b"")
+        seen = witness.observed_in(identified)
+        if seen is not None:
+            self._seen_at[server] = Witnesses(needed=1)
+            self._seen_at[server].heard(seen.host, seen.host)
+
+    def _own_addresses(self) -> tuple[str, ...]:
+        addresses = tuple(self._addresses())
+        believed = (one for seen in self._seen_at.values() for one in seen.believed(addresses))
+        return (*dict.fromkeys(believed), *addresses)
+
     async def _talk(self, stream: Stream) -> None:
         """Leave this node's note, and take the others'."""
         wall_s = time.time()
         today = notes.day_of(wall_s)
-        own = notes.note_of(self._peer, self._addresses(), wall_s)
+        own = notes.note_of(self._peer, self._own_addresses(), wall_s)
         sealed = notes.seal(self._key, today, [own], os.urandom(12), notes.SINGLE_BYTES)
         heard = b""
 

@@ -106,13 +106,13 @@ def _peer(raw: bytes, private_too: bool) -> Peer | None:
         if number == _PEER_ID:
             peer_id = protobuf.a_string(field, _MAX_ID_BYTES)
         elif number == _PEER_ADDRESS and len(endpoints) < MAX_PEER_ADDRESSES:
-            endpoint = _endpoint(protobuf.a_string(field, MAX_MESSAGE_BYTES), private_too)
+            endpoint = endpoint_in(protobuf.a_string(field, MAX_MESSAGE_BYTES), private_too=private_too)
             if endpoint is not None:
                 endpoints.append(endpoint)
     return Peer(peer_id, tuple(dict.fromkeys(endpoints))) if peer_id and endpoints else None
 
 
-def _endpoint(raw: bytes, private_too: bool) -> Endpoint | None:
+def endpoint_in(raw: bytes, *, private_too: bool) -> Endpoint | None:
     """A binary multiaddress if it is ``/ip4|ip6/ADDRESS/tcp/PORT`` with or without ``/p2p/ID``, else None."""
     try:
         code, at = protobuf.read_varint(raw)
