@@ -7,6 +7,7 @@ public DHT has; ours are real hosts. Nothing here leaves the loopback interface.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 import trio
 
 from p2p_network.core.ids import base58_decode
-from p2p_network.host import finding
+from p2p_network.host import finding, public_dht
 from p2p_network.host.discovery import Learn
 from p2p_network.host.guards import ADMISSION_PROTOCOL
 from p2p_network.host.mesh import MeshHost
@@ -60,9 +61,11 @@ class Dht:
 
 
 @contextmanager
-def running_dht(folder: Path) -> Iterator[Dht]:
+def running_dht(folder: Path, *, hostile: int = 0) -> Iterator[Dht]:
     argv = ["node", str(folder / "dht.mjs"), str(NODES), *OURS, *EVERYBODYS]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    env = os.environ | {"HOSTILE": str(hostile)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=env) as process:
         try:
             yield Dht(process)
         finally:
@@ -96,7 +99,7 @@ def notes_of(number: int, dht: Dht, key: bytes, learn: Learn) -> PublicNotes:
     return PublicNotes(
         Identity(bytes([number]) * 32).peer_id,
         key,
-        dht.entrances[-1:],
+        dht.entrances,
         addresses=lambda: [f"/ip4/192.0.2.{number}/tcp/4701"],
         learn=learn,
         is_alone=lambda: True,
@@ -148,6 +151,19 @@ async def test_members_share_boxes_and_strangers_to_the_key_find_nobody(dht: Dht
     assert found[7] == {f"{SOURCE} /ip4/192.0.2.{number}/tcp/4701" for number in crowd}
     assert 8 not in found
     assert len(found[crowd[-1]]) == len(crowd) - 1
+
+
+async def test_liars_and_mute_nodes_keep_nobody_from_being_found(
+    js_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of five: one is mute, one begins a message of 32 GiB, one names 300 nodes that are not there."""
+    monkeypatch.setattr(public_dht, "ASK_LIMIT_S", 2.0)
+    found: list[str] = []
+    with running_dht(js_folder, hostile=3) as dht, trio.fail_after(120):
+        lonely = notes_of(11, dht, KEY, lambda peer, addresses, source: None)
+        assert await lonely.look_once(), "it is kept where somebody is honest"
+        await notes_of(12, dht, KEY, lambda peer, addresses, source: found.extend(addresses)).look_once()
+    assert found == ["/ip4/192.0.2.11/tcp/4701"]
 
 
 async def test_a_record_that_another_key_signed_is_not_kept_by_the_dht(dht: Dht) -> None:

@@ -3,13 +3,14 @@
 This module, and nothing else: a client of a public Kademlia DHT. It shares nothing with the mesh's host: a
 throw-away key for each round, connections that it dials itself and closes at the end of the round, Noise and
 Yamux on them without the pre-shared key. On a connection it asks ``/ipfs/kad/1.0.0`` (and identify, where it
-is seen from), and serves nothing: streams that the other side opens are reset unread, whatever protocol they
-are for. It listens nowhere, so nobody finds it, and a DHT takes it for a client. What comes back goes to
-`meeting.kad`, which believes none of it.
+is seen from), and serves nothing: whatever protocol the other side opens a stream for is refused. It listens
+nowhere, so nobody finds it, and a DHT takes it for a client. What comes back goes to `meeting.kad`, which
+believes none of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
+from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
@@ -47,9 +49,12 @@ logger = log.get(__name__)
 
 CONNECT_LIMIT_S: Final = 4.0
 HANDSHAKE_LIMIT_S: Final = 6.0
-ASK_LIMIT_S: Final = 8.0
+ASK_LIMIT_S: Final = 10.0
+"""For everything: a node that takes longer is passed over."""
 MAX_CONNECTIONS: Final = 64
 MAX_ENDPOINTS: Final = 4
+MAX_REFUSALS: Final = 16
+REFUSAL_LIMIT_S: Final = 5
 MAX_ENTRANCES: Final = 32
 MAX_NAME_DEPTH: Final = 3
 
@@ -100,6 +105,7 @@ class PublicClient:
         self._private_too = private_too
         self._muxed: dict[bytes, tuple[Any, SocketWire]] = {}
         self._wires: set[SocketWire] = set()
+        self._useless: set[bytes] = set()
         self.first = tuple(first)
         self.asked = 0
         self.witnesses = Witnesses()
@@ -165,20 +171,25 @@ class PublicClient:
                         nursery.start_soon(one, peer)
                     moved = trio.Event()
                     await moved.wait()
+                nursery.cancel_scope.cancel()
         return look_up.closest()
 
     async def _ask(self, peer: kad.Peer, request: bytes) -> bytes:
         """One question on a stream of its own. Raises PeerUnreachable, ValueError."""
         self.asked += 1
+        if peer.id in self._useless:
+            raise PeerUnreachable("it gave no answer before")
         try:
-            with trio.fail_after(CONNECT_LIMIT_S + HANDSHAKE_LIMIT_S + ASK_LIMIT_S):
+            with trio.fail_after(ASK_LIMIT_S):
                 known = self._muxed.get(peer.id)
-                muxed = known[0] if known is not None else await self._connect(peer)
+                living = known is not None and not known[0].event_shutting_down.is_set()
+                muxed = known[0] if known is not None and living else await self._connect(peer)
                 return await self._asked_on(muxed, kad.PROTOCOL, request)
         except (PeerUnreachable, ValueError):
             raise
         except Exception as exc:  # a library's, about what a stranger did
-            self._muxed.pop(peer.id, None)
+            if isinstance(exc, trio.TooSlowError):
+                self._useless.add(peer.id)
             raise PeerUnreachable(f"{peer.endpoints[0]}: {exc!r}") from exc
 
     async def _asked_on(self, muxed: Any, protocol: str, request: bytes) -> bytes:
@@ -215,6 +226,7 @@ class PublicClient:
             if not self.witnesses.are_enough:
                 self._nursery.start_soon(self._call_as_witness, muxed, wire.remote)
             return muxed
+        self._useless.add(peer.id)
         raise failure
 
     async def _call_as_witness(self, muxed: Any, remote: Endpoint) -> None:
@@ -267,8 +279,19 @@ class PublicClient:
             self._wires.discard(wire)
 
     async def _serve_nothing(self, muxed: Any) -> None:
-        while True:
-            stream = await muxed.accept_stream()
+        """Refuse every protocol, politely: js-libp2p closes a connection whose streams are reset."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                stream = await muxed.accept_stream()
+                if len(nursery.child_tasks) < MAX_REFUSALS:
+                    nursery.start_soon(self._refuse, stream)
+                else:
+                    await stream.reset()
+
+    async def _refuse(self, stream: Any) -> None:
+        with contextlib.suppress(Exception), trio.move_on_after(REFUSAL_LIMIT_S):
+            await Multiselect({}).negotiate(MultiselectCommunicator(stream), int(REFUSAL_LIMIT_S))
+        with contextlib.suppress(Exception), trio.CancelScope(shield=True), trio.move_on_after(1):
             await stream.reset()
 
 

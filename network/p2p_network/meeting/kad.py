@@ -148,8 +148,17 @@ class LookUp:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nobody left to ask or to wait for."""
-        return not self._waiting and self._next() is None
+        """Whether there is nobody left to ask, or to wait for: who is silent and not close isn't awaited."""
+        if self._next() is not None:
+            return False
+        ahead = 0
+        for peer_id in sorted(self._known, key=self._distance):
+            if peer_id in self._waiting:
+                return False
+            ahead += peer_id in self._answered
+            if ahead >= self._enough:
+                return True
+        return True
 
     def ask(self) -> Peer | None:
         """Whom to ask now; None if enough answers are awaited, or the look-up is over."""

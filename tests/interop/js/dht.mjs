@@ -3,6 +3,7 @@
 //   "records"  every value that any of them keeps: key (hex), value (hex)
 //   "guests"   of each peer that dialled in and is no node of the DHT: which protocols it took streams for, and
 //              what it said of itself in identify
+// With HOSTILE=N in the environment the last N of them know the others, and answer with lies, garbage or not at all.
 // Usage: node dht.mjs COUNT PROTOCOL...   (protocols that every guest is asked to take a stream for)
 
 if (!Promise.withResolvers) { // Node 20 does not have it, and the libraries want it
@@ -93,6 +94,23 @@ const waited = Date.now()
 const known = () => nodes.map(({ node }) => node.services.dht.routingTable.size)
 while (Math.min(...known()) < count - 1 && Date.now() - waited < 20000) {
   await new Promise(resolve => setTimeout(resolve, 100))
+}
+const hostile = Number(process.env.HOSTILE ?? 0)
+const answers = [
+  stream => {}, // it says nothing, for ever
+  stream => stream.send(Uint8Array.from([0xff, 0xff, 0xff, 0xff, 0x7f])), // a message of 32 GiB begins
+  stream => { // 300 nodes that are closer, where nobody is, and a record that nobody signed
+    const peers = []
+    for (let n = 0; n < 300; n++) peers.push(0x42, 14, 0x0a, 2, n >> 8, n & 255, 0x12, 8, 4, 127, 0, 0, 1, 6, 0, 1)
+    const record = [0x1a, 5, 0x12, 3, 1, 2, 3]
+    const body = [8, 1, ...record, ...peers]
+    stream.send(Uint8Array.from([body.length & 127 | 128, body.length >> 7, ...body]))
+  }
+]
+for (let n = 0; n < hostile; n++) {
+  const { node } = nodes[count - 1 - n]
+  await node.unhandle('/ipfs/kad/1.0.0')
+  await node.handle('/ipfs/kad/1.0.0', answers[n % answers.length])
 }
 const say = value => console.log(JSON.stringify(value))
 say({ addresses: nodes.map(({ node }) => node.getMultiaddrs()[0].toString()), known: known() })
