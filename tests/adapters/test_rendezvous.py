@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -18,6 +20,7 @@ from p2p_bootstrap.cli.main import main
 from p2p_network.core.errors import MeshError, PeerUnreachable
 from p2p_network.core.ids import public_key_of
 from p2p_network.host import finding
+from p2p_network.host import rendezvous as rendezvous_host
 from p2p_network.host.addresses import parse_endpoint
 from p2p_network.host.connections import NotSpoken
 from p2p_network.host.guards import MeshBasicHost, MeshSwarm
@@ -126,6 +129,18 @@ async def test_the_server_learns_nothing_and_members_all() -> None:
         for kept in space.values():
             assert len(kept.record) == notes.SINGLE_BYTES
             assert not [m for m in members if public_key_of(m) in kept.record]
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+async def test_a_clock_that_is_a_day_wrong_is_found(monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    found: set[str] = set()
+    async with serving() as server:
+        with monkeypatch.context() as patch:
+            wrong = time.time() + days * notes.DAY_S
+            patch.setattr(rendezvous_host, "time", SimpleNamespace(time=lambda: wrong))
+            assert await visitor(1, server.addresses()[0], set()).look_once()
+        assert await visitor(2, server.addresses()[0], found).look_once()
+    assert found == {"/ip4/192.0.2.1/tcp/4701"}
 
 
 async def test_without_the_servers_key_nobody_gets_in_not_even_with_the_meshs() -> None:

@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
 from p2p_network.core.ids import base58_decode
-from p2p_network.host import finding, public_dht
+from p2p_network.host import finding, public_dht, public_notes
 from p2p_network.host.discovery import Learn
 from p2p_network.host.guards import ADMISSION_PROTOCOL
 from p2p_network.host.mesh import MeshHost
@@ -151,6 +152,23 @@ async def test_members_share_boxes_and_strangers_to_the_key_find_nobody(dht: Dht
     assert found[7] == {f"{SOURCE} /ip4/192.0.2.{number}/tcp/4701" for number in crowd}
     assert 8 not in found
     assert len(found[crowd[-1]]) == len(crowd) - 1
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+async def test_a_clock_that_is_a_day_wrong_is_found(
+    dht: Dht, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    key, found = f"clock {days}".encode().ljust(32), list[str]()
+    with trio.fail_after(60):
+        with monkeypatch.context() as patch:
+            wrong = time.time() + days * notes.DAY_S
+            patch.setattr(public_notes, "time", SimpleNamespace(time=lambda: wrong))
+            assert await notes_of(21, dht, key, lambda peer, addresses, source: None).look_once()
+        lonely = notes_of(22, dht, key, lambda peer, addresses, source: found.extend(addresses))
+        await lonely.look_once()
+        assert not found, "at first it looks into today's boxes"
+        await lonely.look_once()
+    assert found == ["/ip4/192.0.2.21/tcp/4701"]
 
 
 async def test_liars_and_mute_nodes_keep_nobody_from_being_found(
