@@ -22,6 +22,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from p2p_network.core import endpoints
 from p2p_network.core.ids import PeerId
 from p2p_network.host.addresses import Endpoint
 
@@ -107,16 +108,11 @@ def checked(told: Told) -> Told:
 
 def split(text: str) -> tuple[str, int] | None:
     """(ip, port) of "ip:port" or "[ip]:port"; None for anything else."""
-    host, _, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
     try:
-        ip = ipaddress.ip_address(host)
+        host, port = endpoints.split_ip(text)
     except ValueError:
         return None
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
-        return None
-    return str(getattr(ip, "ipv4_mapped", None) or ip), int(port)
+    return str(getattr(ipaddress.ip_address(host), "ipv4_mapped", None) or host), port
 
 
 def usable(text: str) -> bool:

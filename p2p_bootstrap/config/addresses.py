@@ -12,6 +12,7 @@ import re
 from typing import Final
 
 from p2p_bootstrap.config.quoting import quoted
+from p2p_network.core import endpoints
 from p2p_network.core.ids import public_key_of
 from p2p_network.meeting.kad import entrance
 
@@ -53,27 +54,17 @@ def port_of(text: str) -> int:
 def _split(text: str) -> tuple[str, int]:
     if len(text) > MAX_CHARS:
         raise ValueError(f"an address has at most {MAX_CHARS} characters")
-    if "://" in text:
-        raise ValueError("this is a URL; write only host:port")
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        raise ValueError(f"{quoted(text)} has no port; write host:port, such as 192.0.2.1:4701")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-        if ":" not in host:
-            raise ValueError("what stands in the brackets is not an IPv6 address")
-        _check_ip(host, 6)
-    elif ":" in host:
-        raise ValueError("an IPv6 address needs brackets: [2001:db8::1]:4701")
-    if not host:
-        raise ValueError("the host is missing before the colon")
-    return host, _port(port)
+    try:
+        return endpoints.split(text)
+    except ValueError as exc:
+        raise ValueError(f"{quoted(text)}: {exc}") from None
 
 
 def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
-        raise ValueError(f"{quoted(text)} is not a port; a port is a number from 1 to 65535")
-    return int(text)
+    try:
+        return endpoints.port(text)
+    except ValueError as exc:
+        raise ValueError(f"{quoted(text)}: {exc}") from None
 
 
 def _check_ip(text: str, version: int) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
+from p2p_network.core import endpoints
 from p2p_network.core.errors import MeshError
 from p2p_network.marks import mark
 
@@ -45,14 +46,10 @@ _U64: Final = struct.Struct("@Q")
 
 def parse_endpoint(text: str) -> tuple[str, int]:
     """(ip, port) of "ip:port" or "[ip]:port". Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError(f"{text!r} is no endpoint: an IPv6 address needs brackets, [ip]:port")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ValueError(f"{text!r} is no endpoint: expected ip:port")
-    return str(ip_address(host)), int(port)
+    try:
+        return endpoints.split_ip(text, lowest=0)
+    except ValueError as exc:
+        raise ValueError(f"{text!r} is no endpoint: {exc}") from None
 
 
 def packed_ip(endpoint: str) -> bytes:
@@ -62,7 +59,7 @@ def packed_ip(endpoint: str) -> bytes:
 
 def format_endpoint(ip: str, port: int) -> str:
     """Inverse of `parse_endpoint`."""
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+    return endpoints.join(ip, port)
 
 
 def listen(endpoint: str) -> socket.socket:

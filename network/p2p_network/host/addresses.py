@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from p2p_network.core import endpoints
 from p2p_network.core.ids import PeerId, public_key_of
 
 MAX_ADDRESS_CHARS: Final = 320
@@ -77,16 +78,15 @@ def endpoints_of(texts: Iterable[str]) -> tuple[Endpoint, ...]:
 
 
 def _parse_host_port(text: str) -> Endpoint:
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        raise ValueError(f"{text!r} has no port; write HOST:PORT, [IPv6]:PORT or a multiaddress")
-    if host.startswith("[") and host.endswith("]"):
-        return Endpoint(_ip(host[1:-1], 6), _port(port))
+    try:
+        host, port = endpoints.split(text)
+    except ValueError as exc:
+        raise ValueError(f"{text!r}: {exc}") from None
     if ":" in host:
-        raise ValueError(f"{text!r}: an IPv6 address goes into brackets, [{host}]:{port}")
+        return Endpoint(_ip(host, 6), port)
     if re.fullmatch(r"[0-9.]+", host):
-        return Endpoint(_ip(host, 4), _port(port))
-    return Endpoint(_name(host), _port(port))
+        return Endpoint(_ip(host, 4), port)
+    return Endpoint(_name(host), port)
 
 
 def _parse_multiaddress(text: str) -> tuple[Endpoint, PeerId | None]:
@@ -95,7 +95,7 @@ def _parse_multiaddress(text: str) -> tuple[Endpoint, PeerId | None]:
         raise ValueError(f"{text!r} is not /ip4|ip6|dns/HOST/tcp/PORT with or without /p2p/ID")
     family, host = parts[0], parts[1]
     name = _name(host) if family.startswith("dns") else _ip(host, 4 if family == "ip4" else 6)
-    endpoint = Endpoint(name, _port(parts[3]))
+    endpoint = Endpoint(name, endpoints.port(parts[3]))
     if len(parts) == 4:
         return endpoint, None
     if parts[4] not in ("p2p", "ipfs"):
@@ -119,9 +119,3 @@ def _name(text: str) -> str:
     if len(text) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise ValueError(f"{text!r} is neither an address nor a host name")
     return text.lower()
-
-
-def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
-        raise ValueError(f"{text!r} is not a port (1 to 65535)")
-    return int(text)

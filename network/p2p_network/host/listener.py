@@ -19,7 +19,7 @@ from typing import Final
 import ifaddr
 import trio
 
-from p2p_network.core import log
+from p2p_network.core import endpoints, log
 from p2p_network.core.errors import MeshError, NotPermitted, P2PError
 from p2p_network.host.addresses import Endpoint
 from p2p_network.marks import mark
@@ -178,17 +178,12 @@ class Listener:
 
 
 def _split(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
     try:
-        ipaddress.ip_address(host)
-        if not 0 <= int(port) < 65536:
-            raise ValueError(port)
+        return endpoints.split_ip(text, lowest=0)
     except ValueError as exc:
         raise MeshError(
-            f"{text!r} is not an address to listen on", hint="write 0.0.0.0:4701 or [::]:4701"
+            f"{text!r} is not an address to listen on: {exc}", hint="write 0.0.0.0:4701 or [::]:4701"
         ) from exc
-    return host, int(port)
 
 
 async def _bind_one(host: str, port: int) -> trio.SocketListener:

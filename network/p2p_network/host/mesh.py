@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import trio
 
-from p2p_network.core import log
+from p2p_network.core import endpoints, log
 from p2p_network.core.errors import LocalViolation, MeshError, PeerUnreachable
 from p2p_network.core.ids import PeerId, short
 from p2p_network.host import dialer
@@ -134,7 +134,7 @@ class MeshHost:
         remote = link.remote if link is not None else None
         if remote is None:
             return ""
-        return f"[{remote.host}]:{remote.port}" if ":" in remote.host else f"{remote.host}:{remote.port}"
+        return endpoints.join(remote.host, remote.port)
 
     async def probe(self, endpoint: Endpoint, peer: PeerId) -> None:
         """Whether a peer answers there, proving who it is; the connection is closed then.

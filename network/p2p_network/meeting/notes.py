@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from p2p_network import wire
+from p2p_network.core.endpoints import join
 from p2p_network.core.ids import PeerId, peer_id_of, public_key_of, stable_hash
 from p2p_network.host.addresses import Endpoint, endpoints_of
 from p2p_network.identity import Identity
@@ -176,10 +177,10 @@ def _packed(note: Note) -> _Note:
 def _unpacked(note: _Note) -> Note:
     if len(note.key) != 32 or len(note.addresses) > MAX_NOTE_ADDRESSES or not 0 <= note.written_s < 1 << 40:
         raise ValueError("a note that no member writes")
-    endpoints = []
+    texts = []
     for packed in note.addresses:
         if len(packed) not in (6, 18):
             raise ValueError("an address of neither 6 nor 18 bytes")
         host, port = str(ipaddress.ip_address(packed[:-2])), int.from_bytes(packed[-2:], "big")
-        endpoints.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-    return Note(peer_id_of(note.key), endpoints_of(endpoints), note.written_s)
+        texts.append(join(host, port))
+    return Note(peer_id_of(note.key), endpoints_of(texts), note.written_s)
