@@ -194,9 +194,8 @@ class Cluster:
 
     async def run(self) -> None:
         """Form, join and keep the cluster until cancelled."""
-        await self.k3s.find()  # meanwhile the mesh comes up
-        self._machine.rules = dataclasses.replace(self._machine.rules, k3s_version=self.k3s.version)
         if not self._options.auto:
+            await self.k3s.find()
             self._runtime.log(logger, "roles.off", reason=OFF)
             return
         raw = await self._runtime.in_thread(self._durable.get, self._durable_key)
@@ -306,6 +305,8 @@ class Cluster:
 
     async def _watch_k3s(self) -> None:
         tidied = 0
+        await self.k3s.find()  # meanwhile the mesh comes up; only a genesis tells the version
+        self._machine.rules = dataclasses.replace(self._machine.rules, k3s_version=self.k3s.version)
         while True:
             await self.k3s.changed.wait()
             event = self.k3s.observed.event

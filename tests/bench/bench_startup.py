@@ -15,13 +15,14 @@ SQLite as well (`auto.ha.enable: false`). Prints a table; asserts nothing. Needs
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import select
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from p2p_simulations.lab import outfit
 from p2p_simulations.lab.lab import Lab
@@ -82,33 +83,71 @@ class Watchers:
             sys.exit(f"{name} did not say that it is {word} in {PATIENCE_S:.0f} s")
 
 
+class ByHand:
+    """The k3s processes of a cluster that is started by hand. `took_s`: until all were READY."""
+
+    def __init__(self, lab: Lab, args: tuple[str, ...], *, sqlite: bool = False) -> None:
+        self._lab, self._args = lab, args
+        self._binary = outfit.k3s_binary(lab.folder)
+        self._words: dict[str, tuple[str, ...]] = {}
+        self._running: list[subprocess.Popen[bytes]] = []
+        first, *others = lab.nodes.values()
+        watchers = Watchers(list(lab.nodes.values()))
+        try:
+            began = time.monotonic()
+            self._start(first, "--token", "by-hand", *([] if sqlite else ["--cluster-init"]))
+            watchers.wait([first.name])
+            token = first.exec(["cat", "/var/lib/rancher/k3s/server/token"]).stdout.strip()
+            for node in others:
+                self._start(node, "--token", token, "--server", f"https://{first.place.ipv4}:6443")
+            watchers.wait(node.name for node in others)
+            self.took_s = time.monotonic() - began
+        finally:
+            watchers.end()
+
+    def kill(self) -> None:
+        """SIGKILL for all of them."""
+        for node in self._lab.nodes.values():
+            node.kill("k3s")
+        self._reap()
+
+    def start_again(self) -> None:
+        """All at once, each as it was started."""
+        for name, words in self._words.items():
+            self._start(self._lab.node(name), *words)
+
+    def end(self) -> None:
+        """No process is left."""
+        self._lab.down()
+        self._reap()
+
+    def _reap(self) -> None:
+        for process in self._running:
+            process.wait()
+        self._running.clear()
+
+    def _start(self, node: Node, *words: str) -> None:
+        self._words[node.name] = words
+        named = ("--node-ip", node.place.ipv4, "--node-name", node.name)
+        argv = node.enter_argv([self._binary, "server", *named, *self._args, *words])
+        with (node.folder / "k3s.log").open("ab") as log:
+            self._running.append(subprocess.Popen(argv, stdout=log, stderr=log))
+
+
 def by_hand(lab: Lab, args: tuple[str, ...], sqlite: bool) -> float:
     """Seconds."""
-    nodes = list(lab.nodes.values())
-    first, *others = nodes
-    binary = outfit.k3s_binary(lab.folder)
-    running: list[subprocess.Popen[bytes]] = []
-    watchers = Watchers(nodes)
+    with hand_started(lab, args, sqlite=sqlite) as cluster:
+        return cluster.took_s
 
-    def start(node: Node, *more: str) -> None:
-        words = [binary, "server", "--node-ip", node.place.ipv4, "--node-name", node.name, *args, *more]
-        with (node.folder / "k3s.log").open("wb") as log:
-            running.append(subprocess.Popen(node.enter_argv(words), stdout=log, stderr=log))
 
+@contextlib.contextmanager
+def hand_started(lab: Lab, args: tuple[str, ...], *, sqlite: bool = False) -> Iterator[ByHand]:
+    """A cluster started by hand; the lab is down afterwards."""
+    cluster = ByHand(lab, args, sqlite=sqlite)
     try:
-        began = time.monotonic()
-        start(first, "--token", "by-hand", *([] if sqlite else ["--cluster-init"]))
-        watchers.wait([first.name])
-        token = first.exec(["cat", "/var/lib/rancher/k3s/server/token"]).stdout.strip()
-        for node in others:
-            start(node, "--token", token, "--server", f"https://{first.place.ipv4}:6443")
-        watchers.wait(node.name for node in others)
-        return time.monotonic() - began
+        yield cluster
     finally:
-        watchers.end()
-        lab.down()
-        for process in running:
-            process.wait()
+        cluster.end()
 
 
 def by_agents(lab: Lab, args: tuple[str, ...], sqlite: bool) -> float:
