@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from p2p_bootstrap.api.service import StatusDoc
 from p2p_simulations.lab.lab import Lab
 from p2p_simulations.lab.node import kairos_p2p
 
+CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 FORMED_S = 120.0
 """For a cluster to form; seconds on a quiet machine, but CI may be busy with other things."""
 
@@ -79,3 +81,40 @@ def cluster_inits(lab: Lab) -> list[str]:
         if done.returncode == 0:
             found.append(name)
     return found
+
+
+def kube(lab: Lab, name: str, method: str, *arguments: Any) -> Any:
+    """One call of the Kubernetes API on a server, as its admin; None if there is no such object."""
+    code = (
+        "import json, sys; from pathlib import Path; from p2p_roles.k3s.kube import Kube, NotFound\n"
+        "api, (method, *rest) = Kube(Path('/etc/rancher/k3s/k3s.yaml')), json.loads(sys.argv[1])\n"
+        "try: print(json.dumps(getattr(api, method)(*rest)))\n"
+        "except NotFound: print('null')"
+    )
+    done = lab.node(name).exec([sys.executable, "-c", code, json.dumps([method, *arguments])])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def store(lab: Lab, name: str, key: str) -> None:
+    """Have a user store an object on a server that is ready."""
+    item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": key}, "data": {"who": "a user"}}
+    kube(lab, name, "create", CONFIG_MAPS, item)
+
+
+def is_stored(lab: Lab, name: str, key: str) -> bool:
+    """Whether that object is there, as this server sees it."""
+    found = kube(lab, name, "get", f"{CONFIG_MAPS}/{key}")
+    return found is not None and found["data"] == {"who": "a user"}
+
+
+def wait_stored(lab: Lab, name: str, key: str) -> None:
+    """It is there, as soon as this server, which just came back, answers at all."""
+
+    def is_there() -> bool:
+        try:
+            return is_stored(lab, name, key)
+        except AssertionError:
+            return False
+
+    lab.wait(is_there, FORMED_S, f"{name} to have {key}")

@@ -22,7 +22,9 @@ from clusters import (
     cluster_inits,
     facts_for_ever,
     statuses,
+    store,
     wait_ready,
+    wait_stored,
 )
 
 from p2p_simulations.lab.lab import Lab
@@ -44,6 +46,8 @@ def test_five_nodes_become_one_cluster_and_survive_everything_killed(lab: LabFac
     assert len(regions) == 3, "three servers stand in three regions"
     assert len({s["vpn"]["ipv4"] for s in formed.values()}) == 5
     assert cluster_inits(mine) == [], "cluster-init is on the disk only while initialising"
+    server = min(name for name, s in formed.items() if s["role"]["role"] == "server")
+    store(mine, server, "precious")
 
     pids = {name: [p.pid for p in mine.node(name).processes() if p.kind == "k3s"] for name in formed}
     target = formed["n5"]["vpn"]["ipv4"]
@@ -70,6 +74,7 @@ def test_five_nodes_become_one_cluster_and_survive_everything_killed(lab: LabFac
         mine.boot(name)
     assert facts_for_ever(wait_ready(mine)) == before
     assert len(ca_hashes(mine)) == 1
+    wait_stored(mine, server, "precious")
 
 
 def test_two_halves_before_the_genesis_become_one_cluster_after_it(lab: LabFactory) -> None:

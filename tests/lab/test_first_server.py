@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from clusters import ca_hashes, cluster_ids, cluster_inits, facts_for_ever, statuses, wait_ready
+from clusters import (
+    ca_hashes,
+    cluster_ids,
+    cluster_inits,
+    facts_for_ever,
+    statuses,
+    store,
+    wait_ready,
+    wait_stored,
+)
 
 from p2p_simulations.lab.lab import Lab
 from p2p_simulations.lab.topology import make_topology
@@ -31,6 +40,7 @@ def test_the_first_server_dies_before_and_another_right_after_ready(lab: LabFact
     # it was chosen, but nobody joined it: the others give it up, and one of them begins anew
     (second,) = mine.wait(lambda: in_state(mine, "INIT"), 90, "another node to initialise a cluster")
     mine.wait(lambda: in_state(mine, "JOIN"), 60, "another to join it")
+    store(mine, second, "precious")
     mine.kill(second, "node")
 
     # READY is said once and for ever: nobody begins a third time, and both come back to what there is
@@ -42,4 +52,5 @@ def test_the_first_server_dies_before_and_another_right_after_ready(lab: LabFact
     assert len(cluster_ids(formed)) == 1
     assert len(ca_hashes(mine)) == 1
     assert cluster_inits(mine) == []
+    wait_stored(mine, second, "precious")
     assert sorted(s["role"]["role"] for s in formed.values()) == ["agent", "server", "server", "server"]

@@ -6,7 +6,15 @@ import shutil
 from collections.abc import Callable
 
 import pytest
-from clusters import cluster_ids, statuses, wait_ready
+from clusters import (
+    ca_hashes,
+    cluster_ids,
+    cluster_inits,
+    statuses,
+    store,
+    wait_ready,
+    wait_stored,
+)
 
 from p2p_simulations.lab.lab import Lab
 from p2p_simulations.lab.topology import make_topology
@@ -35,7 +43,10 @@ def test_clocks_an_hour_wrong_and_a_slow_disk_form_a_cluster_and_a_clock_days_wr
     whole = ["late", "slow", "early"]
     seen = wait_ready(mine, whole, 240)
     assert {s["role"]["role"] for s in seen.values()} == {"server"}
-    assert len(cluster_ids(seen)) == 1
+    assert len(cluster_ids(seen)) == len(ca_hashes(mine)) == 1
+    assert cluster_inits(mine) == []
+    store(mine, "late", "precious")
+    wait_stored(mine, "slow", "precious")
     mine.wait(lambda: "ledger.clock_ahead" in mine.node("slow").log_path.read_text(), 60, "it to be told")
     told = next(line for line in mine.node("slow").log_path.read_text().splitlines() if "clock_ahead" in line)
     assert statuses(mine, ["future"])["future"]["node"]["peer"] in told

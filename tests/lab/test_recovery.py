@@ -9,13 +9,20 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from clusters import ca_hashes, cluster_ids, cluster_inits, facts_for_ever, statuses, wait_ready
+from clusters import (
+    ca_hashes,
+    cluster_ids,
+    cluster_inits,
+    facts_for_ever,
+    is_stored,
+    statuses,
+    store,
+    wait_ready,
+)
 
 from p2p_bootstrap.api.service import StatusDoc
 from p2p_simulations.lab.lab import Lab
@@ -25,31 +32,7 @@ from p2p_simulations.lab.topology import make_topology
 LabFactory = Callable[..., Lab]
 pytestmark = pytest.mark.timeout(600)
 FAST = {"k3s": {"args": ["--etcd-arg=heartbeat-interval=200", "--etcd-arg=election-timeout=1500"]}}
-CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 PASSPHRASE = "correct horse battery staple"
-
-
-def kube(lab: Lab, name: str, method: str, *arguments: Any) -> Any:
-    """One call of the Kubernetes API on a server, as its admin; None if there is no such object."""
-    code = (
-        "import json, sys; from pathlib import Path; from p2p_roles.k3s.kube import Kube, NotFound\n"
-        "api, (method, *rest) = Kube(Path('/etc/rancher/k3s/k3s.yaml')), json.loads(sys.argv[1])\n"
-        "try: print(json.dumps(getattr(api, method)(*rest)))\n"
-        "except NotFound: print('null')"
-    )
-    done = lab.node(name).exec([sys.executable, "-c", code, json.dumps([method, *arguments])])
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def store(lab: Lab, name: str, key: str) -> None:
-    item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": key}, "data": {"who": "a user"}}
-    kube(lab, name, "create", CONFIG_MAPS, item)
-
-
-def is_stored(lab: Lab, name: str, key: str) -> bool:
-    found = kube(lab, name, "get", f"{CONFIG_MAPS}/{key}")
-    return found is not None and found["data"] == {"who": "a user"}
 
 
 def verb(lab: Lab, name: str, *words: str, code: int = 0, timeout_s: float = 90.0) -> str:

@@ -5,13 +5,22 @@ Real agents, libp2p, TUN devices and (stand-in or real) k3s, in namespaces.
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import yaml
-from clusters import ask, cluster_ids, facts_for_ever, statuses, wait_ready
+from clusters import (
+    ask,
+    cluster_ids,
+    facts_for_ever,
+    statuses,
+    store,
+    wait_ready,
+    wait_stored,
+)
 
 from p2p_simulations.lab.lab import Lab
 from p2p_simulations.lab.node import kairos_p2p
@@ -19,6 +28,7 @@ from p2p_simulations.lab.topology import make_topology
 
 LabFactory = Callable[..., Lab]
 pytestmark = pytest.mark.timeout(600)
+SHOP = {"p2p": {"services": [{"name": "shop", "to": "127.0.0.1:8000", "port": 80}]}}
 
 
 def test_a_cluster_in_each_region_of_one_mesh_and_another_network_beside(lab: LabFactory) -> None:
@@ -27,8 +37,8 @@ def test_a_cluster_in_each_region_of_one_mesh_and_another_network_beside(lab: La
         {"east": ("n1", "n2"), "west": ("n3", "n4"), "north": ("n5",)},
         servers=1,
         minimum_nodes=2,
-        config={"p2p": {"cluster": "region"}},
-        nodes={"n5": {"p2p": {"network_id": "other", "minimum_nodes": 1}}},
+        config={"p2p": {"cluster": "region", "dns": True}},
+        nodes={"n5": {"p2p": {"network_id": "other", "minimum_nodes": 1}}, "n3": SHOP},
     )
     began = time.monotonic()
     mine = lab(topology, agents=True)
@@ -82,6 +92,15 @@ def test_a_cluster_in_each_region_of_one_mesh_and_another_network_beside(lab: La
     assert refused.returncode == 1
     assert "this node is an agent" in refused.stderr
 
+    # a service of west is reached from east by its name, and so is west's API by its server's
+    pages = "mkdir /root/www; echo of west > /root/www/index.html; cd /root/www"
+    serving = ["sh", "-c", f"{pages}; exec python3 -m http.server 8000 -b 127.0.0.1"]
+    with subprocess.Popen(mine.node("n3").enter_argv(serving), stderr=subprocess.DEVNULL) as program:
+        for name in ("shop.kairos.p2p", "shop.west.kairos.p2p"):
+            mine.wait(lambda name=name: "of west" in fetched(mine, "n1", f"http://{name}/"), 60, name)
+        program.terminate()
+    assert "pong" in fetched(mine, "n1", f"https://{server['west']}.kairos.p2p:6443/ping")
+
     # cut off from each other, each goes on by itself; and the merged file says what is missing
     before = facts_for_ever(formed)
     mine.partition([["n1", "n2"], ["n3", "n4"], ["n5"]])
@@ -117,6 +136,7 @@ def test_one_cluster_over_three_regions_outlives_the_loss_of_any(lab: LabFactory
 
     flannel_fits(mine, "n1", "n3", formed)
     before = facts_for_ever(formed)
+    store(mine, "n3", "before")
     mine.partition([["n1", "n2", "n3"], ["n4"]])
     mine.wait(
         lambda: not statuses(mine, ["n4"])["n4"]["role"]["ready"], 90, "the server alone to lose its quorum"
@@ -124,13 +144,21 @@ def test_one_cluster_over_three_regions_outlives_the_loss_of_any(lab: LabFactory
     kept = wait_ready(mine, ["n1", "n2", "n3"])
     assert cluster_ids(kept) == cluster_ids(formed)
     assert not statuses(mine, ["n4"])["n4"]["role"]["ready"], "a minority serves nobody"
+    store(mine, "n3", "meanwhile")
     mine.heal()
     assert facts_for_ever(wait_ready(mine)) == before
+    wait_stored(mine, "n4", "meanwhile")
 
     mine.kill("n3", "node")
     left = wait_ready(mine, ["n1", "n2", "n4"])
+    wait_stored(mine, "n4", "before")
     assert facts_for_ever(left) == {n: before[n] for n in left}
     assert len(ca_hashes_of(mine, left)) == 1
+
+
+def fetched(lab: Lab, on: str, url: str) -> str:
+    """What a program on that node gets; "" for nothing."""
+    return lab.node(on).exec(["curl", "-sk", "--max-time", "10", url]).stdout
 
 
 def flannel_fits(lab: Lab, a: str, b: str, formed: dict[str, Any]) -> None:
