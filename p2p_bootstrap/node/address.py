@@ -109,6 +109,7 @@ class Address:
         while True:
             await changed.wait()
             await self._look_at_claims()
+            self._held_changed.raise_()  # an older word of ours came back: the same address by another claim
             for waiting in self._waiting:
                 waiting.raise_()
 

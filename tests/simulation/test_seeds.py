@@ -69,6 +69,8 @@ OPERATED = (
     540_000_610,
     # two recoveries ordered on one node: who ordered the first waited for ever, automatic ones ended with it
     560_000_191,
+    # a ledger was lost, and an older claim on the same address came back: nobody looked whether it stands
+    660_000_077,
 )  # fmt: skip
 """With the four dice that there were."""
 
