@@ -131,6 +131,10 @@ def remarks(root: MapNode, p2p: P2P, kubevip: KubeVip) -> Iterator[Problem]:
         )
     if p2p.socks is not None and not is_loopback(split_target(p2p.socks)[0]):
         yield note(("p2p", "socks"), "whoever reaches this address uses the mesh as this node, unasked")
+    if p2p.public_dht and not p2p.dht:
+        yield note(("p2p", "public_dht"), "has no effect: p2p.disable_dht (or EDGEVPNDHT) turns it off too")
+    if _written(root, "p2p", "public_dht_bootstrap") and (p2p.public_dht is False or not p2p.dht):
+        yield note(("p2p", "public_dht_bootstrap"), "has no effect: the public DHT is turned off")
     for name in p2p.vpn.env:
         if name == "EDGEVPNDHT":
             continue

@@ -215,6 +215,13 @@ def test_the_public_dht_may_be_another_one() -> None:
     assert "/dnsaddr/NAME" in one_problem("public_dht_bootstrap: ['192.0.2.9:4001']").message
 
 
+def test_a_public_dht_that_is_turned_off_elsewhere_says_so() -> None:
+    told = notes("public_dht: true\ndisable_dht: true\npublic_dht_bootstrap: [/dnsaddr/dht.example]")
+    assert "disable_dht" in told["p2p.public_dht"]
+    assert "turned off" in told["p2p.public_dht_bootstrap"]
+    assert not {key for key in notes("public_dht: true") if "public" in key}
+
+
 def test_without_a_token_the_file_is_valid_and_the_token_is_not_there(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("#cloud-config\nusers: []\n")
