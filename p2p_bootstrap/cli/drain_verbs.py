@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import quote, urlencode
 
 import click
 
-from p2p_bootstrap.api.drains import DrainDoc
 from p2p_bootstrap.cli import output as out
 from p2p_bootstrap.cli.client import AgentClient
 from p2p_bootstrap.cli.options import Duration, socket_option
+
+if TYPE_CHECKING:
+    from p2p_bootstrap.api.drains import DrainDoc
 
 TIMEOUT_S: Final = 15.0
 
@@ -43,7 +45,7 @@ def drain(node: str | None, window: float, reason: str, dry_run: bool, force: bo
     name = node or client.status()["node"]["peer"]
     path, query = f"/v1/peers/{quote(name, safe='')}/drain", {"for_s": window, "reason": reason}
     if dry_run:
-        found = cast(DrainDoc, client.call("GET", f"{path}?{urlencode(query)}", timeout_s=TIMEOUT_S))
+        found = cast("DrainDoc", client.call("GET", f"{path}?{urlencode(query)}", timeout_s=TIMEOUT_S))
         out.emit(f"{found['hostname']} would be drained")
         for step in found["steps"]:
             out.emit(f"  {step}")
@@ -53,7 +55,7 @@ def drain(node: str | None, window: float, reason: str, dry_run: bool, force: bo
             out.emit(f"  without --force it is refused: {found['danger']}")
         return
     more = query | {"force": int(force)}
-    found = cast(DrainDoc, client.call("POST", f"{path}?{urlencode(more)}", timeout_s=TIMEOUT_S))
+    found = cast("DrainDoc", client.call("POST", f"{path}?{urlencode(more)}", timeout_s=TIMEOUT_S))
     out.note(f"{found['hostname']} is {found['drained']}")
     for step in found["steps"]:
         out.note(f"  {step}")
@@ -73,6 +75,6 @@ def undrain(node: str | None, socket: Path) -> None:
     client = AgentClient(socket)
     name = node or client.status()["node"]["peer"]
     path = f"/v1/peers/{quote(name, safe='')}/undrain"
-    found = cast(DrainDoc, client.call("POST", path, timeout_s=TIMEOUT_S))
+    found = cast("DrainDoc", client.call("POST", path, timeout_s=TIMEOUT_S))
     for step in found["steps"]:
         out.note(step)
