@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -179,11 +179,19 @@ async def test_a_hostile_dht_node_leads_nobody_astray(answer: str) -> None:
         assert evil.peer_id in victim.connected()
 
 
-async def test_members_that_come_and_go_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def without_logs() -> Iterator[None]:
+    """Nothing is logged: pytest would keep it."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("without_logs")
+async def test_members_that_come_and_go_leave_nothing_behind() -> None:
     """The short form of ``tests/bench/bench_mesh.py churn``: objects are counted instead of bytes."""
     visited = host(1)
     counts: list[Counter[str]] = []
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest keeps what is logged
 
     async def forget_events() -> None:
         async for _ in visited.events:
