@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +33,7 @@ import trio
 from p2p_bootstrap.node.admission import Admission
 from p2p_bootstrap.node.trio_runtime import TrioRuntime
 from p2p_network.admission.kept import Kept, authority_of, from_network_token
+from p2p_network.core.errors import PeerUnreachable
 from p2p_network.core.ids import PeerId
 from p2p_network.host.mesh import MeshHost
 from p2p_network.identity import Identity
@@ -167,8 +168,11 @@ async def visit(address: str, seed: bytes) -> None:
     server = Identity(SERVER_SEED).peer_id
     async with running(host):
         host.learn(server, [address], "bench")
-        await until(lambda: server in host.connected())
-        await host.request(server, "echo", b"hello", timeout_s=3600)  # it may be stopped for a while
+        while True:
+            await until(lambda: server in host.connected())
+            with suppress(PeerUnreachable):  # this benchmark stood still for a while: it connects again
+                await host.request(server, "echo", b"hello", timeout_s=3600)
+                return
 
 
 async def churn(cycles: int, told: Callable[[int, int, int, int, int], None], identities: int = 64) -> None:
