@@ -125,15 +125,21 @@ def revoke(invitation: str, socket: Path) -> None:
 
 @click.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Also while most nodes that hold the root are out of sight.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also while most nodes that vote are out of sight: at stake is that another side rotates too, and the mesh "
+    "is parted for good.",
+)
 @socket_option
 def rotate(yes: bool, force: bool, socket: Path) -> None:
     """Move all members to new keys, and print the new network token.
 
     No node loses its address or a session. From then on the old token certifies nobody, and join tokens made
     before are void; members that are away now come back by themselves. Keep the new token, and put it into
-    the cloud-configs that hold the old one. Most nodes that hold the root must be in sight: rotated on both
-    sides of a partition, a mesh would be two for ever.
+    the cloud-configs that hold the old one. Most nodes that vote (the holders of the root at the last
+    rotation; before the first one, up to seven of the first nodes, which agree on that by themselves) must be
+    in sight: rotated on both sides of a partition with --force, a mesh would be two for ever.
     """
     if not yes:
         _confirm("Move all members to new keys? The old network token then admits nobody.")

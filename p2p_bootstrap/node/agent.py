@@ -130,6 +130,7 @@ class _Agent:
                 await nursery.start(columns.host.run)
                 nursery.start_soon(columns.replication.run)
                 nursery.start_soon(columns.admission.run)
+                nursery.start_soon(columns.founding.run)
                 nursery.start_soon(columns.answers.run)
                 nursery.start_soon(columns.blessing.run)
                 nursery.start_soon(self._remember, columns.host, columns.durable)

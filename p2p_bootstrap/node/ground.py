@@ -124,6 +124,7 @@ async def lay_ground(given: Given, state: StateDirectory) -> Ground:
         replication=replication,
         durable=durable,
         entropy=os.urandom,
+        minimum_nodes=given.config.minimum_nodes,
     )
     return Ground(
         self_id=identity.peer_id,

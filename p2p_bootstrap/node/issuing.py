@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from p2p_bootstrap.node.admission import SEAT_PURPOSE, Admission, NewKeys
+from p2p_bootstrap.node.founding import Founding
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.rotation import RotationVote
 from p2p_bootstrap.node.runtime import Runtime
@@ -71,7 +72,12 @@ class InviteState:
 
 
 class Issuing:
-    """The root's hand on one node. `entropy`: so many random bytes."""
+    """The root's hand on one node.
+
+    Args:
+        entropy: makes so many random bytes.
+        minimum_nodes: see `Founding`.
+    """
 
     def __init__(
         self,
@@ -83,6 +89,7 @@ class Issuing:
         replication: Replication,
         durable: Durable,
         entropy: Callable[[int], bytes],
+        minimum_nodes: int = 1,
     ) -> None:
         self._runtime = runtime
         self._admission = admission
@@ -101,6 +108,16 @@ class Issuing:
             durable=durable,
             holders=self._holders,
             electorate=self._electorate,
+        )
+        self.founding = Founding(
+            runtime=runtime,
+            admission=admission,
+            self_id=identity.peer_id,
+            host=host,
+            replication=replication,
+            vote=self._vote,
+            holders=self._holders,
+            minimum_nodes=minimum_nodes,
         )
 
     def _authority(self) -> Authority:
@@ -342,9 +359,16 @@ class Issuing:
         return frozenset(c.peer for c in self._members() if c.is_issuer) | {self._self_id}
 
     def _electorate(self) -> frozenset[str]:
-        """Whose votes count: the roster's, and in the first generation all that are known."""
-        roster = self._admission.trust.electorate()
-        return self._holders() if roster is None else roster
+        """Whose votes count: the roster's, in the first generation the founding one's. Raises MeshError."""
+        roster = self._admission.trust.electorate() or self.founding.roster()
+        if roster is None:
+            raise MeshError(
+                "the first nodes have not agreed yet on who votes about new keys: rotated on both sides of a "
+                "partition, the mesh would be parted for good",
+                hint="they do so by themselves once as many as p2p.minimum_nodes says are connected "
+                "(kairos-p2p peers); if there is no other node with this token anywhere: --force",
+            )
+        return roster
 
     def _members(self) -> list[Certificate]:
         """Everybody who is a member now, also those that are away."""

@@ -35,7 +35,7 @@ class RotationVote:
 
     Args:
         holders: the peers that hold the root now, this node among them.
-        electorate: those of them whose votes count.
+        electorate: those of them whose votes count. Raises MeshError as long as that is not agreed.
     """
 
     def __init__(
@@ -112,6 +112,20 @@ class RotationVote:
                 self._refusal = answer.reason
         return answers
 
+    async def stated(self) -> tuple[frozenset[str], bool]:
+        """The founding roster that this node stated last, and whether it has voted on new keys."""
+        votes = await self._load()
+        return frozenset(votes.roster), votes.accepted is not None
+
+    async def state(self, roster: frozenset[str]) -> bool:
+        """Keep a founding roster, before it is stated; whether it may be."""
+        async with self._voting:
+            after = voting.stated(await self._load(), roster)
+            if after is None or self._admission.kept.generation != 1:
+                return False
+            await self._keep(after)
+            return True
+
     async def _asked(self, peer: PeerId, payload: bytes) -> bytes:
         try:
             ask: Ask = wire.decode(payload, Ask)  # type: ignore[arg-type]
@@ -124,18 +138,22 @@ class RotationVote:
     async def _vote(self, peer: PeerId, ask: Ask) -> voting.Answer:
         async with self._voting:
             before = await self._load()
+            is_first = self._admission.kept.generation == 1
             after, answer = voting.answer(
                 before,
                 ask,
                 peer=peer,
                 generation=self._admission.kept.generation,
-                holders=len(self._electorate()),
+                holders=len(before.roster) if is_first else len(self._electorate()),
             )
             if after != before:
-                self._votes = None  # should this be cancelled, the disk knows
-                await self._runtime.in_thread(self._durable.set, self._key, wire.encode(after))
-                self._votes = after
+                await self._keep(after)
             return answer
+
+    async def _keep(self, votes: Votes) -> None:
+        self._votes = None  # should this be cancelled, the disk knows
+        await self._runtime.in_thread(self._durable.set, self._key, wire.encode(votes))
+        self._votes = votes
 
     async def _load(self) -> Votes:
         if self._votes is None:

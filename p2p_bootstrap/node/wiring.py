@@ -21,6 +21,7 @@ from p2p_bootstrap.node.cluster import Cluster
 from p2p_bootstrap.node.draining import Draining
 from p2p_bootstrap.node.files import Files
 from p2p_bootstrap.node.forwarding import Forwarding
+from p2p_bootstrap.node.founding import Founding
 from p2p_bootstrap.node.ground import Given, Ground, lay_ground
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.k3s_programs import K3sPrograms
@@ -84,6 +85,7 @@ class Columns:
     host: MeshHost
     replication: Replication
     admission: Admission
+    founding: Founding
     routing: Routing
     outside: Outside
     vpn: Vpn
@@ -251,6 +253,7 @@ async def assemble(
         host=ground.host,
         replication=ground.replication,
         admission=ground.admission,
+        founding=ground.issuing.founding,
         routing=packets.routing,
         outside=packets.outside,
         vpn=packets.vpn,

@@ -87,7 +87,7 @@ def test_what_is_not_voted_for() -> None:
     ballot, seed = Ballot(2, "a"), bytes(32)
     assert said(Prepare(3, ballot, 3)) == "generation 1 is in force here"
     assert said(Prepare(2, ballot, 3), generation=2) == "generation 2 is in force here"
-    assert said(Prepare(2, ballot, 2)) == "3 nodes hold the root, not 2"
+    assert said(Prepare(2, ballot, 2)) == "3 nodes vote, not 2"
     assert said(Prepare(2, ballot, 3), peer="b") == "the ballot is not the asking peer's"
     later = Votes(2, Ballot(2, "b"))
     assert said(Accept(2, ballot, 3, seed), votes=later) == "another rotation is under way"

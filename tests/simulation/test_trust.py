@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from p2p_bootstrap.node.issuing import Issuing
+from p2p_network.admission import voting
 from p2p_network.admission.trust import Cause, Trust, Verdict
 from p2p_simulations.sim.files import parse_scenario
 from p2p_simulations.sim.plan import Plan
@@ -99,3 +101,68 @@ def test_who_joins_by_the_token_on_one_side_of_a_partition_adds_no_vote(seed: in
     assert len(announced) == 2, announced
     assert "generation 3 is announced by n1" in announced[1]
     assert any("n4" in line and "only 1 of 3" in line for line in outcome.trace)
+
+
+BEFORE_THE_FIRST = """
+regions: {{east: {east}, west: {west}}}
+servers: 1
+minimum_nodes: {minimum}
+nodes: {{{late}}}
+faults:
+  - {{at: 60s, partition: [[{sides}]], for: 100s}}
+  - {{at: 130s, rotate: n1}}
+  - {{at: 130s, rotate: {other}}}
+heal: 200s
+expect: {{within: 10m}}
+"""
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("east", "west", "minimum", "late", "told"),
+    [
+        # of the three founders two are in the east; three more come to the west by the token
+        (2, 4, 3, ("n4", "n5", "n6"), ["n1"]),
+        # of the four founders two are on each side, and both sides grow: nobody rotates before they meet
+        (4, 4, 4, ("n3", "n4", "n7", "n8"), []),
+    ],
+)
+def test_before_the_first_rotation_two_sides_that_both_rotate_come_to_one_generation(
+    seed: int, east: int, west: int, minimum: int, late: tuple[str, ...], told: list[str]
+) -> None:
+    names = [f"n{i + 1}" for i in range(east + west)]
+    text = BEFORE_THE_FIRST.format(
+        east=east,
+        west=west,
+        minimum=minimum,
+        late=", ".join(f"{name}: {{boots: 70s}}" for name in late),
+        sides=", ".join(names[:east]),
+        other=f"n{east + 1}",
+    )
+    outcome = run_world(parse_scenario(text.encode(), "first.yaml"), seed, keep_trace=True)
+    assert outcome.violation == ""
+    announced = [line.split("announced by ")[1] for line in outcome.trace if "is announced by" in line]
+    assert announced == told
+    refused = [line for line in outcome.trace if "nodes that hold the root are in sight" in line]
+    assert any(f"n{east + 1}" in line for line in refused)
+
+
+def test_a_first_rotation_without_founders_parts_the_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the founding roster is for: with the votes of all that one knows, both sides have a majority."""
+    known = lambda self: self._holders()  # noqa: E731
+    monkeypatch.setattr(Issuing, "_electorate", known)
+    real = voting.answer
+    monkeypatch.setattr(
+        voting, "answer", lambda votes, ask, **facts: real(votes, ask, **facts | {"holders": ask.holders})
+    )
+    text = BEFORE_THE_FIRST.format(
+        east=2,
+        west=4,
+        minimum=3,
+        late="n4: {boots: 70s}, n5: {boots: 70s}, n6: {boots: 70s}",
+        sides="n1, n2",
+        other="n3",
+    )
+    outcome = run_world(parse_scenario(text.encode(), "parted.yaml"), 0, keep_trace=True)
+    assert outcome.violation != ""
+    assert sum("generation 2 is announced by" in line for line in outcome.trace) == 2

@@ -7,10 +7,9 @@ seed from its seat of the rotation anyway. The rules are those of `core.decree`;
 given) is the caller's. Pure.
 
 From the second generation on the holders that vote are those of the roster of the generation in force
-(`Trust.electorate`): a set that is signed, the same everywhere, and that nobody adds himself to. The first
-generation has no roster: there a holder refuses to vote on a proposal that counts on fewer holders than it
-knows of, and holders that join by the network token alone on both sides of a partition, before the first
-rotation, are known on neither, so both sides may come to a majority.
+(`Trust.electorate`): a set that is signed, the same everywhere, and that nobody adds himself to. In the first
+generation it is the founding roster that they agreed on (`founding`); a holder votes only on what counts on
+the list that it stated itself.
 """
 
 from __future__ import annotations
@@ -87,6 +86,7 @@ class Votes(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     number: int = 0
     promised: Ballot = Ballot(0, "")
     accepted: tuple[Ballot, _Seed] | None = None
+    roster: tuple[str, ...] = ()  # of the first generation, as stated last (`founding`)
 
     def __repr__(self) -> str:
         return f"Votes({self.number}, {self.promised})"
@@ -95,26 +95,35 @@ class Votes(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 def answer(votes: Votes, ask: Ask, *, peer: str, generation: int, holders: int) -> tuple[Votes, Answer]:
     """What a holder says to `peer`, and what it must have made durable before it does.
 
-    `generation`: in force here; `holders`: how many this node knows.
+    `generation`: in force here; `holders`: how many vote, as far as this node knows; 0: it has no vote.
     """
-    held = votes if votes.number == ask.number else Votes(ask.number)
+    held = votes if votes.number == ask.number else Votes(ask.number, roster=votes.roster)
     if ask.number != generation + 1:
         return votes, Nack(0, f"generation {generation} is in force here")
     if ask.ballot.peer != peer or ask.ballot.round >= MAX_ROUND:
         return votes, Nack(held.promised.round, "the ballot is not the asking peer's")
-    if ask.holders < holders:
-        return votes, Nack(held.promised.round, f"{holders} nodes hold the root, not {ask.holders}")
+    if ask.holders != holders:
+        return votes, Nack(held.promised.round, f"{holders} nodes vote, not {ask.holders}")
     said: Answer
     match ask:
         case Prepare():
             problem = decree.against_promise(held.promised, ask.ballot)
-            after, said = Votes(ask.number, ask.ballot, held.accepted), Promise(held.accepted)
+            after = Votes(ask.number, ask.ballot, held.accepted, held.roster)
+            said = Promise(held.accepted)
         case Accept():
             problem = decree.against_vote(held.promised, held.accepted, ask.ballot, ask.seed)
-            after, said = Votes(ask.number, ask.ballot, (ask.ballot, ask.seed)), Accepted()
+            after = Votes(ask.number, ask.ballot, (ask.ballot, ask.seed), held.roster)
+            said = Accepted()
     if problem:
         return votes, Nack(held.promised.round, _SAID.get(problem, problem))
     return after, said
+
+
+def stated(votes: Votes, roster: frozenset[str]) -> Votes | None:
+    """After stating this founding roster; None where that would undo a vote, or what was stated before."""
+    if votes.accepted is not None or not frozenset(votes.roster) < roster:
+        return None
+    return Votes(votes.number, votes.promised, votes.accepted, tuple(sorted(roster)))
 
 
 def is_decided(agreeing: int, holders: int) -> bool:

@@ -102,6 +102,7 @@ TABLE: Final[dict[str, Rule]] = {
     ),
     # admission (`admission.documents`): never deleted, since a member that was away must learn of them
     "member": Rule(("<peer>",), Writer.MEMBER, 512, 1, _MAX_NODES, False),
+    "founder": Rule(("<peer>",), Writer.OWNER, 4096, 1, _MAX_NODES, False),
     "revoked": Rule(("<peer>",), Writer.CERTIFICATE, 1024, _MAX_NODES, _MAX_NODES, False),
     "invite": Rule(("<id>",), Writer.CERTIFICATE, 512, 4096, 4096, False),
     "withdrawn": Rule(("<id>",), Writer.CERTIFICATE, 256, 4096, 4096, False),

@@ -83,6 +83,7 @@ class SimAgent:
             replication=self.replication,
             durable=self.durable,
             entropy=world.engine.random.randbytes,
+            minimum_nodes=machine.plan.minimum_nodes or world.plan.minimum_nodes,
         )
         vpn_changed = working.signal()
         self.vpn = SimVpn(self, world.plan.network, vpn_changed)
@@ -216,6 +217,8 @@ class SimAgent:
         await self.places.load()
         for job in (self.replication, self.admission, self.host, self.places):
             self.tasks.start(job.run())
+        if self.machine.world.plan.rotates:  # elsewhere the worlds of kept seeds stay what they were
+            self.tasks.start(self.issuing.founding.run())
         for work in (self.vpn, self.cluster):
             self.work.start(work.run())
         if self.upgrading is not None:

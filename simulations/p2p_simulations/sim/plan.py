@@ -383,6 +383,11 @@ class Plan:
     expect: Expectations = Expectations()
 
     @property
+    def rotates(self) -> bool:
+        """Whether the mesh's keys are rotated."""
+        return any(isinstance(fault, Rotate) for _, fault in self.faults)
+
+    @property
     def upgrades_k3s(self) -> bool:
         """Whether another k3s is ever ordered."""
         return any(isinstance(fault, UpgradeK3s) for _, fault in self.faults)

@@ -104,7 +104,8 @@ class Ledgers:
         if agent is not None:
             identities = self._world.identities
             rotations = max(self._world.token.generation, 1 + self._world.rotations)
-            each = 8 if self._world.plan.upgrades_k3s else 7  # two of them grants: a holder's and a liar's
+            plan = self._world.plan
+            each = 7 + plan.upgrades_k3s + plan.rotates  # two of them grants: a holder's and a liar's
             limit = each * identities + 2 * (len(self._votes.certified) + 2) + len(self._world.revoked)
             limit += rotations * (identities + 1) + len(self._world.drained)
             if len(agent.replication.ledger) > limit:
