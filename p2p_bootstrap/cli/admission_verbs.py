@@ -128,8 +128,7 @@ def revoke(invitation: str, socket: Path) -> None:
 @click.option(
     "--force",
     is_flag=True,
-    help="Also while most nodes that vote are out of sight: at stake is that another side rotates too, and the mesh "
-    "is parted for good.",
+    help="Also while most nodes that vote are out of sight: if they rotate too, the mesh is parted for good.",
 )
 @socket_option
 def rotate(yes: bool, force: bool, socket: Path) -> None:
