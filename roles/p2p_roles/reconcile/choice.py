@@ -88,7 +88,8 @@ def _chosen(
         new = [p for p in wanted if p not in kept]
         if new:
             wanted.remove(new[-1])
-        else:
+        elif not any(facts.by_peer[p].drained for p in kept if p in facts.by_peer):
+            # (who is drained keeps its place: the number is put right when it is back)
             wanted = _without(facts, kept, unwanted, len(kept) - 1)
     return wanted, why
 

@@ -27,6 +27,7 @@ from p2p_simulations.sim.plan import (
     CorruptLedger,
     Cut,
     Depart,
+    Drain,
     DriftClock,
     Fault,
     Flap,
@@ -57,11 +58,11 @@ _FOUNDS_NONE: Final = 64  # nodes before a genesis, for a machine that comes lat
 _STATES: Final = ("ELECT", "INIT", "WAIT", "JOIN", "MEMBER", "FENCED")
 
 
-def random_plan(seed: int, *, dice: int = 5) -> Plan:
+def random_plan(seed: int, *, dice: int = 6) -> Plan:
     """The plan of a seed: the same on every machine. `dice`: with fewer, as it was before there were more."""
     die = _Dice(seed)
     plan = die.plan()
-    for throw in (die.more, die.later, die.operated, die.went_back)[: dice - 1]:
+    for throw in (die.more, die.later, die.operated, die.went_back, die.drained)[: dice - 1]:
         plan = throw(plan)
     return plan
 
@@ -430,6 +431,24 @@ class _Dice:
             faults += [(at_s, CorruptCopy(name)) for name in sorted(whom)]
             if self._has(0.5):
                 faults.append((at_s + chance.uniform(0, 20), Recover(self._one(), "latest")))
+        return dataclasses.replace(plan, faults=tuple(sorted(faults, key=lambda planned: planned[0])))
+
+    # ------------------------------------------------------------ of a sixth die
+
+    def drained(self, plan: Plan) -> Plan:
+        """Operators announce that machines will be away, and switch most of them off, some for too long."""
+        self.chance = chance = random.Random(f"drained {self.seed}")
+        if not self._has(0.2):
+            return plan
+        faults = list(plan.faults)
+        for _ in range(chance.choice((1, 1, 2))):
+            name, at_s = self._one(), chance.uniform(plan.heal_at_s / 4, plan.heal_at_s)
+            for_s = chance.choice((20.0, 60.0, 150.0))
+            faults.append((at_s, Drain(name, for_s)))
+            if self._has(0.8):
+                faults.append(
+                    (at_s + chance.uniform(0, 5), PowerCut((name,), for_s * chance.uniform(0.2, 1.4)))
+                )
         return dataclasses.replace(plan, faults=tuple(sorted(faults, key=lambda planned: planned[0])))
 
 

@@ -89,7 +89,7 @@ class SimKube:
             raise api.NotFound(f"{path} not found")
         etcd.kube.marks.pop(name, None)
         peer, address = found
-        self._world.checkers.clusters.node_deleted(self._machine, peer)
+        self._world.checkers.clusters.node_deleted(self._machine, etcd, peer)
         etcd.kube.revision += 1
         self._world.note(self._machine.name, f"deletes the Node {name}")
         if etcd.members.get(peer) == address:

@@ -96,11 +96,13 @@ class Clusters:
         if etcd.learner and etcd.learner != peer:
             fail(f"{machine.name} removes a member while {self._world.name(etcd.learner)} comes")
 
-    def node_deleted(self, machine: SimMachine, peer: str) -> None:
-        """Nobody takes the place of a node whose absence was announced: only if it is not coming back."""
+    def node_deleted(self, machine: SimMachine, etcd: Etcd, peer: str) -> None:
+        """Nobody takes the place of a server whose absence was announced to who decides: only if it is not
+        coming back, or if there are too many."""
         world = self._world
-        until = world.drained.get(PeerId(peer), 0.0)
-        if world.engine.now < until and not world.is_gone(peer) and peer not in world.reimaged:
+        known = machine.agent.replication.drained if machine.agent is not None else {}
+        is_surplus = peer not in etcd.members or len(etcd.members) > world.plan.servers
+        if peer in known and not is_surplus and not world.is_gone(peer) and peer not in world.reimaged:
             fail(f"{machine.name} deletes the Node of {world.name(peer)}, which is drained")
 
     def role_changed(self, machine: SimMachine, core: Bootstrap) -> None:
