@@ -17,9 +17,10 @@ test:             ## every lane this machine can run; the others are skipped wit
 test-k3s: setup   ## the contract suite of k3s, against the stand-in and a real binary (K3S_BIN) if there is one
 	@$(SUDO) .venv/bin/python -m pytest tests/k3s
 
-bench: setup      ## throughput beside the peers, start-up beside one by hand; prints tables, asserts nothing
+bench: setup      ## throughput beside the peers, start-up and repair beside one by hand; prints tables, asserts nothing
 	@$(SUDO) .venv/bin/python tests/bench/bench_dataplane.py
 	@$(SUDO) .venv/bin/python tests/bench/bench_startup.py
+	@$(SUDO) .venv/bin/python tests/bench/bench_repair.py
 
 lint: setup       ## style, types, import contracts
 	@.venv/bin/python -m pytest -q tests/tidy
