@@ -113,6 +113,25 @@ async def until(condition: Callable[[], bool]) -> None:
             await trio.sleep(0.01)
 
 
+async def test_a_program_says_its_version_once_and_another_one_its_own(machine: Machine) -> None:
+    def put(version: str) -> None:
+        new = machine.root / "new"
+        new.write_text(f'#!/bin/sh\necho >> "$0.asked"\necho "k3s version {version} (0123abcd)"\n')
+        new.chmod(0o755)
+        new.rename(machine.binary)
+
+    asked = machine.root / "k3s.asked"
+    put("v1.36.1+one")
+    driver = machine.driver()
+    assert [await driver.version() for _ in range(3)] == ["v1.36.1+one"] * 3
+    assert len(asked.read_text().splitlines()) == 1
+    put("v1.36.2+two")
+    assert await driver.version() == "v1.36.2+two", "an upgrade swaps the file"
+    machine.binary.unlink()
+    with pytest.raises(K3sFailed):
+        await driver.version()
+
+
 async def test_start_ready_survive_adopt_stop(machine: Machine) -> None:
     first = machine.driver()
     async with supervised(first):
