@@ -28,7 +28,7 @@ from p2p_network.host.mesh import MeshHost
 from p2p_network.host.rendezvous import RendezvousNotes, RendezvousServer
 from p2p_network.identity import Identity
 from p2p_network.meeting import notes, protobuf, rendezvous
-from p2p_network.meeting.pace import Pauses
+from p2p_network.meeting.pace import Outcome, Pauses
 from p2p_network.token import NetworkToken, format_token, mesh_keys
 
 TOKEN = NetworkToken(bytes(range(32)))
@@ -115,7 +115,7 @@ async def test_the_server_learns_nothing_and_members_all() -> None:
     async with serving() as server:
         for number in (1, 2, 3):
             guest = visitor(number, server.addresses()[0], found[number])
-            assert await guest.look_once()
+            assert await guest.look_once() is Outcome.WROTE
             assert guest._own_addresses()[0] == "/ip4/127.0.0.1/tcp/4701", "the server tells where it is seen"
         assert found == {
             1: set(),
@@ -138,8 +138,8 @@ async def test_a_clock_that_is_a_day_wrong_is_found(monkeypatch: pytest.MonkeyPa
         with monkeypatch.context() as patch:
             wrong = time.time() + days * notes.DAY_S
             patch.setattr(rendezvous_host, "time", SimpleNamespace(time=lambda: wrong))
-            assert await visitor(1, server.addresses()[0], set()).look_once()
-        assert await visitor(2, server.addresses()[0], found).look_once()
+            assert await visitor(1, server.addresses()[0], set()).look_once() is Outcome.WROTE
+        assert await visitor(2, server.addresses()[0], found).look_once() is Outcome.WROTE
     assert found == {"/ip4/192.0.2.1/tcp/4701"}
 
 
@@ -178,7 +178,7 @@ async def test_it_serves_nothing_else_and_goes_on_after_garbage() -> None:
             await stream.write(raw)
             with trio.fail_after(20):
                 assert await stream.read() == b"", "it ends the stream"
-        assert await visitor(1, server.addresses()[0], found).look_once()
+        assert await visitor(1, server.addresses()[0], found).look_once() is Outcome.WROTE
         swarm.abort_all()
         nursery.cancel_scope.cancel()
 
@@ -187,7 +187,7 @@ async def test_a_server_that_is_away_costs_a_word_and_a_wrong_address_is_refused
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{closed.getsockname()[1]}"
-    assert not await visitor(1, nobody, set()).look_once()
+    assert await visitor(1, nobody, set()).look_once() is Outcome.FAILED
     with pytest.raises(MeshError, match=r"rendezvous server: .* has no port"):
         visitor(1, "nowhere", set())
 

@@ -28,7 +28,7 @@ from p2p_network.host.public_dht import public_client
 from p2p_network.host.public_notes import SOURCE, PublicNotes, txt_records
 from p2p_network.identity import Identity
 from p2p_network.meeting import ipns, kad, notes
-from p2p_network.meeting.pace import Pauses
+from p2p_network.meeting.pace import Outcome, Pauses
 from p2p_network.meeting.witness import Witnesses
 
 pytestmark = pytest.mark.xdist_group("npm")
@@ -163,7 +163,8 @@ async def test_a_clock_that_is_a_day_wrong_is_found(
         with monkeypatch.context() as patch:
             wrong = time.time() + days * notes.DAY_S
             patch.setattr(public_notes, "time", SimpleNamespace(time=lambda: wrong))
-            assert await notes_of(21, dht, key, lambda peer, addresses, source: None).look_once()
+            mistaken = notes_of(21, dht, key, lambda peer, addresses, source: None)
+            assert await mistaken.look_once() is Outcome.WROTE
         lonely = notes_of(22, dht, key, lambda peer, addresses, source: found.extend(addresses))
         await lonely.look_once()
         assert not found, "at first it looks into today's boxes"
@@ -179,7 +180,7 @@ async def test_liars_and_mute_nodes_keep_nobody_from_being_found(
     found: list[str] = []
     with running_dht(js_folder, hostile=3) as dht, trio.fail_after(120):
         lonely = notes_of(11, dht, KEY, lambda peer, addresses, source: None)
-        assert await lonely.look_once(), "it is kept where somebody is honest"
+        assert await lonely.look_once() is Outcome.WROTE, "it is kept where somebody is honest"
         await notes_of(12, dht, KEY, lambda peer, addresses, source: found.extend(addresses)).look_once()
     assert found == ["/ip4/192.0.2.11/tcp/4701"]
 

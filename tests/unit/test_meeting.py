@@ -12,7 +12,7 @@ from p2p_network.core.ids import PeerId, base58_decode, peer_id_of, public_key_o
 from p2p_network.host.addresses import Endpoint
 from p2p_network.identity import Identity
 from p2p_network.meeting import ipns, kad, notes, protobuf, rendezvous
-from p2p_network.meeting.pace import Pace, Pauses
+from p2p_network.meeting.pace import Outcome, Pace, Pauses
 from p2p_network.meeting.witness import Witnesses, observed_in
 
 KEY, OTHER = b"r" * 32, b"s" * 32
@@ -420,20 +420,33 @@ class TestPace:
         assert pace.is_due(5, alone=True, addresses=here)
         due = 5.0
         for pause in (20, 40, 60, 60):
-            pace.looked(due, wrote=True)
+            pace.looked(due, Outcome.WROTE)
             assert not pace.is_due(due + pause - 1, alone=True, addresses=here)
             due += pause
             assert pace.is_due(due, alone=True, addresses=here)
         assert pace.is_due(due, alone=False, addresses=here)
-        pace.looked(due, wrote=True)
+        pace.looked(due, Outcome.WROTE)
         assert pace.is_due(due + 90, alone=False, addresses=here), "see whether the note is still there"
-        pace.looked(due + 90, wrote=False)
+        pace.looked(due + 90, Outcome.LOOKED)
         assert not pace.is_due(due + 3600, alone=False, addresses=here)
         assert not pace.is_due(due + 3600, alone=False, addresses=there)
         assert pace.is_due(due + 3620, alone=False, addresses=there), "its address changed"
-        pace.looked(due + 3620, wrote=False)
+        pace.looked(due + 3620, Outcome.LOOKED)
         assert not pace.is_due(due + 3630, alone=True, addresses=there)
         assert pace.is_due(due + 3650, alone=True, addresses=there), "it lost the others"
+
+    def test_what_cannot_be_reached_is_tried_soon_and_then_ever_more_seldom(self) -> None:
+        pace = Pace(Pauses(5, 20, 60, 200, 90), jitter=lambda: 0.5)
+        here, due = ("/ip4/10.0.0.1/tcp/1",), 5.0
+        assert not pace.is_due(0, alone=False, addresses=here)
+        for pause in (20, 40, 80, 160, 200, 200):
+            assert pace.is_due(due, alone=False, addresses=here)
+            pace.looked(due, Outcome.FAILED)
+            assert not pace.is_due(due + pause - 1, alone=False, addresses=here)
+            due += pause
+        pace.looked(due, Outcome.LOOKED)
+        pace.looked(due, Outcome.FAILED)
+        assert pace.is_due(due + 20, alone=False, addresses=here), "it was well meanwhile"
 
 
 def test_a_foreign_key_proves_itself_and_an_unsafe_one_is_refused() -> None:

@@ -19,7 +19,7 @@ from p2p_network.host.discovery import DhtRendezvous, Learn, LocalDiscovery
 from p2p_network.host.guards import MeshBasicHost
 from p2p_network.host.listener import machine_addresses
 from p2p_network.host.rendezvous import RendezvousNotes
-from p2p_network.meeting.pace import Pace, Pauses
+from p2p_network.meeting.pace import Outcome, Pace, Pauses
 
 logger = log.get(__name__)
 
@@ -115,14 +115,14 @@ class Finding:
         if self._dht is not None and self._nursery is not None:
             self._nursery.start_soon(self._dht.know, peer, tuple(addresses))
 
-    async def _keep_looking(self, look_once: Callable[[], Awaitable[bool]], pauses: Pauses) -> None:
+    async def _keep_looking(self, look_once: Callable[[], Awaitable[Outcome]], pauses: Pauses) -> None:
         """Look into a public place as often as `meeting.pace` says, for ever."""
         pace = Pace(pauses, random.random)
         while True:
             now = trio.current_time()
             if pace.is_due(now, alone=self._is_alone(), addresses=tuple(self._addresses())):
-                wrote = await look_once()
-                pace.looked(trio.current_time(), wrote=wrote)
+                outcome = await look_once()
+                pace.looked(trio.current_time(), outcome)
             await trio.sleep(LOOK_CHECK_S)
 
     async def _announce(self, local: LocalDiscovery) -> None:

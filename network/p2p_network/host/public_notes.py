@@ -23,6 +23,7 @@ from p2p_network.core.ids import PeerId
 from p2p_network.host.discovery import Learn
 from p2p_network.host.public_dht import NameRecords, PublicClient, public_client
 from p2p_network.meeting import ipns, kad, notes
+from p2p_network.meeting.pace import Outcome
 
 logger = log.get(__name__)
 
@@ -77,8 +78,8 @@ class PublicNotes:
         self._found_nobody = 0
         self._believed: tuple[str, ...] = ()
 
-    async def look_once(self) -> bool:
-        """Look into the boxes and keep the own note alive. Whether something was written."""
+    async def look_once(self) -> Outcome:
+        """Look into the boxes, and keep this node's own note alive."""
         found: set[PeerId] = set()
         today = notes.day_of(time.time())
         wrote, failure, asked = False, "", 0
@@ -107,7 +108,7 @@ class PublicNotes:
             reason = f"asked {asked} times"
             log.event(logger, "public_dht.looked", level=level, count=len(found), reason=reason)
         self._failing = failure
-        return wrote
+        return Outcome.FAILED if failure else Outcome.WROTE if wrote else Outcome.LOOKED
 
     async def _keep_own(self, client: PublicClient, box: _Box, today: int) -> bool:
         """Write into this node's own box if it should. Whether it wrote."""

@@ -26,6 +26,7 @@ from p2p_network.host.guards import MeshBasicHost, MeshSwarm
 from p2p_network.host.listener import Listener
 from p2p_network.host.private import SocketWire
 from p2p_network.meeting import notes, protobuf, rendezvous, witness
+from p2p_network.meeting.pace import Outcome
 from p2p_network.meeting.rendezvous import Discover, Discovered, Message, Register, Registered, Registry
 from p2p_network.meeting.witness import Witnesses
 
@@ -143,8 +144,8 @@ class RendezvousNotes:
         self._failing: set[Endpoint] = set()
         self._seen_at: dict[Endpoint, Witnesses] = {}
 
-    async def look_once(self) -> bool:
-        """Visit all servers. Whether one of them keeps this node's note."""
+    async def look_once(self) -> Outcome:
+        """Visit all servers; it is enough that one of them keeps this node's note."""
         kept: list[Endpoint] = []
 
         async def visit(endpoint: Endpoint, expected: PeerId | None) -> None:
@@ -165,7 +166,7 @@ class RendezvousNotes:
         async with trio.open_nursery() as nursery:
             for endpoint, expected in self._servers:
                 nursery.start_soon(visit, endpoint, expected)
-        return bool(kept)
+        return Outcome.WROTE if kept else Outcome.FAILED
 
     async def _visit(self, endpoint: Endpoint, expected: PeerId | None) -> None:
         swarm = MeshSwarm(self._seed, notes.meeting_psk(self._key))

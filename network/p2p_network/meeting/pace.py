@@ -1,13 +1,15 @@
 """How often does a node look into a public place?
 
 Soon and often while it is alone, seldom once it has found the mesh: then it only keeps its own note alive and
-now and then looks whether others are there whom it doesn't know. Pure; monotonic seconds.
+now and then looks whether others are there whom it doesn't know. What can't be reached (a machine that boots,
+a site that is cut off) is tried again soon, then ever more seldom. Pure; monotonic seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,14 @@ class Pauses:
     alone_cap_s: float
     calm_s: float
     after_write_s: float
+
+
+class Outcome(Enum):
+    """Of a look: nobody there answered, it was looked, or this node's note was written too."""
+
+    FAILED = "failed"
+    LOOKED = "looked"
+    WROTE = "wrote"
 
 
 class Pace:
@@ -47,12 +57,13 @@ class Pace:
         self._told = addresses
         return now >= self._due
 
-    def looked(self, now: float, *, wrote: bool) -> None:
-        """A look has ended. `wrote`: and something was written, which another may have overwritten since."""
-        if self._alone:
+    def looked(self, now: float, outcome: Outcome) -> None:
+        """A look has ended. What was written another may have overwritten since: that is looked at sooner."""
+        if self._alone or outcome is Outcome.FAILED:
             pause_s = self._pause_s
-            self._pause_s = min(pause_s * 2, self._pauses.alone_cap_s)
+            cap_s = self._pauses.alone_cap_s if self._alone else self._pauses.calm_s
+            self._pause_s = min(pause_s * 2, cap_s)
         else:
             self._pause_s = self._pauses.alone_s
-            pause_s = self._pauses.after_write_s if wrote else self._pauses.calm_s
+            pause_s = self._pauses.after_write_s if outcome is Outcome.WROTE else self._pauses.calm_s
         self._due = now + pause_s * (0.75 + 0.5 * self._jitter())
