@@ -30,10 +30,11 @@ from pathlib import Path
 
 import trio
 
+from p2p_bootstrap.cli.client import AgentClient
 from p2p_bootstrap.node.admission import Admission
 from p2p_bootstrap.node.trio_runtime import TrioRuntime
 from p2p_network.admission.kept import Kept, authority_of, from_network_token
-from p2p_network.core.errors import PeerUnreachable
+from p2p_network.core.errors import P2PError, PeerUnreachable
 from p2p_network.core.ids import PeerId
 from p2p_network.host.mesh import MeshHost
 from p2p_network.identity import Identity
@@ -295,7 +296,7 @@ def sent_bytes(pids: list[int]) -> dict[int, int]:
     return found
 
 
-def measure_bytes(agents: int, idle_s: float) -> None:
+def measure_bytes(agents: int, idle_s: float, settle_s: float) -> None:
     """Whole agents, idle and after one change."""
     cli = str(Path(sys.executable).with_name("kairos-p2p"))
     with tempfile.TemporaryDirectory(prefix="kp2p-bench-") as folder:
@@ -318,8 +319,10 @@ def measure_bytes(agents: int, idle_s: float) -> None:
                 log = (place / "log").open("w")
                 processes.append(subprocess.Popen(words, stdout=log, stderr=log))
             sockets = [str(Path(folder) / f"n{number}" / "api.sock") for number in range(agents)]
-            _wait_joined(cli, sockets, agents, 60.0 + 20.0 * agents)
-            time.sleep(45)  # until all that was news has gone round
+            began = time.monotonic()
+            _wait_joined(sockets, agents, 60.0 + 20.0 * agents)
+            print(f"{agents} agents have each other after {time.monotonic() - began:.0f} s", flush=True)
+            time.sleep(settle_s)  # until all that was news has gone round
             pids = [process.pid for process in processes]
             before = sent_bytes(pids)
             time.sleep(idle_s)
@@ -342,16 +345,13 @@ def measure_bytes(agents: int, idle_s: float) -> None:
                 process.wait()
 
 
-def _wait_joined(cli: str, sockets: list[str], agents: int, limit_s: float) -> None:
+def _wait_joined(sockets: list[str], agents: int, limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     for path in sockets:
         while time.monotonic() < deadline:
-            done = subprocess.run(
-                [cli, "status", "-o", "json", "--socket", path], capture_output=True, text=True
-            )
-            peers = re.search(r'"peers": *(\d+)', done.stdout)
-            if done.returncode == 0 and peers and int(peers[1]) >= min(agents - 1, 30):
-                break
+            with suppress(P2PError):
+                if AgentClient(path, timeout_s=limit_s).status()["mesh"]["peers"] >= min(agents - 1, 30):
+                    break
             time.sleep(0.5)
 
 
@@ -425,6 +425,7 @@ def main() -> None:
     wire = verbs.add_parser("bytes")
     wire.add_argument("--agents", type=int, default=10)
     wire.add_argument("--idle", type=float, default=30.0)
+    wire.add_argument("--settle", type=float, default=45.0)
     verbs.add_parser("times").add_argument("--long", type=float, default=300.0)
     args = parser.parse_args()
     match args.verb:
@@ -435,7 +436,7 @@ def main() -> None:
         case "attack":
             trio.run(attack, args.seconds)
         case "bytes":
-            measure_bytes(args.agents, args.idle)
+            measure_bytes(args.agents, args.idle, args.settle)
         case "times":
             measure_times(args.long)
 
