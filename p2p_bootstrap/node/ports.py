@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from p2p_network.ledger.store import Loaded
     from p2p_roles.events import K3sChanged, ReplaceInitDropIn, ResetK3s, StartK3s
     from p2p_roles.k3s.datastore import EtcdFacts
-    from p2p_roles.k3s.pki import JoinAnswer, JoinSecret
+    from p2p_roles.k3s.pki import ClusterSecrets, JoinAnswer, JoinSecret
     from p2p_roles.recovery import SnapshotFacts
     from p2p_roles.rules import Authorization
     from p2p_roles.upgrade.model import Order
@@ -119,6 +119,14 @@ class Server(Protocol):
     def data(self) -> EtcdData: ...
 
     def server_secret(self, ca_hash: str) -> bytes: ...
+
+
+class Restored(Protocol):
+    """A k3s that takes the CA and tokens of a backup; see `K3sUnit`."""
+
+    def keep_restored(self, secrets: ClusterSecrets) -> None: ...
+
+    async def count_workloads(self) -> int | None: ...
 
 
 class SnapshotVault(Protocol):

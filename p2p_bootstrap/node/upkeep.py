@@ -21,12 +21,12 @@ from p2p_bootstrap.node import backup as backups
 from p2p_bootstrap.node.backup import Backup
 from p2p_bootstrap.node.k3s import K3sUnit
 from p2p_bootstrap.node.recovery import Look, Recovery
+from p2p_bootstrap.node.restoring import Restoring
 from p2p_bootstrap.node.snapshots import Snapshots
 from p2p_network.core import log
-from p2p_network.core.errors import P2PError, QuorumMissing, RoleError
-from p2p_network.core.ids import PeerId, short, stable_hash
-from p2p_roles import assign
-from p2p_roles.genesis.messages import Continuation, Genesis
+from p2p_network.core.errors import P2PError, RoleError
+from p2p_network.core.ids import PeerId, short
+from p2p_roles.genesis.messages import Genesis
 from p2p_roles.k3s import kube
 from p2p_roles.k3s.spec import K3sPaths
 from p2p_roles.recovery import SnapshotFacts
@@ -51,6 +51,7 @@ class Upkeep:
         k3s: K3sUnit,
         recovery: Recovery,
         snapshots: Snapshots,
+        restoring: Restoring,
     ) -> None:
         self._config = config
         self._self_id = self_id
@@ -58,6 +59,7 @@ class Upkeep:
         self._k3s = k3s
         self._recovery = recovery
         self._snapshots = snapshots
+        self._restoring = restoring
         self._one = trio.Lock()
         cluster.before_certified = self.remove_gone_nodes
 
@@ -167,66 +169,17 @@ class Upkeep:
 
     async def restore(self, path: str, passphrase_file: str, abandon: bool) -> DoneDoc:
         """Begin the cluster of a backup on this mesh, with this node as its first server."""
-        machine = self._cluster.machine
-        if self._config.wish == "agent":
-            raise RoleError("this node is forced to be an agent (p2p.role)", hint="restore on another node")
-        if not machine.vpn_ip:
-            raise RoleError("this node has no VPN address yet", hint="wait: kairos-p2p wait mesh")
+        self._restoring.check()
         passphrase = await trio.to_thread.run_sync(backups.read_passphrase, Path(passphrase_file))
         async with self._one:
             target = self._snapshots.vault.folder / ".from-backup"
             whole = await trio.to_thread.run_sync(backups.read, Path(path), passphrase, target)
             try:
-                secret = whole.secrets.server_token.encode()
-                await trio.to_thread.run_sync(self._snapshots.vault.seal_in, target, whole.snapshot, secret)
+                genesis = await self._restoring.begin(whole, target, abandon=abandon)
             finally:
                 target.unlink(missing_ok=True)
-            await trio.to_thread.run_sync(self._k3s.keep_restored, whole.secrets)
-            genesis = await self._restored_genesis(whole, abandon=abandon)
-            refusal = await self._cluster.recover(genesis)
-        if refusal:
-            raise QuorumMissing(
-                f"no quorum decided the restore: {refusal}", hint="look at: kairos-p2p roles list"
-            )
         log.event(logger, "backup.restoring", cluster=genesis.cluster_id, snapshot=whole.snapshot.digest)
         return DoneDoc(done=f"decided: this node begins the cluster from {whole.snapshot.name}")
-
-    async def _restored_genesis(self, whole: Backup, *, abandon: bool) -> Genesis:
-        machine = self._cluster.machine
-        up = machine.up_epoch()
-        abandons: tuple[str, ...] = ()
-        if up:
-            facts = await self._recovery.ask_all()
-            present = {f.genesis.cluster_id: f for f in facts.values() if f.genesis is not None}
-            if machine.member is not None and machine.member.joined and machine.member.role == "server":
-                count = await self._k3s.count_workloads()
-            else:
-                count = max((f.workloads or 0 for f in present.values()), default=0)
-            if count and not abandon:
-                raise RoleError(
-                    f"the cluster that is up here has {count} objects of users",
-                    hint="it would be set aside; if that is meant: --abandon",
-                )
-            abandons = tuple(sorted(present))
-        chosen = assign.first_servers(
-            machine.view, self._self_id, self._config.declared_servers, machine.failed()
-        )
-        old = whole.genesis
-        return Genesis(
-            cluster_id=f"{stable_hash('restore', machine.scope, up, self._self_id, old.cluster_id):016x}",
-            initiator=self._self_id,
-            vpn_ip=machine.vpn_ip,
-            ca_hash=whole.secrets.ca_hash,
-            args_hash=machine.rules.args_hash,
-            k3s_version=machine.rules.k3s_version,
-            servers=chosen.servers,
-            datastore="etcd",
-            placement=old.placement,
-            home_region=old.home_region,
-            continues=Continuation(
-                up, reset=True, snapshot=whole.snapshot.digest, abandons=abandons, approved_by=self._self_id
-            ),
-        )
 
     # ------------------------------------------------------------ after a restore or a recovery
 

@@ -32,6 +32,7 @@ from p2p_bootstrap.node.proxy import Proxy
 from p2p_bootstrap.node.recovery import Recovery
 from p2p_bootstrap.node.replication import Replication
 from p2p_bootstrap.node.resolving import Resolving
+from p2p_bootstrap.node.restoring import Restoring
 from p2p_bootstrap.node.routing import Routing
 from p2p_bootstrap.node.scope import options_of
 from p2p_bootstrap.node.service_answers import ServiceAnswers
@@ -184,6 +185,16 @@ async def assemble(
         facts=snapshots,
         automatic=given.config.p2p.recovery == "automatic",
     )
+    restoring = Restoring(
+        runtime=ground.runtime,
+        self_id=ground.self_id,
+        servers=given.config.declared_servers,
+        may_serve=given.config.wish != "agent",
+        cluster=roles.cluster,
+        k3s=roles.k3s,
+        recovery=recovery,
+        vault=snapshots.vault,
+    )
     upkeep = Upkeep(
         config=given.config,
         self_id=ground.self_id,
@@ -191,6 +202,7 @@ async def assemble(
         k3s=roles.k3s,
         recovery=recovery,
         snapshots=snapshots,
+        restoring=restoring,
     )
     programs = K3sPrograms(
         self_id=ground.self_id,

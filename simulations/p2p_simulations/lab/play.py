@@ -226,6 +226,8 @@ class Player:
                 | faults.UpgradeK3s()
                 | faults.Recover()
                 | faults.CorruptCopy()
+                | faults.MakeBackup()
+                | faults.RestoreBackup()
             ):
                 raise AssertionError(f"{kind_of(fault)} was refused before anything was started")
             case _:

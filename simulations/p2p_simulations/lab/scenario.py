@@ -35,6 +35,8 @@ ABSENT: Final[dict[str, str]] = {
     "equivocate": _NO_LIES,
     "backdate": _NO_LIES,
     "recover": "an operator is asked there: kairos-p2p cluster recover",
+    "backup": "an operator is asked there: kairos-p2p backup FILE",
+    "restore": "an operator is asked there: kairos-p2p restore FILE",
     "corrupt_snapshot": "nobody goes back to a snapshot there without `recover`",
 }
 """Faults of the simulator that a lab has not, and why."""

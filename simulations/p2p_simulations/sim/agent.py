@@ -14,6 +14,7 @@ from p2p_bootstrap.node.places import Places
 from p2p_bootstrap.node.policy import ledger_policy
 from p2p_bootstrap.node.recovery import Recovery
 from p2p_bootstrap.node.replication import Replication
+from p2p_bootstrap.node.restoring import Restoring
 from p2p_bootstrap.node.scope import ClusterOptions
 from p2p_bootstrap.node.snapshots import Snapshots
 from p2p_bootstrap.node.upgrading import Upgrading
@@ -155,6 +156,18 @@ class SimAgent:
             facts=self.snapshots if self.snapshots is not None else NoSnapshots(self.k3s.data),
             automatic=world.plan.recovers,
         )
+        self.restoring: Restoring | None = None
+        if self.snapshots is not None:
+            self.restoring = Restoring(
+                runtime=working,
+                self_id=machine.peer,
+                servers=world.plan.servers,
+                may_serve=machine.plan.wish != "agent",
+                cluster=self.cluster,
+                k3s=self.k3s,
+                recovery=self.recovery,
+                vault=self.snapshots.vault,
+            )
         self.tasks.start(self._live())
 
     def _kept(self) -> Kept | None:

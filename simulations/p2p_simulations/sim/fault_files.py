@@ -31,11 +31,13 @@ from p2p_simulations.sim.plan import (
     JumpClock,
     KillAgent,
     LoseLedger,
+    MakeBackup,
     OneWay,
     Partition,
     PowerCut,
     Recover,
     Reimage,
+    RestoreBackup,
     Revoke,
     Rotate,
     Slow,
@@ -56,7 +58,7 @@ KINDS: Final = (
     "power_cut", "kill_agent", "partition", "one_way", "cut", "flap", "network", "clock", "drift", "freeze",
     "slow_disk", "slow_cpu", "full_disk", "corrupt", "corrupt_ledger", "corrupt_snapshot", "lose_ledger",
     "reimage", "break_k3s", "leave", "vanish", "upgrade", "bad_upgrade", "upgrade_k3s", "recover", "rotate",
-    "revoke", "forge", "replay", "equivocate", "backdate", "drain",
+    "revoke", "forge", "replay", "equivocate", "backdate", "drain", "backup", "restore",
 )  # fmt: skip
 
 
@@ -190,6 +192,8 @@ class FaultReader(Reader):
             "lose_ledger": lambda: LoseLedger(who, for_s if for_s is not None else 1.0),
             "corrupt_ledger": lambda: CorruptLedger(who, for_s if for_s is not None else 1.0),
             "corrupt": lambda: CorruptDurable(who, for_s if for_s is not None else 1.0),
+            "backup": lambda: MakeBackup(who),
+            "restore": lambda: RestoreBackup(who),
             "corrupt_snapshot": lambda: CorruptCopy(who),
             "reimage": lambda: Reimage(who, for_s if for_s is not None else 30.0),
             "rotate": lambda: Rotate(who),

@@ -25,11 +25,13 @@ from p2p_simulations.sim.plan import (
     JumpClock,
     KillAgent,
     LoseLedger,
+    MakeBackup,
     OneWay,
     Partition,
     PowerCut,
     Recover,
     Reimage,
+    RestoreBackup,
     Revoke,
     Rotate,
     Slow,
@@ -73,6 +75,10 @@ def happen(world: World, fault: Fault) -> None:
             programs.order(world, fault)
         case Recover(node, snapshot):
             operator.recover(world, node, snapshot)
+        case MakeBackup(node):
+            operator.back_up(world, node)
+        case RestoreBackup(node):
+            operator.restore(world, node)
         case JumpClock() | DriftClock() | Freeze() | Slow() | FullDisk() | BreakK3s():
             _hamper(world, world.machines[fault.node], fault)
         case CorruptCopy(node):

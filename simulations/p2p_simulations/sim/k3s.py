@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
 
 DROP_IN, DATA, JOIN_SECRET, SECRETS = "k3s/dropin", "k3s/data", "k3s/joinsecret", "k3s/secrets"
+RESTORED = "k3s/restored"  # the CA and tokens of a backup
 SNAPSHOTS = "k3s/snapshots/"
 _LOOK_EVERY_S = 1.0
 _JOIN_AGAIN_S = 3.0

@@ -1,5 +1,5 @@
-"""What does a person do when the cluster has lost its majority, or its data? Orders its recovery. (And before
-a machine goes on purpose? Drains it.)
+"""What does a person do when a cluster has lost its majority, or its data? Orders its recovery, or a restore.
+(And before a machine goes on purpose? Drains it.)
 
 By the production's own column (`node.recovery`), on any node that runs: it asks those in reach, makes the
 plan and has it decided. The operator is honest: only machines that are off, or whose disk is gone, are
@@ -8,11 +8,15 @@ declared lost; but nothing keeps several from ordering different things at once.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from p2p_bootstrap.node.backup import Backup
 from p2p_network import drains, wire
 from p2p_network.core.errors import P2PError
 from p2p_roles.transitions import State
+from p2p_simulations.sim.etcd import Image
+from p2p_simulations.sim.k3s import SNAPSHOTS
 
 _LOOKS_EVERY_S: Final = 45.0
 
@@ -51,6 +55,60 @@ def lost(world: World, asker: SimMachine) -> tuple[str, ...]:
     known = asker.agent.bootstrap.view.nodes
     found = [(node.peer, world.machine_of(node.peer)) for node in known]
     return tuple(peer for peer, machine in found if machine is None or not machine.is_on)
+
+
+def back_up(world: World, name: str) -> None:
+    """``backup FILE`` at the machine `name`; nothing if no agent runs there."""
+    asker = world.machines[name]
+    if asker.agent is None:
+        return world.note(name, "the operator finds no agent here")
+    asker.agent.tasks.start(_back_up(world, asker))
+    return None
+
+
+async def _back_up(world: World, asker: SimMachine) -> None:
+    """As `Upkeep.backup` does it, into a file that no fault reaches."""
+    agent = asker.agent
+    assert agent is not None, "it was there when this was ordered"
+    member = agent.bootstrap.member
+    if agent.snapshots is None or member is None or member.role != "server" or not member.joined:
+        return world.note(asker.name, "no backup: this node is no server of a cluster that is up")
+    try:
+        facts = await agent.snapshots.save("backup")
+    except P2PError as exc:
+        return world.note(asker.name, f"no backup: {exc.message}")
+    image: Image | None = asker.disk.read(f"{SNAPSHOTS}{facts.name}")
+    secrets = agent.k3s.cluster_secrets(member.genesis.ca_hash)
+    if image is None or image.digest != facts.digest or secrets is None:
+        return world.note(asker.name, "no backup: it is gone again")
+    made_s, nodes = asker.wall_s(), tuple(sorted(image.kube.nodes))
+    whole = Backup(1, made_s, member.genesis, world.plan.servers, nodes, facts, secrets)
+    world.backups.setdefault(asker.scope, []).append((whole, image))
+    return world.note(asker.name, f"a backup is written: {len(image.log)} writes")
+
+
+def restore(world: World, name: str) -> None:
+    """``restore FILE --abandon`` of the newest backup at the machine `name`."""
+    asker = world.machines[name]
+    if asker.agent is None or not world.backups.get(asker.scope):
+        return world.note(name, "the operator finds no agent here, or has no backup")
+    asker.agent.tasks.start(_restore(world, asker, *world.backups[asker.scope][-1]))
+    return None
+
+
+async def _restore(world: World, asker: SimMachine, whole: Backup, image: Image) -> None:
+    agent = asker.agent
+    assert agent is not None, "it was there when this was ordered"
+    if agent.restoring is None:
+        return world.note(asker.name, "no restore: there are no snapshots in this world")
+    file = Path("from-backup")
+    try:
+        await asker.fsync(agent.tasks, asker.disk.write({str(file): image}))
+        world.note(asker.name, f"an operator restores a backup: {len(image.log)} writes")
+        decided = await agent.restoring.begin(whole, file, abandon=True)
+    except P2PError as exc:
+        return world.note(asker.name, f"the restore was not decided: {exc.message}")
+    return world.note(asker.name, f"the restore was decided: cluster {decided.cluster_id}")
 
 
 async def _order(world: World, asker: SimMachine, snapshot: str) -> None:

@@ -283,6 +283,21 @@ class Drain:
     for_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class MakeBackup:
+    """An operator writes the whole cluster into a file, at the node (a server; else nothing comes of it). The
+    file is kept elsewhere."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreBackup:
+    """An operator begins the cluster of the newest backup at the node, whatever is set aside for it."""
+
+    node: str
+
+
 Fault: TypeAlias = (
     PowerCut
     | KillAgent
@@ -310,6 +325,8 @@ Fault: TypeAlias = (
     | Revoke
     | Recover
     | Drain
+    | MakeBackup
+    | RestoreBackup
 )
 
 

@@ -15,7 +15,7 @@ from p2p_roles import events
 from p2p_roles.k3s import pki
 from p2p_roles.rules import Authorization
 from p2p_simulations.sim.etcd import Image
-from p2p_simulations.sim.k3s import DATA, DROP_IN, JOIN_SECRET, SECRETS, DropIn
+from p2p_simulations.sim.k3s import DATA, DROP_IN, JOIN_SECRET, RESTORED, SECRETS, DropIn
 from p2p_simulations.sim.kube import SimKube
 from p2p_simulations.sim.snapshots import SimEtcdData
 from p2p_simulations.world.tasks import Lock
@@ -245,6 +245,17 @@ class SimK3sUnit:
         self._keep(JOIN_SECRET, checked)
         return checked.ca_hash
 
+    def keep_restored(self, secrets: pki.ClusterSecrets) -> None:
+        """Keep the CA and tokens of a backup."""
+        self._keep(RESTORED, secrets)
+
+    def cluster_secrets(self, ca_hash: str) -> pki.ClusterSecrets | None:
+        """What a backup takes along, without certificates; None if this node is no server."""
+        held = self._held(ca_hash)
+        if held is None or not held.server_token:
+            return None
+        return pki.ClusterSecrets(0, ca_hash, (), held.server_token, held.agent_token, b"")
+
     def server_secret(self, ca_hash: str) -> bytes:
         """What only servers of that cluster know; b"" if this node does not."""
         held = self._held(ca_hash)
@@ -257,7 +268,9 @@ class SimK3sUnit:
     def _held(self, ca_hash: str) -> pki.JoinSecret | None:
         made: Made | None = self._machine.disk.read(SECRETS)
         given: pki.JoinSecret | None = self._machine.disk.read(JOIN_SECRET)
-        known = (made.secret if made is not None else None, given)
+        restored: pki.ClusterSecrets | None = self._machine.disk.read(RESTORED)
+        brought = restored.joining("server") if restored is not None else None
+        known = (made.secret if made is not None else None, brought, given)
         return next((secret for secret in known if secret is not None and secret.ca_hash == ca_hash), None)
 
     def _keep(self, name: str, value: object, wait_s: float = 0.0) -> None:

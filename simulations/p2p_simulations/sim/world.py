@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from p2p_bootstrap.node.backup import Backup
 from p2p_network.core.ids import PeerId, short
 from p2p_network.ledger.entry import Entry
 from p2p_network.token import NetworkToken, mesh_keys
@@ -18,7 +19,7 @@ from p2p_roles.bootstrap import Bootstrap
 from p2p_roles.transitions import State
 from p2p_simulations.sim import faults
 from p2p_simulations.sim.checkers import Checkers
-from p2p_simulations.sim.etcd import Etcd
+from p2p_simulations.sim.etcd import Etcd, Image
 from p2p_simulations.sim.k3s import DATA, Data
 from p2p_simulations.sim.machine import SimMachine
 from p2p_simulations.sim.plan import Plan, UpgradeK3s
@@ -85,6 +86,7 @@ class World:
         self.rotations = 0
         self.revoked: dict[PeerId, str] = {}  # with the machine's name
         self.drained: dict[PeerId, float] = {}  # until when on the engine's clock
+        self.backups: dict[str, list[tuple[Backup, Image]]] = {}  # by scope, oldest first
         self.departed: set[str] = set()  # nodes that left, or were switched off, for ever
         self.recorded: dict[str, list[Entry]] = {}  # what a node that replays has kept
         self.touched: dict[str, SimMachine] = {}

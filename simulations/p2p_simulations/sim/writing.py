@@ -32,6 +32,7 @@ from p2p_simulations.sim.plan import (
     K3sPlan,
     KillAgent,
     LoseLedger,
+    MakeBackup,
     NodePlan,
     OneWay,
     Partition,
@@ -39,6 +40,7 @@ from p2p_simulations.sim.plan import (
     PowerCut,
     Recover,
     Reimage,
+    RestoreBackup,
     Revoke,
     Rotate,
     Slow,
@@ -241,7 +243,9 @@ def _fault_of_one(
     | Depart
     | Byzantine
     | Recover
-    | Drain,
+    | Drain
+    | MakeBackup
+    | RestoreBackup,
 ) -> Facts:
     match fault:
         case Freeze(node, for_s):
@@ -262,6 +266,10 @@ def _fault_of_one(
             return {"leave" if said else "vanish": node}
         case Byzantine(node, how):
             return {how: node}
+        case MakeBackup(node):
+            return {"backup": node}
+        case RestoreBackup(node):
+            return {"restore": node}
         case CorruptCopy(node):
             return {"corrupt_snapshot": node}
         case Drain(node, for_s):

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from p2p_simulations.sim.world import World
 
 
+def _replaces(before: Genesis, after: Genesis) -> bool:
+    """Whether it carries the other cluster on, or an operator has said that it takes its place."""
+    given_up = after.continues.abandons if after.continues is not None else ()
+    return is_kin(before, after) or before.cluster_id in given_up
+
+
 class Votes:
     """Everything that was ever voted in one world."""
 
@@ -98,7 +104,7 @@ class Votes:
         for instance, other in self.certified.items():
             if instance.scope == scope and instance.epoch != epoch and certificates.is_ready(other):
                 before, after = (self.genesis(scope, e) for e in sorted((epoch, instance.epoch)))
-                if before is None or after is None or not is_kin(before, after):
+                if before is None or after is None or not _replaces(before, after):
                     fail(f"two clusters of {scope} are READY: epochs {instance.epoch} and {epoch}")
         decided = self.genesis(scope, epoch)
         if decided is None:
