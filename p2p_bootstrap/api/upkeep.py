@@ -96,7 +96,7 @@ class Upkeep(Protocol):
         """Write the whole cluster into one sealed file."""
         ...
 
-    async def restore(self, path: str, passphrase_file: str, abandon: bool) -> DoneDoc:
+    async def restore(self, path: str, passphrase_file: str, abandon: bool, lost: tuple[str, ...]) -> DoneDoc:
         """Begin the cluster of a backup on this mesh."""
         ...
 
@@ -146,7 +146,7 @@ def routes(upkeep: Upkeep, guarded: Callable[[Handler, Rights], Handler]) -> lis
     async def restore(request: Request) -> Response:
         abandon = text(request, "abandon") == "1"
         path, passphrase_file = text(request, "path"), text(request, "passphrase_file")
-        return JSONResponse(await upkeep.restore(path, passphrase_file, abandon))
+        return JSONResponse(await upkeep.restore(path, passphrase_file, abandon, words(request, "lost")))
 
     return [
         Route("/v1/cluster/recovery", guarded(plan_recovery, "read"), methods=["GET"]),

@@ -189,12 +189,22 @@ def backup(file: Path, passphrase_file: Path | None, socket: Path) -> None:
 @click.argument("file", type=PATH)
 @click.option("--passphrase-file", type=PATH, help="Read the passphrase there instead of asking.")
 @click.option("--abandon", is_flag=True, help="Even if the present cluster has workloads; it is set aside.")
+@click.option("--lost", "lost", multiple=True, metavar="NODE[,NODE]", help="Nodes that are lost for ever.")
 @yes_option
 @socket_option
-def restore(file: Path, passphrase_file: Path | None, abandon: bool, yes: bool, socket: Path) -> None:
+def restore(
+    file: Path,
+    passphrase_file: Path | None,
+    abandon: bool,
+    lost: tuple[str, ...],
+    yes: bool,
+    socket: Path,
+) -> None:
     """Begin the cluster of a backup on the nodes of this mesh.
 
     The CA is the backup's, so kubeconfigs and tokens stay valid. This node becomes the first server.
+    Servers of the present cluster that can't be reached may keep it going elsewhere: look at them first, and
+    name with --lost those that are gone for good.
     """
     if not file.exists():
         raise UsageError(f"there is no file {file}")
@@ -203,7 +213,7 @@ def restore(file: Path, passphrase_file: Path | None, abandon: bool, yes: bool, 
             raise UsageError("this asks first, and nobody can answer", hint="add --yes")
         click.confirm(f"Begin the cluster of {file} on this mesh?", abort=True, err=True)
     with _passphrase(passphrase_file, confirm=False) as secret:
-        _transfer(socket, "restore", file, secret, abandon="1" if abandon else "")
+        _transfer(socket, "restore", file, secret, abandon="1" if abandon else "", lost=",".join(lost))
 
 
 def _transfer(socket: Path, what: str, file: Path, secret: Path, **more: str) -> None:

@@ -20,7 +20,7 @@ from p2p_network import wire
 from p2p_network.core import log
 from p2p_network.core.errors import P2PError, QuorumMissing, RoleError, UsageError, nearest
 from p2p_network.core.ids import PeerId
-from p2p_roles.genesis.messages import Genesis
+from p2p_roles.genesis.messages import Continuation, Genesis
 from p2p_roles.quorum import servers_of
 from p2p_roles.recovery import (
     FACTS_METHOD,
@@ -30,6 +30,7 @@ from p2p_roles.recovery import (
     could_decide,
     plan_recovery,
     plan_resolution,
+    replaced_by,
 )
 from p2p_roles.view import View, ViewNode
 
@@ -198,32 +199,37 @@ class Recovery:
         They are asked for some seconds: to stop k3s takes as long.
         """
         after = genesis.continues
-        if after is None or not after.reset or not after.cluster_id:
+        if after is None or not after.reset or not replaced_by(after):
             return ""
         for _ in range(FENCE_TRIES):
             view, facts = self._cluster.machine.view, await self.ask_all()
-            servers = servers_of(view, after.cluster_id)
-            free = self._free(genesis, servers, facts)
-            if len(free) < len(servers) // 2 + 1:
+            free: list[ViewNode] = []
+            for cluster_id in replaced_by(after):
+                servers = servers_of(view, cluster_id)
+                able = self._free(after, cluster_id, servers, facts)
+                free += able if len(able) >= len(servers) // 2 + 1 else []
+            if not free:
                 return ""
             await self._runtime.signal().wait(timeout_s=1.0)
         names = ", ".join(sorted(node.hostname for node in free))
         return (
             f"{names} did not say yet that k3s stays down there, and could go on without this server. If they"
-            " are lost for ever, order it again and say so: kairos-p2p cluster recover --lost"
+            " are lost for ever, order it again and say so: --lost"
         )
 
     def _free(
-        self, genesis: Genesis, servers: tuple[ViewNode, ...], facts: dict[PeerId, ClusterFacts]
+        self,
+        after: Continuation,
+        cluster_id: str,
+        servers: tuple[ViewNode, ...],
+        facts: dict[PeerId, ClusterFacts],
     ) -> list[ViewNode]:
-        after = genesis.continues
-        assert after is not None, "looked at by who asks"
         return [
             node
             for node in servers
             if node.peer != self._self_id
             and node.peer not in after.lost
-            and ((told := facts.get(node.peer)) is None or could_decide(told, after.cluster_id))
+            and ((told := facts.get(node.peer)) is None or could_decide(told, cluster_id))
         ]
 
     # ------------------------------------------------------------ by itself

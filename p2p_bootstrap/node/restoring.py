@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2p_bootstrap.node.backup import Backup
-from p2p_bootstrap.node.recovery import Recovery
+from p2p_bootstrap.node.recovery import Recovery, find_peer
 from p2p_bootstrap.node.runtime import Runtime
 from p2p_network.core.errors import QuorumMissing, RoleError
 from p2p_network.core.ids import PeerId, stable_hash
 from p2p_roles import assign
 from p2p_roles.genesis.messages import Continuation, Genesis
+from p2p_roles.recovery import given_up
 
 if TYPE_CHECKING:
     from p2p_bootstrap.node.cluster import Cluster
-    from p2p_bootstrap.node.ports import Restored, SnapshotVault
+    from p2p_bootstrap.node.ports import Restored
+    from p2p_bootstrap.node.snapshots import Snapshots
 
 
 class Restoring:
@@ -42,7 +44,7 @@ class Restoring:
         cluster: Cluster,
         k3s: Restored,
         recovery: Recovery,
-        vault: SnapshotVault,
+        snapshots: Snapshots,
     ) -> None:
         self._runtime = runtime
         self._self_id = self_id
@@ -51,7 +53,7 @@ class Restoring:
         self._cluster = cluster
         self._k3s = k3s
         self._recovery = recovery
-        self._vault = vault
+        self._snapshots = snapshots
 
     def check(self) -> None:
         """Whether this node can be a first server now. Raises RoleError."""
@@ -59,27 +61,39 @@ class Restoring:
             raise RoleError("this node is forced to be an agent (p2p.role)", hint="restore on another node")
         if not self._cluster.machine.vpn_ip:
             raise RoleError("this node has no VPN address yet", hint="wait: kairos-p2p wait mesh")
+        machine = self._cluster.machine
+        rule = machine.rules.placement
+        if rule.kind == "pack" and self._self_id not in assign.rank(machine.view, (), rule):
+            raise RoleError(
+                "this node is outside the home region, where all servers stand (p2p.placement: pack)",
+                hint="restore on a node in the home region",
+            )
 
-    async def begin(self, whole: Backup, snapshot: Path, *, abandon: bool) -> Genesis:
+    async def begin(
+        self, whole: Backup, snapshot: Path, *, abandon: bool, lost: tuple[str, ...] = ()
+    ) -> Genesis:
         """Have it decided; what was. Raises RoleError, QuorumMissing.
 
         Args:
             snapshot: that of the backup, in clear; may be removed afterwards.
             abandon: what users have in a cluster that is up here may be set aside.
+            lost: host names or ends of peer ids; nodes that an operator declares lost for ever.
         """
         self.check()
         secret = whole.secrets.server_token.encode()
-        await self._runtime.in_thread(self._vault.seal_in, snapshot, whole.snapshot, secret)
+        self._snapshots.spared.add(whole.snapshot.digest)  # it may be older than all that is kept
+        await self._runtime.in_thread(self._snapshots.vault.seal_in, snapshot, whole.snapshot, secret)
         await self._runtime.in_thread(self._k3s.keep_restored, whole.secrets)
-        genesis = await self._genesis(whole, abandon=abandon)
+        genesis = await self._genesis(whole, abandon, lost)
         refusal = await self._cluster.recover(genesis)
         if refusal:
             raise QuorumMissing(
-                f"no quorum decided the restore: {refusal}", hint="look at: kairos-p2p roles list"
+                f"no quorum decided the restore: {refusal}",
+                hint="look at: kairos-p2p roles list; name with --lost who is gone for good",
             )
         return genesis
 
-    async def _genesis(self, whole: Backup, *, abandon: bool) -> Genesis:
+    async def _genesis(self, whole: Backup, abandon: bool, lost: tuple[str, ...]) -> Genesis:
         machine = self._cluster.machine
         up = machine.up_epoch()
         abandons: tuple[str, ...] = ()
@@ -95,8 +109,11 @@ class Restoring:
                     f"the cluster that is up here has {count} objects of users",
                     hint="it would be set aside; if that is meant: --abandon",
                 )
-            abandons = tuple(sorted(present))
-        chosen = assign.first_servers(machine.view, self._self_id, self._servers, machine.failed())
+            newest = machine.certified_genesis(up)
+            told = [*(f.genesis for f in present.values()), newest]
+            abandons = given_up(genesis for genesis in told if genesis is not None)
+        rule = machine.rules.placement  # of these machines: the backup's had other regions
+        chosen = assign.first_servers(machine.view, self._self_id, self._servers, machine.failed(), rule)
         old = whole.genesis
         return Genesis(
             cluster_id=f"{stable_hash('restore', machine.scope, up, self._self_id, old.cluster_id):016x}",
@@ -107,9 +124,14 @@ class Restoring:
             k3s_version=machine.rules.k3s_version,
             servers=chosen.servers,
             datastore="etcd",
-            placement=old.placement,
-            home_region=old.home_region,
+            placement=rule.kind,
+            home_region=rule.home_region,
             continues=Continuation(
-                up, reset=True, snapshot=whole.snapshot.digest, abandons=abandons, approved_by=self._self_id
+                up,
+                reset=True,
+                snapshot=whole.snapshot.digest,
+                lost=tuple(sorted(find_peer(machine.view, name) for name in lost)),
+                abandons=abandons,
+                approved_by=self._self_id,
             ),
         )

@@ -70,6 +70,8 @@ class Snapshots:
     ) -> None:
         self.vault = vault
         self.held: dict[PeerId, tuple[SnapshotFacts, ...]] = {}
+        self.spared: set[str] = set()
+        """Digests of what came out of a backup in this life of the agent."""
         self._runtime = runtime
         self._self_id = self_id
         self._hostname = hostname
@@ -102,13 +104,23 @@ class Snapshots:
             try:
                 await self._seal_own()
                 await self._pull()
-                gone = await self._runtime.in_thread(
-                    lambda: self.vault.prune(keep=self._keep, max_bytes=self._max_bytes)
-                )
-                if gone:
-                    self._runtime.log(logger, "snapshots.pruned", count=len(gone))
+                await self._prune()
             except (P2PError, OSError) as exc:
                 self._runtime.log(logger, "snapshots.not_kept", logging.WARNING, error=str(exc))
+
+    async def _prune(self) -> None:
+        spared = self._spared()
+        gone = await self._runtime.in_thread(
+            lambda: self.vault.prune(keep=self._keep, max_bytes=self._max_bytes, spared=spared)
+        )
+        if gone:
+            self._runtime.log(logger, "snapshots.pruned", count=len(gone))
+
+    def _spared(self) -> frozenset[str]:
+        """What somebody is going back to, however old it is."""
+        opened = self._cluster.machine.open_genesis()
+        wanted = opened.continues.snapshot if opened is not None and opened.continues is not None else ""
+        return frozenset({*self.spared, wanted})
 
     async def _seal_own(self) -> None:
         member = self._cluster.machine.member

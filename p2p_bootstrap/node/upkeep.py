@@ -167,7 +167,7 @@ class Upkeep:
     def _kube(self) -> kube.Kube:
         return kube.Kube(Path(K3sPaths().kubeconfig))
 
-    async def restore(self, path: str, passphrase_file: str, abandon: bool) -> DoneDoc:
+    async def restore(self, path: str, passphrase_file: str, abandon: bool, lost: tuple[str, ...]) -> DoneDoc:
         """Begin the cluster of a backup on this mesh, with this node as its first server."""
         self._restoring.check()
         passphrase = await trio.to_thread.run_sync(backups.read_passphrase, Path(passphrase_file))
@@ -175,7 +175,7 @@ class Upkeep:
             target = self._snapshots.vault.folder / ".from-backup"
             whole = await trio.to_thread.run_sync(backups.read, Path(path), passphrase, target)
             try:
-                genesis = await self._restoring.begin(whole, target, abandon=abandon)
+                genesis = await self._restoring.begin(whole, target, abandon=abandon, lost=lost)
             finally:
                 target.unlink(missing_ok=True)
         log.event(logger, "backup.restoring", cluster=genesis.cluster_id, snapshot=whole.snapshot.digest)

@@ -112,13 +112,16 @@ class Vault:
                 hint="another node may have a whole one: kairos-p2p cluster snapshot list",
             ) from exc
 
-    def prune(self, *, keep: int, max_bytes: int) -> list[str]:
-        """Remove all but the newest of each server, and the oldest of all beyond `max_bytes`; what went."""
+    def prune(self, *, keep: int, max_bytes: int, spared: frozenset[str] = frozenset()) -> list[str]:
+        """Remove all but the newest of each server, and the oldest of all beyond `max_bytes`; what went.
+        `spared`: digests that stay."""
         gone, total = [], 0
         count: dict[str, int] = {}
         for index, facts in enumerate(self.entries()):
             count[facts.node] = count.get(facts.node, 0) + 1
             total += facts.size_bytes
+            if facts.digest in spared:
+                continue
             if count[facts.node] > keep or (index > 0 and total > max_bytes):
                 self.path_of(facts.digest).unlink(missing_ok=True)
                 gone.append(facts.name)

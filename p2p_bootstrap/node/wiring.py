@@ -193,7 +193,7 @@ async def assemble(
         cluster=roles.cluster,
         k3s=roles.k3s,
         recovery=recovery,
-        vault=snapshots.vault,
+        snapshots=snapshots,
     )
     upkeep = Upkeep(
         config=given.config,

@@ -146,7 +146,7 @@ class RecoveryDuties(JoinDuties):
                 after is not None
                 and after.reset
                 and decided.initiator != self.self_id
-                and is_kin(member.genesis, decided)
+                and (is_kin(member.genesis, decided) or member.genesis.cluster_id in after.abandons)
             )
         if self.open_genesis() is not None:
             return False

@@ -12,7 +12,7 @@ a second recovery, since one epoch has one GENESIS. Who comes back later finds a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -188,6 +188,7 @@ def plan_recovery(
             snapshot=snapshot.digest if snapshot is not None else "",
             lost=tuple(sorted(gone)),
             lineage=lineage_of(current),
+            abandons=abandons_of(current),
         ),
     )
     losses = _losses(view, chosen, found, servers, gone, snapshot)
@@ -201,6 +202,24 @@ def lineage_of(genesis: Genesis) -> tuple[str, ...]:
     return (
         (before.cluster_id, *before.lineage)[:MAX_LINEAGE] if before is not None and before.cluster_id else ()
     )
+
+
+def abandons_of(genesis: Genesis) -> tuple[str, ...]:
+    """The clusters that were set aside for it, for whoever slept meanwhile."""
+    return genesis.continues.abandons[:MAX_LINEAGE] if genesis.continues is not None else ()
+
+
+def ended_with(genesis: Genesis) -> tuple[str, ...]:
+    """What is set aside with this cluster: it, what it was before, and what had been set aside for it."""
+    return (genesis.cluster_id, *lineage_of(genesis), *abandons_of(genesis))
+
+
+def given_up(ended: Iterable[Genesis], kept: Genesis | None = None) -> tuple[str, ...]:
+    """The ids of all clusters that end when these are set aside. `kept`: for which, if that was there."""
+    ids = [name for genesis in ended for name in ended_with(genesis)]
+    ids += abandons_of(kept) if kept is not None else ()
+    spared = (kept.cluster_id, *lineage_of(kept)) if kept is not None else ()
+    return tuple(name for name in sorted(set(ids[:MAX_NODES])) if name not in spared)
 
 
 def is_kin(old: Genesis, new: Genesis) -> bool:
@@ -318,7 +337,12 @@ def plan_resolution(
         initiator=chosen.peer,
         vpn_ip=view.by_peer[chosen.peer].vpn_ipv4,
         servers=(chosen.peer, *(p for p in old.servers if p != chosen.peer))[:MAX_SERVERS],
-        continues=Continuation(epoch, keep, lineage=lineage_of(old), abandons=tuple(sorted(abandoned))),
+        continues=Continuation(
+            epoch,
+            keep,
+            lineage=lineage_of(old),
+            abandons=given_up((f.genesis for f in abandoned.values() if f.genesis is not None), old),
+        ),
     )
     losses = tuple(
         f"the cluster {cluster_id} is given up, with "
@@ -339,6 +363,11 @@ def _keeps_id(facts: ClusterFacts, keep: str) -> bool:
 
 def _keeps(facts: ClusterFacts, keep: str) -> bool:
     return _keeps_id(facts, keep) and facts.role == "server" and facts.is_ready
+
+
+def replaced_by(continues: Continuation) -> tuple[str, ...]:
+    """The clusters whose etcd may not go on once this one begins: that of the data, and those set aside."""
+    return tuple(dict.fromkeys(filter(None, (continues.cluster_id, *continues.abandons))))
 
 
 def could_decide(facts: ClusterFacts, cluster_id: str) -> bool:
@@ -369,8 +398,8 @@ def objection(view: View, value: Genesis, nodes: int, known: int, *, is_serving:
     if continues.reset:
         if is_serving and not continues.snapshot:
             return "etcd decides here: there is nothing to recover"
-        servers = servers_of(view, continues.cluster_id) if continues.cluster_id else ()
-        if elsewhere := could_be_elsewhere(servers, gone):
-            names = ", ".join(sorted(node.hostname for node in elsewhere))
-            return f"{names} could keep the cluster going without us, and nobody declared them lost"
+        for cluster_id in replaced_by(continues):
+            if elsewhere := could_be_elsewhere(servers_of(view, cluster_id), gone):
+                names = ", ".join(sorted(node.hostname for node in elsewhere))
+                return f"{names} could keep the cluster going without us, and nobody declared them lost"
     return ""

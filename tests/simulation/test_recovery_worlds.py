@@ -11,14 +11,17 @@ import pytest
 from p2p_simulations.sim.k3s import DATA
 from p2p_simulations.sim.plan import (
     CorruptCopy,
+    Fault,
     K3sPlan,
     KillAgent,
+    MakeBackup,
     NodePlan,
     Partition,
     Plan,
     PowerCut,
     Recover,
     Reimage,
+    RestoreBackup,
 )
 from p2p_simulations.sim.world import World
 
@@ -113,6 +116,44 @@ def test_a_damaged_copy_of_a_snapshot_is_noticed_and_another_one_used(nodes: Nod
     assert "a sector under the copy of" in trace
     assert "is damaged" in trace, "its checksum told"
     assert "from the snapshot" in trace, "another copy was whole"
+
+
+def restored(machines: tuple[NodePlan, ...], *faults: tuple[float, Fault]) -> Plan:
+    """A backup is made; then this happens."""
+    return Plan(
+        "restored",
+        machines,
+        servers=3,
+        minimum_nodes=7,
+        k3s=K3sPlan((2.0, 6.0), snapshots_s=20.0),
+        faults=((100.0, MakeBackup("n1")), *faults),
+        heal_at_s=300.0,
+    )
+
+
+def test_a_backup_becomes_a_cluster_on_machines_that_are_new(nodes: Nodes) -> None:
+    """All servers, and with them all keys to the copies of snapshots, are lost."""
+    wishes = {"n1": "server", "n2": "server", "n3": "server", "n4": "auto"}
+    machines = tuple(replace(n, wish=wishes.get(n.name, "agent")) for n in nodes(7))
+    burnt = tuple((130.0, Reimage(f"n{i}", 20.0 + 10 * i)) for i in (1, 2, 3))
+    world = played(restored(machines, *burnt, (200.0, RestoreBackup("n1"))), 1)
+    assert not world.exempt()
+    ready = world.checkers.votes.ready("kairos")
+    assert ready is not None
+    assert ready[1].ca_hash in {e.ca_hash for e in world.etcds.values() if not e.reset}, "the CA is the same"
+    assert any("from the snapshot backup-n1" in line for line in world.engine.trace)
+
+
+def test_a_backup_is_not_restored_over_servers_that_go_on_unseen(nodes: Nodes) -> None:
+    """Two of three are cut off when it is ordered, and take writes; the new one waits until they stopped."""
+    wishes = {"n1": "server", "n2": "server", "n3": "server", "n4": "auto"}
+    machines = tuple(replace(n, wish=wishes.get(n.name, "agent")) for n in nodes(7))
+    cut = Partition((("n1", "n2"),), 60.0)
+    world = played(restored(machines, (195.0, cut), (200.0, RestoreBackup("n4"))), 1)
+    assert any("could go on without this server" in line for line in world.engine.trace)
+    ready = world.checkers.votes.ready("kairos")
+    assert ready is not None
+    assert ready[0] == 2
 
 
 @pytest.mark.parametrize("seed", range(1, 2))

@@ -53,6 +53,8 @@ faults:
   - {at: 24s, equivocate: n1}
   - {at: 25s, backdate: n1}
   - {at: 60s, corrupt_snapshot: n2}
+  - {at: 61s, backup: n2}
+  - {at: 62s, restore: n3}
   - {at: 26s, rotate: n1}
   - {at: 27s, revoke: n4}
   - {at: 28s, recover: n1}

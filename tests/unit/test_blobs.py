@@ -195,6 +195,7 @@ def test_the_vault_keeps_what_is_whole_and_no_more_than_it_may(tmp_path: Path) -
     torn.write_bytes(torn.read_bytes()[:-7])
     assert [f.name for f in vault.entries()] == ["s4", "s3", "s2", "s1", "s0"], "a torn copy is no copy"
     assert sorted(vault.prune(keep=1, max_bytes=1 << 30)) == ["s0", "s1", "s2"]
+    assert vault.prune(keep=9, max_bytes=1, spared=frozenset({known[3].digest})) == []
     assert vault.prune(keep=9, max_bytes=8000) == ["s3"], "the newest of all stays in any case"
     with pytest.raises(RoleError, match="changed while"):
         vault.seal_in(tmp_path / "s1", known[2], SECRET)

@@ -166,7 +166,7 @@ class SimAgent:
                 cluster=self.cluster,
                 k3s=self.k3s,
                 recovery=self.recovery,
-                vault=self.snapshots.vault,
+                snapshots=self.snapshots,
             )
         self.tasks.start(self._live())
 

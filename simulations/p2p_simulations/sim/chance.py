@@ -37,6 +37,7 @@ from p2p_simulations.sim.plan import (
     K3sPlan,
     KillAgent,
     LoseLedger,
+    MakeBackup,
     NodePlan,
     OneWay,
     Partition,
@@ -44,6 +45,7 @@ from p2p_simulations.sim.plan import (
     PowerCut,
     Recover,
     Reimage,
+    RestoreBackup,
     Revoke,
     Rotate,
     Slow,
@@ -422,7 +424,8 @@ class _Dice:
     # ------------------------------------------------------------ of a fifth die
 
     def went_back(self, plan: Plan) -> Plan:
-        """Where there are snapshots, some of their copies are damaged before somebody goes back to one."""
+        """Where there are snapshots, some of their copies are damaged before somebody goes back to one, and a
+        backup is made, and restored; over what is there, too."""
         self.chance = chance = random.Random(f"went back {self.seed}")
         faults = list(plan.faults)
         if plan.k3s.snapshots_s and self._has(0.5):
@@ -431,6 +434,12 @@ class _Dice:
             faults += [(at_s, CorruptCopy(name)) for name in sorted(whom)]
             if self._has(0.5):
                 faults.append((at_s + chance.uniform(0, 20), Recover(self._one(), "latest")))
+        if plan.k3s.snapshots_s and self._has(0.5):
+            at_s = chance.uniform(plan.heal_at_s / 4, plan.heal_at_s)
+            faults += [(at_s, MakeBackup(name)) for name in self.names]
+            faults.append((chance.uniform(at_s, plan.heal_at_s), RestoreBackup(self._one())))
+            if self._has(0.2):
+                faults.append((chance.uniform(at_s, plan.heal_at_s), RestoreBackup(self._one())))
         return dataclasses.replace(plan, faults=tuple(sorted(faults, key=lambda planned: planned[0])))
 
     # ------------------------------------------------------------ of a sixth die

@@ -105,7 +105,7 @@ async def _restore(world: World, asker: SimMachine, whole: Backup, image: Image)
     try:
         await asker.fsync(agent.tasks, asker.disk.write({str(file): image}))
         world.note(asker.name, f"an operator restores a backup: {len(image.log)} writes")
-        decided = await agent.restoring.begin(whole, file, abandon=True)
+        decided = await agent.restoring.begin(whole, file, abandon=True, lost=lost(world, asker))
     except P2PError as exc:
         return world.note(asker.name, f"the restore was not decided: {exc.message}")
     return world.note(asker.name, f"the restore was decided: cluster {decided.cluster_id}")

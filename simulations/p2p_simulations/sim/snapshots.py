@@ -140,12 +140,12 @@ class SimVault:
         self._machine.world.note(self._machine.name, f"its copy of the snapshot {digest[:12]} is damaged")
         raise RoleError(f"the copy of the snapshot {digest[:12]} on this machine cannot be used")
 
-    def prune(self, *, keep: int, max_bytes: int) -> list[str]:
+    def prune(self, *, keep: int, max_bytes: int, spared: frozenset[str]) -> list[str]:
         count: dict[str, int] = {}
         gone = []
         for facts in self.entries():
             count[facts.node] = count.get(facts.node, 0) + 1
-            if count[facts.node] > keep:
+            if count[facts.node] > keep and facts.digest not in spared:
                 gone.append(facts)
         if gone:
             self.keep(*(str(self.path_of(facts.digest)) for facts in gone), None)
