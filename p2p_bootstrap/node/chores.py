@@ -61,8 +61,10 @@ class Chores:
             return
         await self._feed(events.K3sWiped(effect.epoch))
 
-    async def reset(self, effect: events.ResetK3s, decided: Genesis | None) -> None:
-        """Begin etcd anew with this server alone. `decided`: the recovery."""
+    async def reset(
+        self, effect: events.ResetK3s, decided: Genesis | None, opened: Callable[[], Genesis | None]
+    ) -> None:
+        """Begin etcd anew with this server alone. `decided`: the recovery; `opened`: the one of now."""
         snapshot = ""
         error = await self.before_reset(decided) if decided is not None else ""
         if effect.snapshot and not error:
@@ -70,6 +72,8 @@ class Chores:
                 snapshot = await self.find_snapshot(effect.snapshot)
             except P2PError as exc:
                 error = exc.message
+        if not error and opened() != decided:  # what there is may be set aside already
+            error = "it was given up meanwhile"
         if not error:
             self._runtime.log(logger, "roles.k3s_resetting", epoch=effect.epoch, snapshot=effect.snapshot)
             error = await self._k3s.reset(effect, snapshot)

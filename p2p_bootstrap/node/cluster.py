@@ -342,7 +342,9 @@ class Cluster:
             case events.WipeK3s():
                 self._spawn(self.chores.wipe, effect)
             case events.ResetK3s():
-                self._spawn(self.chores.reset, effect, self._machine.open_genesis())
+                self._spawn(
+                    self.chores.reset, effect, self._machine.open_genesis(), self._machine.open_genesis
+                )
             case events.RecoveryEnded():
                 self._recovery_ended(effect)
             case events.CountWorkloads():

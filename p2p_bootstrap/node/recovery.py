@@ -129,11 +129,12 @@ class Recovery:
         """The plan of a recovery; names are host names or ends of peer ids. Raises RoleError, UsageError."""
         machine, facts = self._cluster.machine, await self.ask_all()
         view = machine.view
+        epoch = machine.up_epoch()
         known = [f for f in facts.values() if f.genesis is not None]
         if machine.member is not None:
             known.insert(0, facts[self._self_id])
-        current = max(known, key=lambda f: f.epoch, default=None)
-        epoch = machine.up_epoch()
+        # what a restore has begun that was never certified is nothing to carry on
+        current = max((f for f in known if f.epoch <= epoch), key=lambda f: f.epoch, default=None)
         if current is None or current.genesis is None or not epoch:
             raise RoleError(
                 "no cluster was ever up here, so there is nothing to recover",

@@ -226,7 +226,10 @@ class Snapshots:
                 return str(target)
             bad.append(peer)
         if not bad:
-            raise RoleError(f"no node in reach has the snapshot {digest[:12]}")
+            raise RoleError(
+                f"no node in reach has the snapshot {digest[:12]}",
+                hint="order the recovery from another one: kairos-p2p cluster snapshot list",
+            )
         names = ", ".join(self._cluster.machine.view.name(peer) for peer in bad)
         raise RoleError(
             f"no copy in reach of the snapshot {digest[:12]} can be used: those of {names} are damaged, or"

@@ -188,7 +188,8 @@ def heal(world: World) -> None:
     world.note("(world)", "everything heals")
     world.mark("healing", "everything heals")
     world.healing = True
-    if any(isinstance(fault, Recover) for _, fault in world.plan.faults) or world.plan.recovers:
+    ordered = any(isinstance(fault, Recover | RestoreBackup) for _, fault in world.plan.faults)
+    if ordered or world.plan.recovers:
         world.engine.after(30.0, lambda: operator.look_after(world))
     if world.rotations:
         hand_out(world)

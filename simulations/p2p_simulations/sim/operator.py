@@ -8,6 +8,7 @@ declared lost; but nothing keeps several from ordering different things at once.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -35,15 +36,19 @@ def recover(world: World, name: str, snapshot: str) -> None:
 
 
 def look_after(world: World) -> None:
-    """Where a recovery was given up, since two operators wanted different ones, nothing goes
-    on before a person orders another. One does, at the first node that says so, and looks again."""
+    """Where a recovery was given up, since two operators wanted different ones, or what it was to begin from
+    is gone, nothing goes on before a person orders another. One does, at the first node that says so, and
+    looks again."""
     world.engine.after(_LOOKS_EVERY_S, lambda: look_after(world))
     waiting: dict[str, SimMachine] = {}
     for machine in world.machines.values():
         agent = machine.agent
         if agent is None or machine.peer in world.revoked or not agent.witness.started:
             continue
-        if agent.bootstrap.state in (State.HELD, State.DISCOVER) and "given up" in agent.bootstrap.reason:
+        state, reason = agent.bootstrap.state, agent.bootstrap.reason
+        is_given_up = state in (State.HELD, State.DISCOVER) and "given up" in reason
+        has_nothing = state is State.RECOVER and "(last attempt: no " in reason
+        if is_given_up or has_nothing or "order it for another one" in reason:
             waiting.setdefault(machine.scope, machine)
     for machine in waiting.values():
         recover(world, machine.name, "")
@@ -96,6 +101,17 @@ def restore(world: World, name: str) -> None:
     return None
 
 
+def _restore_somewhere(world: World, scope: str) -> None:
+    """As the agent said: at the first machine that can be a first server."""
+    for machine in world.machines.values():
+        restoring = machine.agent.restoring if machine.agent is not None else None
+        if machine.scope == scope and restoring is not None and machine.peer not in world.revoked:
+            with suppress(P2PError):
+                restoring.check()
+                return restore(world, machine.name)
+    return None
+
+
 async def _restore(world: World, asker: SimMachine, whole: Backup, image: Image) -> None:
     agent = asker.agent
     assert agent is not None, "it was there when this was ordered"
@@ -118,7 +134,10 @@ async def _order(world: World, asker: SimMachine, snapshot: str) -> None:
         look = await agent.recovery.look(lost=lost(world, asker), snapshot=snapshot)
         plan = look.plan
         if plan.genesis is None or plan.forbidden:
-            return world.note(asker.name, f"no recovery: {'; '.join(plan.forbidden)}")
+            world.note(asker.name, f"no recovery: {'; '.join(plan.forbidden)}")
+            if world.healing and any("restore a backup" in why for why in plan.forbidden):
+                _restore_somewhere(world, asker.scope)
+            return None
         back = (
             f" from the snapshot {plan.genesis.continues.snapshot[:12]}"
             if snapshot and plan.genesis.continues
