@@ -227,7 +227,13 @@ class Facts:
             return None
         if member.joined:  # nothing but a newer cluster ends one that was up
             ready = self.ready_genesis()
-            return ready[2] if ready is not None and not self.is_contested() else None
+            if ready is not None and not self.is_contested():
+                return ready[2]
+            if self.durable.fenced_epoch <= member.epoch:
+                return None
+            # that was decided, and is being carried out; by now the newer cluster is carried on itself
+            fenced = known(self.durable.fenced_epoch, OUTCOME)
+            return fenced or known(self.epoch, GENESIS) or known(self.epoch, OUTCOME)
         return known(self.epoch, GENESIS) or known(self.epoch, OUTCOME) or known(self.epoch - 1, OUTCOME)
 
     def is_contested(self) -> bool:

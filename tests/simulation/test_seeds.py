@@ -71,8 +71,21 @@ OPERATED = (
     560_000_191,
     # a ledger was lost, and an older claim on the same address came back: nobody looked whether it stands
     660_000_077,
+    # whoever was away heard of two recoveries one after the other, and stumbled while it set its data aside
+    560_002_074,
 )  # fmt: skip
 """With the four dice that there were."""
+WENT_BACK = (
+    # whom a restore had set aside, and who slept through a recovery after it, took it for another cluster
+    572_000_016,
+    # an order to recover took what a restore had begun, and never finished, for the cluster
+    572_000_102,
+    # a backup older than all snapshots was pruned before it was restored
+    572_000_298,
+    # servers were chosen without a look at where they may stand
+    572_000_404,
+)  # fmt: skip
+"""With all five."""
 
 
 def checked(outcome: Outcome) -> Outcome:
@@ -85,6 +98,11 @@ def checked(outcome: Outcome) -> Outcome:
 @pytest.mark.parametrize("seed", [*range(10), *OPERATED])
 def test_a_world_keeps_every_promise(seed: int) -> None:
     checked(run_world(random_plan(seed, dice=4), seed))
+
+
+@pytest.mark.parametrize("seed", WENT_BACK)
+def test_a_world_of_backups_keeps_every_promise(seed: int) -> None:
+    checked(run_world(random_plan(seed), seed))
 
 
 @pytest.mark.parametrize("seed", ONCE_FAILED)

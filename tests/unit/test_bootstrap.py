@@ -504,6 +504,29 @@ def test_fenced_wipes_only_with_the_certificate_and_starts_anew() -> None:
     assert m.wake_at() is not None
 
 
+def test_what_is_being_set_aside_goes_also_when_the_newer_cluster_is_carried_on_meanwhile() -> None:
+    """Whoever was away hears of two recoveries one after the other, the second without its outcome yet."""
+    m = in_trouble(State.HELD)
+    second = replace(genesis(THIRD, cluster_id="c2"), continues=Continuation(1, "c1", reset=True))
+    third = replace(
+        genesis(THIRD, cluster_id="c3"), continues=Continuation(2, "c2", reset=True, lineage=("c1",))
+    )
+    certs = [signed(1, genesis(OTHER, ME)), signed(1, Ready("uid"))]
+    m = machine(3, 1, wire.encode(Durable(SCOPE, member=m.member)), *certs)
+    for value in (second, Ready("uid")):
+        m.on(2.0, ev.CertificateLearned(signed(2, value)))
+    assert m.state is State.FENCED
+    m.on(2.1, ev.CertificateLearned(signed(3, third)))
+    assert m.state is State.FENCED
+    m.on(60.0, ev.Tick())
+    wipes = of(ev.WipeK3s, m.all)
+    assert len(wipes) >= 2, "it asks again"
+    assert all(w.epoch == 1 and w.certificate.instance.epoch >= 2 for w in wipes)
+    m.on(61.0, ev.K3sWiped(1))
+    assert m.member is None
+    assert m.state is State.WAIT
+
+
 def test_a_silent_initiator_is_given_up_early_and_a_slow_one_in_time() -> None:
     m = in_state(State.WAIT)
     m.on(10.0, ev.ViewChanged(view(0, 2)))
