@@ -137,7 +137,9 @@ class Recovery:
         current = max((f for f in known if f.epoch <= epoch), key=lambda f: f.epoch, default=None)
         if current is None or current.genesis is None or not epoch:
             raise RoleError(
-                "no cluster was ever up here, so there is nothing to recover",
+                "no node in reach has anything of the cluster that was up here"
+                if epoch
+                else "no cluster was ever up here, so there is nothing to recover",
                 hint="to begin from a backup: kairos-p2p restore FILE",
             )
         genesis = current.genesis

@@ -109,8 +109,9 @@ class Restoring:
                     f"the cluster that is up here has {count} objects of users",
                     hint="it would be set aside; if that is meant: --abandon",
                 )
-            newest = machine.certified_genesis(up)
-            told = [*(f.genesis for f in present.values()), newest]
+            # nobody may be in reach who was in it: those decided since, too, say what they were to carry on
+            since = [machine.certified_genesis(e) for e in {up, machine.epoch - 1, machine.epoch}]
+            told = [*(f.genesis for f in present.values()), *since]
             abandons = given_up(genesis for genesis in told if genesis is not None)
         rule = machine.rules.placement  # of these machines: the backup's had other regions
         chosen = assign.first_servers(machine.view, self._self_id, self._servers, machine.failed(), rule)

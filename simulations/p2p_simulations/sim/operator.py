@@ -146,7 +146,10 @@ async def _order(world: World, asker: SimMachine, snapshot: str) -> None:
         world.note(asker.name, f"an operator orders a recovery by {world.name(plan.genesis.initiator)}{back}")
         await agent.recovery.approve(plan)
     except P2PError as exc:
-        return world.note(asker.name, f"the recovery was not decided: {exc.message}")
+        world.note(asker.name, f"the recovery was not decided: {exc.message}")
+        if world.healing and "restore" in (exc.hint or ""):
+            _restore_somewhere(world, asker.scope)
+        return None
     return world.note(asker.name, "the recovery was decided")
 
 

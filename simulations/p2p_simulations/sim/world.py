@@ -16,6 +16,7 @@ from p2p_network.core.ids import PeerId, short
 from p2p_network.ledger.entry import Entry
 from p2p_network.token import NetworkToken, mesh_keys
 from p2p_roles.bootstrap import Bootstrap
+from p2p_roles.genesis.messages import quorum
 from p2p_roles.transitions import State
 from p2p_simulations.sim import faults
 from p2p_simulations.sim.checkers import Checkers
@@ -373,6 +374,8 @@ class World:
                 ):
                     return f"fewer nodes than minimum_nodes are left in {scope}"
                 continue
+            if why := self._too_many_declared(scope):
+                return why
             _, decided = ready
             etcd = self.etcd_of(decided.ca_hash)
             members = set(etcd.members) if etcd is not None else set()
@@ -387,6 +390,15 @@ class World:
                 )
             if any(self._address_changed(peer, ipv4) for peer, ipv4 in self._k3s_addresses()):
                 return "a server's address changed after its k3s had started: an older claim turned up"
+        return ""
+
+    def _too_many_declared(self, scope: str) -> str:
+        """A recovery is to be decided, and a machine that came later declares more nodes than there are."""
+        here = [m for m in self.machines.values() if m.scope == scope and m.agent is not None]
+        declared = max((m.plan.minimum_nodes or 0 for m in here if m.plan.joins_later), default=0)
+        pending = any(m.agent and m.agent.bootstrap.state in (State.RECOVER, State.HELD) for m in here)
+        if pending and quorum(declared) > len(here):
+            return f"a machine that came to {scope} declares more nodes than can ever decide a recovery"
         return ""
 
     def _is_torn_apart(self) -> str:

@@ -185,7 +185,8 @@ class Clusters:
 
     def one_k3s(self) -> None:
         """After an upgrade, carried out or given up, all nodes run one version: it is one minor version.
-        Where it was stopped, since a node is not well with its old k3s either, a person was told."""
+        Where it was stopped, since a node is not well with its old k3s either, a person was told. A datastore
+        that went back to before the upgrade was ordered knows of no order: a person gives it again."""
         found: dict[str, dict[str, str]] = {}
         stopped = self._world.upgrades_may_wait() | {
             m.scope
@@ -195,6 +196,11 @@ class Clusters:
             and (order := m.agent.upgrading.order()) is not None
             and order.state == "stopped"
         }
+        for scope in {m.scope for m in self._world.machines.values()}:
+            ready = self._votes.ready(scope)
+            went_back = ready is not None and ready[1].continues is not None and ready[1].continues.snapshot
+            if went_back and not self._is_ordered(scope):
+                stopped.add(scope)
         for machine in self._world.machines.values():
             if machine.scope in stopped:
                 continue
@@ -203,3 +209,8 @@ class Clusters:
         for versions in found.values():
             if len(set(versions.values())) > 1:
                 fail(f"nodes run different versions of k3s: {versions}")
+
+    def _is_ordered(self, scope: str) -> bool:
+        """Whether anybody knows of an order to upgrade the cluster that is there."""
+        agents = (m.agent for m in self._world.machines.values() if m.scope == scope)
+        return any(a is not None and a.upgrading is not None and a.upgrading.order() for a in agents)
