@@ -425,7 +425,7 @@ class _Dice:
 
     def went_back(self, plan: Plan) -> Plan:
         """Where there are snapshots, some of their copies are damaged before somebody goes back to one, and a
-        backup is made, and restored; over what is there, too. A machine is drained, and goes for a while."""
+        backup is made, and restored; over what is there, too."""
         self.chance = chance = random.Random(f"went back {self.seed}")
         faults = list(plan.faults)
         if plan.k3s.snapshots_s and self._has(0.5):
@@ -440,10 +440,6 @@ class _Dice:
             faults.append((chance.uniform(at_s, plan.heal_at_s), RestoreBackup(self._one())))
             if self._has(0.2):
                 faults.append((chance.uniform(at_s, plan.heal_at_s), RestoreBackup(self._one())))
-        if self._has(0.15):
-            node, at_s, for_s = self._one(), chance.uniform(0, plan.heal_at_s), chance.uniform(10, 120)
-            faults.append((at_s, Drain(node, for_s)))
-            faults.append((at_s + chance.uniform(1, 20), PowerCut((node,), chance.choice((5.0, for_s)))))
         return dataclasses.replace(plan, faults=tuple(sorted(faults, key=lambda planned: planned[0])))
 
     # ------------------------------------------------------------ of a sixth die
