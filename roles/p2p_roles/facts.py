@@ -232,8 +232,9 @@ class Facts:
             if self.durable.fenced_epoch <= member.epoch:
                 return None
             # that was decided, and is being carried out; by now the newer cluster is carried on itself
+            # (or no longer: the epoch is that of the newest certificate, or one after it)
             fenced = known(self.durable.fenced_epoch, OUTCOME)
-            return fenced or known(self.epoch, GENESIS) or known(self.epoch, OUTCOME)
+            return fenced or known(self.epoch, GENESIS) or known(self.epoch - 1, OUTCOME)
         return known(self.epoch, GENESIS) or known(self.epoch, OUTCOME) or known(self.epoch - 1, OUTCOME)
 
     def is_contested(self) -> bool:

@@ -84,6 +84,8 @@ WENT_BACK = (
     572_000_298,
     # servers were chosen without a look at where they may stand
     572_000_404,
+    # as 560_002_074, and the second recovery had been given up
+    560_003_095,
 )  # fmt: skip
 """With five."""
 
