@@ -71,6 +71,8 @@ OPERATED = (
     560_000_191,
     # a ledger was lost, and an older claim on the same address came back: nobody looked whether it stands
     660_000_077,
+    # fenced by an epoch that was recovered meanwhile, and the recovery given up: the ground was forgotten
+    560_003_095,
     # whoever was away heard of two recoveries one after the other, and stumbled while it set its data aside
     560_002_074,
 )  # fmt: skip
