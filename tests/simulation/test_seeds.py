@@ -134,7 +134,7 @@ def test_the_same_seed_is_the_same_world() -> None:
     assert run_world(random_plan(10), 11).trace_hash != one.trace_hash
 
 
-def test_no_hash_of_this_process_decides_anything() -> None:
+def test_no_hash_and_no_place_of_this_process_decides_anything() -> None:
     code = (
         "from p2p_simulations.sim.chance import random_plan\n"
         "from p2p_simulations.sim.world import run_world\n"
@@ -143,11 +143,11 @@ def test_no_hash_of_this_process_decides_anything() -> None:
     runs = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": number},
+            env={**os.environ, "PYTHONHASHSEED": number, "TZ": zone, "LC_ALL": locale, "LANG": locale},
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        for number in ("1", "2")
+        for number, zone, locale in (("1", "UTC", "C"), ("2", "Pacific/Auckland", "tr_TR.UTF-8"))
     }
     assert len(runs) == 1
