@@ -80,11 +80,12 @@ class Restoring:
             lost: host names or ends of peer ids; nodes that an operator declares lost for ever.
         """
         self.check()
+        gone = tuple(sorted(find_peer(self._cluster.machine.view, name) for name in lost))
         secret = whole.secrets.server_token.encode()
         self._snapshots.spared.add(whole.snapshot.digest)  # it may be older than all that is kept
         await self._runtime.in_thread(self._snapshots.vault.seal_in, snapshot, whole.snapshot, secret)
         await self._runtime.in_thread(self._k3s.keep_restored, whole.secrets)
-        genesis = await self._genesis(whole, abandon, lost)
+        genesis = await self._genesis(whole, abandon, gone)
         refusal = await self._cluster.recover(genesis)
         if refusal:
             raise QuorumMissing(
@@ -93,7 +94,7 @@ class Restoring:
             )
         return genesis
 
-    async def _genesis(self, whole: Backup, abandon: bool, lost: tuple[str, ...]) -> Genesis:
+    async def _genesis(self, whole: Backup, abandon: bool, lost: tuple[PeerId, ...]) -> Genesis:
         machine = self._cluster.machine
         up = machine.up_epoch()
         abandons: tuple[str, ...] = ()
@@ -131,7 +132,7 @@ class Restoring:
                 up,
                 reset=True,
                 snapshot=whole.snapshot.digest,
-                lost=tuple(sorted(find_peer(machine.view, name) for name in lost)),
+                lost=lost,
                 abandons=abandons,
                 approved_by=self._self_id,
             ),

@@ -161,7 +161,10 @@ def test_two_of_three_servers_and_then_all_machines_are_lost(lab: LabFactory) ->
     new.node("m2").exec(["sh", "-c", "head -c 9000 /run/backup > /run/torn"])
     said = verb(new, "m2", "restore", "/run/torn", "--passphrase-file", "/run/pass", "--yes", code=1)
     assert "torn" in said
-    verb(new, "m2", "restore", "/run/backup", "--passphrase-file", "/run/pass", "--yes")
+    right = ("restore", "/run/backup", "--passphrase-file", "/run/pass", "--yes")
+    said = verb(new, "m2", *right, "--lost", "m2,m9", code=2)
+    assert "nodes go by the name m9" in said
+    verb(new, "m2", *right)
     new.wait(
         lambda: all(s["role"]["epoch"] == 2 and s["role"]["ready"] for s in statuses(new).values()),
         120,
