@@ -73,6 +73,8 @@ OPERATED = (
     660_000_077,
     # fenced by an epoch that was recovered meanwhile, and the recovery given up: the ground was forgotten
     560_003_095,
+    # a recovery went back to a snapshot, another one followed it: nobody knew of the upgrade ordered since
+    580_000_082,
     # whoever was away heard of two recoveries one after the other, and stumbled while it set its data aside
     560_002_074,
 )  # fmt: skip

@@ -152,6 +152,8 @@ class SimK3sUnit:
             data = self._process.reset(effect.epoch, image)
             if data is None:
                 return "there is no datastore here"
+            if image is not None:
+                self._machine.world.checkers.clusters.went_back(self._machine)
             dropped = DropIn("server", effect.epoch, effect.ca_hash, False, "")
             await self._machine.fsync(self._tasks, self._machine.disk.write({DATA: data, DROP_IN: dropped}))
         return ""

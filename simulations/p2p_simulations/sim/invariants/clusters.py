@@ -39,6 +39,7 @@ class Clusters:
         self._wipes_allowed: set[tuple[PeerId, int]] = set()
         self._member_ca: dict[str, str] = {}  # scope -> the CA that its members trust
         self._restarting: set[SimMachine] = set()  # by an upgrade of their k3s
+        self._went_back: set[str] = set()  # scopes whose datastore was replaced by a snapshot
 
     def start_wanted(self, machine: SimMachine, core: Bootstrap, effect: events.StartK3s) -> None:
         """The bootstrap machine asks for k3s."""
@@ -183,6 +184,10 @@ class Clusters:
             names = ", ".join(sorted(m.name for m in self._restarting))
             fail(f"an upgrade has {names} of {len(members)} servers down at once")
 
+    def went_back(self, machine: SimMachine) -> None:
+        """Its cluster's datastore is what a snapshot held, whatever becomes of the recovery."""
+        self._went_back.add(machine.scope)
+
     def one_k3s(self) -> None:
         """After an upgrade, carried out or given up, all nodes run one version: it is one minor version.
         Where it was stopped, since a node is not well with its old k3s either, a person was told. A datastore
@@ -196,11 +201,7 @@ class Clusters:
             and (order := m.agent.upgrading.order()) is not None
             and order.state == "stopped"
         }
-        for scope in {m.scope for m in self._world.machines.values()}:
-            ready = self._votes.ready(scope)
-            went_back = ready is not None and ready[1].continues is not None and ready[1].continues.snapshot
-            if went_back and not self._is_ordered(scope):
-                stopped.add(scope)
+        stopped |= {scope for scope in self._went_back if not self._is_ordered(scope)}
         for machine in self._world.machines.values():
             if machine.scope in stopped:
                 continue
