@@ -85,10 +85,13 @@ class _Exchange:
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Let the application answer, and tell it if the caller goes away meanwhile."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
-            await app(scope, self._receive, self._send)
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
+                await app(scope, self._receive, self._send)
+                nursery.cancel_scope.cancel()
+        except* ClientGone:
+            pass  # nobody is left to tell; no bug of ours
 
     async def refuse(self, status: int, error: str) -> None:
         """Answer with an error document."""

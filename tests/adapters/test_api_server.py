@@ -420,3 +420,15 @@ def test_the_client_does_not_wait_for_ever(open_folder: Path) -> None:
         listener.listen()
         with pytest.raises(TimedOut, match="does not answer"):
             AgentClient(path, timeout_s=0.1).status()
+
+
+def test_a_client_that_goes_before_its_answer_is_no_error(
+    agent: Any, client: AgentClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a program does that ran out of patience with a busy agent."""
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(agent.socket))
+            sock.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert client.status() == agent.fake.document
+    assert "connection_failed" not in caplog.text
