@@ -297,8 +297,8 @@ class Upgrading:
     def refusal(self, version: str) -> str:
         """Why that version can't be ordered now; "" if it can."""
         order = self.order()
-        if order is not None and order.state in ("running", "back"):
-            return f"an upgrade to {order.version} is under way: {order.reason}"
+        if order is not None and (reason := _under_way(order)):
+            return reason
         running = [n.progress.version for n in self.look(version).nodes if n.progress is not None]
         if running and all(one in (version, "") for one in running):
             return f"all nodes run {version} already"
@@ -317,10 +317,19 @@ class Upgrading:
         archs = sorted(
             {n.progress.arch for n in facts.nodes if n.progress is not None and n.progress.version}
         )
+        programs = await bring(version, archs)
+        # that took its time, and somebody else may have ordered one meanwhile, in this very millisecond
+        stored = await self._runtime.in_thread(_get, self._cluster.k3s.kube)
+        last = 0
+        if stored is not None:
+            known = turns.carried_over(model.from_object(stored), self._need_standing().genesis)
+            last = known.number
+            if reason := _under_way(known):
+                raise RoleError(reason, hint="see where it stands with: kairos-p2p k3s upgrade")
         order = Order(
-            number=int(self._runtime.wall_s() * 1000),
+            number=max(int(self._runtime.wall_s() * 1000), last + 1),
             version=version,
-            programs=await bring(version, archs),
+            programs=programs,
             cluster_id=facts.order.cluster_id,
             wave=wave,
             patience_s=patience_s,
@@ -328,9 +337,9 @@ class Upgrading:
             by=by,
             source=self._self_id,
         )
-        stored = await self._put(order)
+        order = await self._put(order, _version(stored))
         self._runtime.log(logger, "upgrade.ordered", version=version, reason=f"by {by}")
-        return stored
+        return order
 
     async def stop(self, by: str) -> Order:
         """No further node; those that changed go back, where the versions allow it. Raises RoleError."""
@@ -342,10 +351,9 @@ class Upgrading:
             raise RoleError(f"there is no upgrade to stop{where}")
         return await self._put(turns.abort(self._facts(standing, order), by), _version(stored))
 
-    async def _put(self, order: Order, version: str | None = None) -> Order:
+    async def _put(self, order: Order, version: str) -> Order:
+        """Write it in place of the one with this `resourceVersion`; "" for none. Raises RoleError."""
         kube = self._cluster.k3s.kube
-        if version is None:
-            version = _version(await self._runtime.in_thread(_get, kube))
         item = model.to_object(order, version)
         try:
             if version:
@@ -380,6 +388,12 @@ def _role(standing: Standing, node: ViewNode) -> Role:
     else:
         counts = node.peer in standing.genesis.servers
     return "server" if node.role == "server" and (node.alive or counts) else "agent"
+
+
+def _under_way(order: Order) -> str:
+    """What keeps others from being ordered; "" if nothing."""
+    is_open = order.state in ("running", "back")
+    return f"an upgrade to {order.version} is under way: {order.reason}" if is_open else ""
 
 
 def _get(kube: KubeApi) -> dict[str, Any] | None:

@@ -75,6 +75,8 @@ OPERATED = (
     560_003_095,
     # a recovery went back to a snapshot, another one followed it: nobody knew of the upgrade ordered since
     580_000_082,
+    # two upgrades ordered in one millisecond had one number: done with the first was done with the second
+    581_000_177,
     # whoever was away heard of two recoveries one after the other, and stumbled while it set its data aside
     560_002_074,
 )  # fmt: skip
