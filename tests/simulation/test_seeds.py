@@ -77,6 +77,8 @@ OPERATED = (
     580_000_082,
     # two upgrades ordered in one millisecond had one number: done with the first was done with the second
     581_000_177,
+    # two faults of the world: judged while a server set its data aside; and people wrote to a revoked one
+    583_000_052, 582_000_644,
     # whoever was away heard of two recoveries one after the other, and stumbled while it set its data aside
     560_002_074,
 )  # fmt: skip

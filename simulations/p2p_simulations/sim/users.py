@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from p2p_roles.transitions import State
 from p2p_simulations.sim.etcd import Etcd, Image
 from p2p_simulations.sim.violation import Violation
 
@@ -36,7 +37,10 @@ class Users:
 
     def _write(self) -> None:
         self._world.engine.after(WRITES_EVERY_S, self._write)
-        machines = [m for m in self._world.machines.values() if m.k3s.serving() is not None]
+        out = self._world.revoked  # may go on alone where nobody can tell it; people know better
+        machines = [
+            m for m in self._world.machines.values() if m.k3s.serving() is not None and m.peer not in out
+        ]
         if not machines:
             return
         machine = self._world.engine.random.choice(machines)
@@ -98,7 +102,10 @@ class Users:
         for machine in self._world.machines.values():
             served = machine.k3s.serving()
             is_other = machine.plan.stale_k3s or machine.peer in self._world.revoked
-            if served is not None and not is_other:
+            state = machine.agent.bootstrap.state if machine.agent is not None else None
+            # an epoch that is open, or just found to be over (a world without liveness ends at any moment)
+            is_none = state in (State.INIT, State.FENCED)
+            if served is not None and not is_other and not is_none:
                 stores.setdefault(machine.scope, set()).add(served.store)
         for scope, found in stores.items():
             if len(found) > 1:
