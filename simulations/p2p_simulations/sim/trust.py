@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from p2p_network.core.errors import MeshError
 from p2p_network.token import parse_token
@@ -11,6 +11,8 @@ from p2p_simulations.sim.plan import Revoke, Rotate
 if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
     from p2p_simulations.sim.world import World
+
+_AGAIN_S: Final = 5.0
 
 
 def change_trust(world: World, machine: SimMachine, fault: Rotate | Revoke) -> None:
@@ -73,11 +75,20 @@ def knows_revoked(machine: SimMachine, peer: str) -> bool:
     return machine.agent is not None and machine.agent.admission.trust.is_revoked(peer)
 
 
-def _revoke(world: World, gone: SimMachine) -> None:
-    """``peer revoke``, at the first node that runs and may."""
+def _revoke(world: World, gone: SimMachine) -> bool:
+    """``peer revoke``, at the first node that runs and may; whether there is one."""
     for machine in world.machines.values():
         agent = machine.agent
         if machine is not gone and agent is not None and agent.admission.kept.authority is not None:
             world.revoked[gone.peer] = gone.name
             agent.tasks.start(agent.issuing.revoke(gone.peer, "the plan says so"))
-            return
+            world.engine.after(_AGAIN_S, lambda: _revoke_again(world, gone))
+            return True
+    return False
+
+
+def _revoke_again(world: World, gone: SimMachine) -> None:
+    """Whoever ordered it got an error (a full disk, say), or no answer: so it is ordered again."""
+    is_known = any(knows_revoked(machine, gone.peer) for machine in world.machines.values())
+    if not is_known and not _revoke(world, gone):
+        world.engine.after(_AGAIN_S, lambda: _revoke_again(world, gone))

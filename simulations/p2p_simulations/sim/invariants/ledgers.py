@@ -10,6 +10,7 @@ from p2p_network.ledger.entry import Entry
 from p2p_roles import assign
 from p2p_roles.k3s.pki import JoinSecret
 from p2p_simulations.sim.invariants.votes import Votes
+from p2p_simulations.sim.trust import knows_revoked
 from p2p_simulations.sim.violation import fail
 
 if TYPE_CHECKING:
@@ -142,6 +143,10 @@ class Ledgers:
         digests = {m.agent.replication.ledger.digest() for m in running if m.agent is not None}
         if len(digests) > 1:
             return f"{len(digests)} different ledgers"
+        may = any(m.agent is not None and m.agent.admission.kept.authority is not None for m in running)
+        for peer, name in world.revoked.items():
+            if may and not any(knows_revoked(m, peer) for m in running):
+                return f"nobody put {name} out"
         return ""
 
     def revoked_are_gone(self) -> None:
