@@ -80,7 +80,7 @@ OPERATED = (
     # two faults of the world: judged while a server set its data aside; and people wrote to a revoked one
     583_000_052, 582_000_644,
     # a third: the disk was full where somebody was put out, and nobody ordered it again
-    584_000_504,
+    584_000_504, 585_000_881,
     # whoever was away heard of two recoveries one after the other, and stumbled while it set its data aside
     560_002_074,
 )  # fmt: skip

@@ -75,20 +75,20 @@ def knows_revoked(machine: SimMachine, peer: str) -> bool:
     return machine.agent is not None and machine.agent.admission.trust.is_revoked(peer)
 
 
-def _revoke(world: World, gone: SimMachine) -> bool:
-    """``peer revoke``, at the first node that runs and may; whether there is one."""
-    for machine in world.machines.values():
-        agent = machine.agent
-        if machine is not gone and agent is not None and agent.admission.kept.authority is not None:
-            world.revoked[gone.peer] = gone.name
-            agent.tasks.start(agent.issuing.revoke(gone.peer, "the plan says so"))
-            world.engine.after(_AGAIN_S, lambda: _revoke_again(world, gone))
-            return True
-    return False
+def _revoke(world: World, gone: SimMachine) -> None:
+    """``peer revoke``, at the first node that runs and may; again where the word was lost.
 
-
-def _revoke_again(world: World, gone: SimMachine) -> None:
-    """Whoever ordered it got an error (a full disk, say), or no answer: so it is ordered again."""
-    is_known = any(knows_revoked(machine, gone.peer) for machine in world.machines.values())
-    if not is_known and not _revoke(world, gone):
-        world.engine.after(_AGAIN_S, lambda: _revoke_again(world, gone))
+    It fails where a disk is full, and is lost with a machine that goes for ever before anybody heard of it.
+    People see that the node is still there, and put it out again.
+    """
+    others = [m for m in world.machines.values() if m is not gone and m.peer not in world.revoked]
+    if any(knows_revoked(machine, gone.peer) for machine in others):
+        may = []
+    else:
+        agents = [machine.agent for machine in others if machine.agent is not None]
+        may = [agent for agent in agents if agent.admission.kept.authority is not None]
+    if may:
+        world.revoked[gone.peer] = gone.name
+        may[0].tasks.start(may[0].issuing.revoke(gone.peer, "the plan says so"))
+    if gone.peer in world.revoked:
+        world.engine.after(_AGAIN_S, lambda: _revoke(world, gone))
