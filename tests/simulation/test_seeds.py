@@ -81,6 +81,8 @@ OPERATED = (
     583_000_052, 582_000_644,
     # a third: the disk was full where somebody was put out, and nobody ordered it again
     584_000_504, 585_000_881,
+    # a fourth: a power cut came between the word that a node is out and the removal of what it had said
+    586_000_247,
     # whoever was away heard of two recoveries one after the other, and stumbled while it set its data aside
     560_002_074,
 )  # fmt: skip

@@ -127,7 +127,7 @@ class Ledgers:
     def _gone(self, machine: SimMachine) -> set[PeerId]:
         """Of those that were revoked, the ones of which this node has learned."""
         agent = machine.agent
-        if agent is None:
+        if agent is None or not agent.witness.started:  # what is read from the disk was taken before
             return set()
         known = agent.replication.ledger
         return {p for p in self._world.revoked if known.get(f"revoked/{p}")} - {machine.peer}
