@@ -50,14 +50,14 @@ class Cordons:
         for change in cordon.changes(list(items), peers, drained):
             await self._runtime.in_thread(kube.patch, api.below(api.NODES, change.node), change.patch)
             self._runtime.log(logger, "roles.node_cordoned", name=change.node, reason=change.reason)
-        for name, peer in peers.items():
-            if peer in drained:
-                await self._evict(kube, name)
+        leaving = [name for name, peer in peers.items() if peer in drained]
+        pods = await self._runtime.in_thread(kube.get, api.PODS) if leaving else {}
+        for name in leaving:
+            await self._evict(kube, name, pods.get("items"))
         self._told = frozenset(key for key in self._told if peers.get(key.partition(" ")[0]) in drained)
 
-    async def _evict(self, kube: KubeApi, node: str) -> None:
-        listed = await self._runtime.in_thread(kube.get, api.PODS)
-        for pod in cordon.to_evict(listed.get("items"), node)[:MAX_EVICTIONS]:
+    async def _evict(self, kube: KubeApi, node: str, pods: object) -> None:
+        for pod in cordon.to_evict(pods, node)[:MAX_EVICTIONS]:
             asked = f"{node} {pod.namespace}/{pod.name}"
             try:
                 path = api.eviction_of(pod.namespace, pod.name)

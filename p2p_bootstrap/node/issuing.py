@@ -360,7 +360,9 @@ class Issuing:
 
     def _electorate(self) -> frozenset[str]:
         """Whose votes count: the roster's, in the first generation the founding one's. Raises MeshError."""
-        roster = self._admission.trust.electorate() or self.founding.roster()
+        roster = self._admission.trust.electorate()
+        if roster is None:  # an empty one is that of a generation which is over, and has no votes
+            roster = self.founding.roster()
         if roster is None:
             raise MeshError(
                 "the first nodes have not agreed yet on who votes about new keys: rotated on both sides of a "
