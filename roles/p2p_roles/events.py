@@ -136,9 +136,9 @@ class K3sMayVote:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryOrdered:
-    """An operator approved that this is proposed (see `recovery`); None: the order is taken back."""
+    """An operator approved that this is proposed (see `recovery`)."""
 
-    genesis: Genesis | None
+    genesis: Genesis
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,7 +266,7 @@ class RecoveryDuties(JoinDuties):
 
     def ordered(self, now: float, event: RecoveryOrdered) -> None:
         """An operator's word."""
-        assert event.genesis is None or event.genesis.continues is not None, "only recoveries are ordered"
+        assert event.genesis.continues is not None, "only recoveries are ordered"
         if self.order is not None and self.order != event.genesis:
             self._end_order("another recovery was ordered on this node meanwhile")
         self.order = event.genesis

@@ -149,8 +149,7 @@ def test_before_the_first_rotation_two_sides_that_both_rotate_come_to_one_genera
 
 def test_a_first_rotation_without_founders_parts_the_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the founding roster is for: with the votes of all that one knows, both sides have a majority."""
-    known = lambda self: self._holders()  # noqa: E731
-    monkeypatch.setattr(Issuing, "_electorate", known)
+    monkeypatch.setattr(Issuing, "_electorate", Issuing._holders)
     real = voting.answer
     monkeypatch.setattr(
         voting, "answer", lambda votes, ask, **facts: real(votes, ask, **facts | {"holders": ask.holders})

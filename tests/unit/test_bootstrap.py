@@ -191,7 +191,6 @@ EVERY_EVENT: dict[str, ev.Event] = {
     "no-workloads": ev.WorkloadsCounted(0),
     "workloads-unknown": ev.WorkloadsCounted(None),
     "order-recovery": ev.RecoveryOrdered(replace(genesis(ME), continues=Continuation(1, "c1", reset=True))),
-    "order-withdrawn": ev.RecoveryOrdered(None),
     "secrets": ev.SecretsMade(1, CA),
     "secrets-old": ev.SecretsMade(9, CA),
     "k3s-ready": ev.K3sChanged("ready", "uid", CA),

@@ -73,6 +73,24 @@ class SocketWire:
         self._stream.socket.close()
 
 
+async def read_wire(wire: Wire, n: int | None) -> bytes:
+    """Up to `n` bytes as libp2p wants them: b"" at the end. Raises ConnectionClosedError."""
+    try:
+        return await wire.receive_some(n if n is None else max(n, 1))
+    except trio.ClosedResourceError:
+        return b""
+    except trio.BrokenResourceError as exc:
+        raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
+
+
+async def write_wire(wire: Wire, data: bytes) -> None:
+    """Send all. Raises ConnectionClosedError, which is what libp2p expects of a connection that broke."""
+    try:
+        await wire.send_all(data)
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
+
+
 class PrivateConnection(RawConnection):  # type: ignore[misc]
     """Guard D: pnet as the specification has it, on a wire.
 
@@ -118,7 +136,7 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
             return head
         if self._reading is None:
             self._reading = KeyStream(self._key, await self._raw_exactly(NONCE_BYTES))
-        return self._reading.apply(await self._raw(n))
+        return self._reading.apply(await read_wire(self._wire, n))
 
     async def write(self, data: bytes) -> None:
         """Encrypt and send; the first call sends our nonce too. Raises ConnectionClosedError."""
@@ -126,10 +144,7 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
         if self._writing is None:
             head = b"" if self._nonce else os.urandom(NONCE_BYTES)
             self._writing = KeyStream(self._key, self._nonce or head)
-        try:
-            await self._wire.send_all(head + self._writing.apply(data))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
+        await write_wire(self._wire, head + self._writing.apply(data))
 
     async def close(self) -> None:
         self.abort()
@@ -142,21 +157,13 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
     def get_remote_address(self) -> tuple[str, int]:
         return self.remote.host, self.remote.port
 
-    async def _raw(self, n: int | None) -> bytes:
-        try:
-            return await self._wire.receive_some(n if n is None else max(n, 1))
-        except trio.ClosedResourceError:
-            return b""
-        except trio.BrokenResourceError as exc:
-            raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
-
     async def _patiently(self, n: int) -> bytes:
         """The first bytes after the nonce; b"" if the other side waits, and then our nonce is on its way.
 
         Only for a socket: reading from a circuit must not be cancelled.
         """
         with trio.move_on_after(NONCE_PATIENCE_S) as patience:
-            words = await self._raw(n)
+            words = await read_wire(self._wire, n)
         if not patience.cancelled_caught:
             if not words:
                 raise ConnectionClosedError("connection closed in the handshake", transport="tcp")
@@ -171,7 +178,7 @@ class PrivateConnection(RawConnection):  # type: ignore[misc]
     async def _raw_exactly(self, n: int) -> bytes:
         data = b""
         while len(data) < n:
-            more = await self._raw(n - len(data))
+            more = await read_wire(self._wire, n - len(data))
             if not more:
                 raise ConnectionClosedError("connection closed in the handshake", transport="tcp")
             data += more

@@ -23,7 +23,6 @@ import p2p_network.host.lean  # noqa: F401  (first: imports libp2p without what 
 # isort: split
 from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
-from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer.multiselect import Multiselect
@@ -41,7 +40,7 @@ from p2p_network.host.addresses import Endpoint
 from p2p_network.host.connections import MeshYamux
 from p2p_network.host.foreign_keys import read_foreign_keys
 from p2p_network.host.outgoing import open_stream
-from p2p_network.host.private import SocketWire
+from p2p_network.host.private import SocketWire, read_wire, write_wire
 from p2p_network.meeting import kad, protobuf, witness
 from p2p_network.meeting.witness import Witnesses
 
@@ -70,18 +69,10 @@ class _OpenConnection(RawConnection):  # type: ignore[misc]
         self._wire = wire
 
     async def read(self, n: int | None = None) -> bytes:
-        try:
-            return await self._wire.receive_some(n if n is None else max(n, 1))
-        except trio.ClosedResourceError:
-            return b""
-        except trio.BrokenResourceError as exc:
-            raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
+        return await read_wire(self._wire, n)
 
     async def write(self, data: bytes) -> None:
-        try:
-            await self._wire.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise ConnectionClosedError(f"connection closed: {exc}", transport="tcp") from exc
+        await write_wire(self._wire, data)
 
     async def close(self) -> None:
         self._wire.abort()

@@ -177,6 +177,7 @@ class PublicNotes:
 async def txt_records(name: str) -> Sequence[bytes]:
     """The TXT records of a DNS name, by this machine's resolver. Raises OSError."""
     look = partial(_txt_records, name)
+    # (an outdated stub package does not know the argument)
     return await trio.to_thread.run_sync(look, abandon_on_cancel=True)  # type: ignore[call-arg]
 
 
