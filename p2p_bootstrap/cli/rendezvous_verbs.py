@@ -62,9 +62,12 @@ def serve(key_file: Path, listen: tuple[str, ...], log_format: Format, log_level
 
     try:
         psk = parse_key(read_text(key_file))
+    except ValueError as exc:
+        raise UsageError(f"{key_file}: {exc}") from None
+    try:
         checked = [check_listen(text) for text in listen]
     except ValueError as exc:
-        raise UsageError(str(exc)) from None
+        raise UsageError(f"--listen: {exc}") from None
     logs.configure(log_format, log_level)
     import trio
 
