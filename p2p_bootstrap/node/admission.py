@@ -325,7 +325,7 @@ class Admission:
             self._runtime.log(logger, "admission.peer_expelled", peer=peer, reason=out[peer].reason)
         self._expelled = frozenset(out)
         # connections made with what is not known any more: they come back with a new certificate, or not
-        for peer in self._host.connected():
+        for peer in sorted(self._host.connected()):
             if not verdicts[peer].is_admitted:
                 self._host.expel(peer, verdicts[peer].reason)
         await self._replication.expel({PeerId(peer): verdict.reason for peer, verdict in out.items()})

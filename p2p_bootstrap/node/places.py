@@ -350,7 +350,7 @@ class Places:
             }
 
         async with self._runtime.task_group() as tasks:
-            for peer in self._host.connected():
+            for peer in sorted(self._host.connected()):
                 tasks.start_soon(ask, peer)
         return rows
 

@@ -140,7 +140,7 @@ class Replication:
     async def spread(self) -> None:
         """Compare ledgers with every connected peer once: for the last words of a node that leaves."""
         async with self._runtime.task_group() as tasks:
-            for peer in self._host.connected():
+            for peer in sorted(self._host.connected()):
                 tasks.start_soon(self._sync, peer)
 
     async def expel(self, out: Mapping[PeerId, str]) -> None:
