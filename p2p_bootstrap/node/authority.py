@@ -45,6 +45,7 @@ logger = log.get(__name__)
 
 PASS_S: Final = 3.0
 HURRY_S: Final = 0.5  # after a step: there may be more to do
+_NOT_LOOKED: Final = "the cluster's members were not looked at yet"
 LEASE: Final = api.below(api.LEASES, LEASE_NAME)
 
 
@@ -129,8 +130,10 @@ class Authority:
         self._items: list[Json] = []  # the Nodes that the last look saw
         self.holder = ""
         self.reason = ""
-        self.busy = ""
+        self.busy = _NOT_LOOKED
         """What is being changed in the membership, as decided last; "" for nothing, or if nothing can be."""
+        self.lost: tuple[str, ...] = ()
+        """See `Facts.lost`, as seen last."""
 
     @property
     def is_deciding(self) -> bool:
@@ -187,12 +190,15 @@ class Authority:
                 self._joining.clear()
             else:
                 self._note_quiet(standing.view, ())
+                self._addresses(standing.view)  # whose each is, should it be revoked before we decide
                 try:
                     pause_s = await self._pass(standing)
                 except (api.Conflict, api.AlreadyExists):
                     self._lease.lost()
                 except P2PError as exc:
                     self._runtime.log(logger, "roles.pass_failed", logging.DEBUG, error=exc.message)
+            if not self.is_deciding:
+                self.busy = _NOT_LOOKED
             await self._hurry.wait(timeout_s=pause_s)
 
     async def _pass(self, standing: Standing) -> float:
@@ -207,6 +213,7 @@ class Authority:
             return HURRY_S
         step = next_step(facts)
         self.busy = "" if step.action == "none" or step.pending else step.reason
+        self.lost = facts.lost
         if step.reason != self.reason:
             self.reason = step.reason
             self._runtime.log(logger, "roles.authority_decided", reason=step.reason)

@@ -282,7 +282,8 @@ class Upgrading:
                 )
             )
         holder = PeerId(self._cluster.authority.holder or self._self_id)
-        return UpgradeFacts(holder, order, tuple(found), self._cluster.authority.busy)
+        authority = self._cluster.authority
+        return UpgradeFacts(holder, order, tuple(found), authority.busy, authority.lost)
 
     # ------------------------------------------------------------ for people
 

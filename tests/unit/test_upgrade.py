@@ -25,8 +25,10 @@ def node(name: str, role: Role, version: str = OLD, phase: model.Phase = "", **m
     return replace(made, **more)  # type: ignore[arg-type]
 
 
-def facts(*nodes: UpgradeNode, order: Order = ORDER, busy: str = "") -> UpgradeFacts:
-    return UpgradeFacts(PeerId("s1"), order, nodes, busy)
+def facts(
+    *nodes: UpgradeNode, order: Order = ORDER, busy: str = "", lost: tuple[str, ...] = ()
+) -> UpgradeFacts:
+    return UpgradeFacts(PeerId("s1"), order, nodes, busy, lost)
 
 
 def staged(count: int, agents: int = 0) -> list[UpgradeNode]:
@@ -46,6 +48,20 @@ def test_the_plan_is_servers_one_by_one_who_decides_last_then_one_agent_then_wav
         f"a8, a9 goes on to {NEW}",
         f"all nodes run {NEW}",
     )
+
+
+def test_a_member_of_the_datastore_that_no_node_is_counts_as_a_server_that_is_down() -> None:
+    """Somebody was revoked, and nobody knows any more whose member it was (seed 590000248)."""
+    pair = staged(2)
+    turn = turns.next_turn(facts(*pair, lost=("s3-1a2b",)))
+    assert turn.order.turns == () and turn.pending
+    assert "s3-1a2b counts as a server and is no node of the mesh any more" in turn.order.reason
+
+    back = msgspec.structs.replace(ORDER, state="back", reason="stopped")
+    changed = [node(f"s{i}", "server", NEW, "done") for i in (1, 2)]
+    turn = turns.next_turn(facts(*changed, order=back, lost=("s3-1a2b",)))
+    assert turn.order.turns == () and turn.pending
+    assert turns.next_turn(facts(*changed, order=back)).order.turns == ("s2",)
 
 
 def test_a_plan_from_the_middle_has_an_end() -> None:

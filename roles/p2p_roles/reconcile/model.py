@@ -168,6 +168,12 @@ class Facts:
         return {m.peer or PeerId(f"?{m.name}"): m for m in self.members if not m.learner}
 
     @cached_property
+    def lost(self) -> tuple[str, ...]:
+        """Names of servers that count and are no nodes of the mesh, or no more: nobody brings them back."""
+        found = ((member.name, self.by_peer.get(peer)) for peer, member in self.voters.items())
+        return tuple(sorted(name for name, node in found if node is None or node.left))
+
+    @cached_property
     def learners(self) -> frozenset[PeerId]:
         """Who is being added."""
         return frozenset(m.peer for m in self.members if m.learner)

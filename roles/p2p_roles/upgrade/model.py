@@ -235,9 +235,11 @@ class UpgradeFacts:
         self_id: who decides: of the servers it goes last.
         nodes: all nodes of the cluster.
         busy: what else is being changed in the cluster's membership; "" for nothing.
+        lost: members of the datastore that are no nodes of the mesh any more: they count in its quorum.
     """
 
     self_id: PeerId
     order: Order
     nodes: tuple[UpgradeNode, ...]
     busy: str = ""
+    lost: tuple[str, ...] = ()

@@ -97,6 +97,12 @@ def _forward(facts: UpgradeFacts) -> Turn:
         if sick:
             reason = f"{_some(sick)} is not ready, and no server is taken down before it is"
             return _says(order, reason, pending=True)
+        if facts.lost:
+            reason = (
+                f"{_some(sorted(facts.lost))} counts as a server and is no node of the mesh any more: no other "
+                "is taken down before its Node is deleted"
+            )
+            return _says(order, reason, pending=True)
         return _says(order, f"{servers[0].name} goes on to {order.version}", turns=(servers[0].peer,))
     agents = sorted((n for n in waiting if n.ready), key=lambda n: (n.name, n.peer))
     if agents:
@@ -171,7 +177,8 @@ def _back(facts: UpgradeFacts) -> Turn:
         left.sort(key=lambda n: n.peer == facts.self_id)
         others = [n for n in facts.nodes if n.role == "server" and n.peer != left[0].peer]
         well = sum(n.alive and n.ready for n in others)
-        if well < len(others) and 2 * well <= len(others) + 1:
+        count = len(others) + len(facts.lost)
+        if well < count and 2 * well <= count + 1:
             return _says(order, f"{why}; {left[0].name} can't be spared now", pending=True)
         return _says(order, f"{why}; {left[0].name} goes back", turns=(left[0].peer,))
     away = sorted(n.name for n in facts.nodes if _changed(order, n))

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from p2p_bootstrap.node.upgrading import PATH as UPGRADE
 from p2p_roles.k3s import kube as api
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class SimKube:
     def _store(self, etcd: Etcd, key: str, item: Json) -> Json:
         etcd.writes(lambda peer: self._machine.k3s.in_touch(etcd, peer))
         etcd.kube.revision += 1
+        if key == UPGRADE:
+            self._world.checkers.clusters.turns_given(self._machine, etcd, etcd.kube.stored.get(key), item)
         stored = _copy(item)
         stored["metadata"]["resourceVersion"] = str(etcd.kube.revision)
         etcd.kube.stored[key] = stored

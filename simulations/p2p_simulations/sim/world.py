@@ -373,6 +373,9 @@ class World:
                     m.plan.minimum_nodes or self.plan.minimum_nodes for m in here
                 ):
                     return f"fewer nodes than minimum_nodes are left in {scope}"
+                home = self.plan.placement.home_region if self.plan.placement.kind == "pack" else ""
+                if home and not any(m.plan.region == home and m.plan.wish != "agent" for m in left):
+                    return f"nobody is left in the declared home region of {scope}"
                 continue
             if why := self._too_many_declared(scope):
                 return why

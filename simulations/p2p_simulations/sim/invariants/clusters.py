@@ -6,14 +6,16 @@ What the bootstrap machines ask of k3s, and what the model of k3s does, each hel
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from p2p_network.core.ids import PeerId
+from p2p_network.ledger.reading import revoked_peers
 from p2p_roles import events
 from p2p_roles.bootstrap import Bootstrap
 from p2p_roles.genesis import certificate as certificates
 from p2p_roles.genesis.messages import Certificate, Genesis
 from p2p_roles.transitions import State
+from p2p_roles.upgrade import model
 from p2p_simulations.sim.etcd import Etcd
 from p2p_simulations.sim.invariants.votes import Votes
 from p2p_simulations.sim.k3s import DATA, DROP_IN, Data, DropIn
@@ -23,6 +25,9 @@ from p2p_simulations.sim.violation import fail
 if TYPE_CHECKING:
     from p2p_simulations.sim.machine import SimMachine
     from p2p_simulations.sim.world import World
+
+_HEARD_S: Final = 30.0
+"""So long after somebody was put out, whoever has heard of it has looked at the cluster again."""
 
 
 def _begins_again(certificate: Certificate) -> bool:
@@ -39,6 +44,7 @@ class Clusters:
         self._wipes_allowed: set[tuple[PeerId, int]] = set()
         self._member_ca: dict[str, str] = {}  # scope -> the CA that its members trust
         self._restarting: set[SimMachine] = set()  # by an upgrade of their k3s
+        self._out_since: dict[str, float] = {}  # peer -> when somebody put it out
         self._went_back: set[str] = set()  # scopes whose datastore was replaced by a snapshot
 
     def start_wanted(self, machine: SimMachine, core: Bootstrap, effect: events.StartK3s) -> None:
@@ -80,6 +86,7 @@ class Clusters:
 
     def k3s_ready(self, machine: SimMachine, data: Data, etcd: Etcd) -> None:
         """k3s serves."""
+        self._restarting.discard(machine)
         if data.ca_hash != etcd.ca_hash:
             fail(f"{machine.name} serves CA {data.ca_hash} from a datastore with CA {etcd.ca_hash}")
 
@@ -149,6 +156,8 @@ class Clusters:
 
     def look(self, machines: Iterable[SimMachine]) -> None:
         """What holds of every node whenever it has done what it decided. `machines`: those to look at."""
+        for peer in self._world.revoked:
+            self._out_since.setdefault(peer, self._world.engine.now)
         for machine in machines:
             agent = machine.agent
             if agent is None or not agent.is_idle:
@@ -176,13 +185,25 @@ class Clusters:
         if data is None or data.role != "server":
             return
         members = self._world.etcds[data.store].members
-        self._restarting = {
-            m for m in self._restarting if m.peer in members and m.k3s.observed.state != "ready"
-        }
-        self._restarting.add(machine)
+        self._restarting = {m for m in self._restarting if m.peer in members} | {machine}
         if len(members) > 2 and 2 * len(self._restarting) >= len(members):
             names = ", ".join(sorted(m.name for m in self._restarting))
             fail(f"an upgrade has {names} of {len(members)} servers down at once")
+
+    def turns_given(
+        self, machine: SimMachine, etcd: Etcd, before: dict[str, Any] | None, item: dict[str, Any]
+    ) -> None:
+        """It is some nodes' turn to be upgraded: no server's, while another one is lost for ever to whoever
+        decides, and without both no majority would remain."""
+        given = set(model.from_object(item).turns)
+        given -= set(model.from_object(before).turns) if before is not None else set()
+        heard = revoked_peers(machine.agent.replication.ledger) if machine.agent is not None else set()
+        now = self._world.engine.now
+        lost = {p for p in etcd.members if p in heard and now - self._out_since.get(p, now) > _HEARD_S}
+        taken = lost | (given & set(etcd.members))
+        if lost and taken > lost and len(etcd.members) > 2 and 2 * len(taken) >= len(etcd.members):
+            names = ", ".join(sorted(self._world.name(peer) for peer in taken))
+            fail(f"{machine.name} upgrades a server with {names} of {len(etcd.members)} servers lost by then")
 
     def went_back(self, machine: SimMachine) -> None:
         """Its cluster's datastore is what a snapshot held, whatever becomes of the recovery."""
