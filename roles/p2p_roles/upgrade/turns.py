@@ -99,8 +99,8 @@ def _forward(facts: UpgradeFacts) -> Turn:
             return _says(order, reason, pending=True)
         if facts.lost:
             reason = (
-                f"{_some(sorted(facts.lost))} counts as a server and is no node of the mesh any more: no other "
-                "is taken down before its Node is deleted"
+                f"{_some(sorted(facts.lost))} counts as a server and is no node of the mesh any more: no "
+                "other is taken down before its Node is deleted"
             )
             return _says(order, reason, pending=True)
         return _says(order, f"{servers[0].name} goes on to {order.version}", turns=(servers[0].peer,))
