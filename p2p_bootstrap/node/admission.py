@@ -315,11 +315,8 @@ class Admission:
         """End what there is with peers that are members no more."""
         assert self._replication is not None
         assert self._host is not None
-        verdicts = {
-            peer: self.verdict(peer)
-            for peer in self._replication.authors() | self._host.connected() | self.trust.known_out()
-            if peer != self._self_id
-        }
+        concerned = self._replication.authors() | self._host.connected() | self.trust.known_out()
+        verdicts = {peer: self.verdict(peer) for peer in sorted(concerned) if peer != self._self_id}
         out = {peer: verdict for peer, verdict in verdicts.items() if verdict.cause in OUT}
         for peer in sorted(out.keys() - self._expelled):
             self._runtime.log(logger, "admission.peer_expelled", peer=peer, reason=out[peer].reason)

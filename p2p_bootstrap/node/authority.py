@@ -371,7 +371,7 @@ class Authority:
         concerned = {*facts.assigned, *facts.first, *(m.peer for m in facts.members)}
         concerned |= {k.peer for k in facts.kube_nodes}
         gone = left_peers(self._replication.ledger) | revoked_peers(self._replication.ledger)
-        for peer in (gone & concerned) - known:
+        for peer in sorted((gone & concerned) - known):
             kube = facts.kube_of(peer)
             name = kube.name if kube is not None else f"...{peer[-8:]}"
             found.append(NodeFact(peer, name, alive=False, left=True))

@@ -135,19 +135,31 @@ class SimMachine:
 
     async def fsync(self, tasks: Tasks, ticket: int) -> None:
         """Make a write durable; takes a moment in which the power may go."""
-        slowness = self.plan.slowness * self._slow["disk"]
-        await tasks.sleep(self.world.engine.random.expovariate(1 / (0.003 * slowness)))
+        await self._work_disk(tasks, self._disk_work_s())
         self.disk.sync(ticket)
 
     async def keep(self, tasks: Tasks, script: Script) -> None:
         """Carry out what a program asked of its files; each sync takes a moment in which the power may go."""
-        slowness = self.plan.slowness * self._slow["disk"]
-        whole_s = self.world.engine.random.expovariate(1 / (0.003 * slowness))
+        whole_s = self._disk_work_s()
         syncs = sum(isinstance(call, Sync | SyncDirectory) for call in script)
         for call in script:
             if isinstance(call, Sync | SyncDirectory):
-                await tasks.sleep(whole_s / syncs)
+                await self._work_disk(tasks, whole_s / syncs)
             self.files.carry_out(call)
+
+    def _disk_work_s(self) -> float:
+        """What one write takes while nothing slows the disk down."""
+        return self.world.engine.random.expovariate(1 / (0.003 * self.plan.slowness))
+
+    async def _work_disk(self, tasks: Tasks, work_s: float) -> None:
+        """A disk that gets faster again is faster for what is under way, too."""
+        while True:
+            factor = self._slow["disk"]
+            took_s = min(work_s * factor, 1.0)
+            await tasks.sleep(took_s)
+            work_s -= took_s / factor
+            if work_s <= 1e-9:
+                return
 
     # ------------------------------------------------------------ on and off
 
