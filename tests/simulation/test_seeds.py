@@ -101,7 +101,7 @@ WENT_BACK = (
 )  # fmt: skip
 """With five."""
 DRAINED = (
-    # two of three servers were upgraded while the third, revoked, was etcd's member still, and nobody knew whose
+    # of three servers two were upgraded, while the third, revoked, was etcd's member still
     590_000_248,
     # two faults of the world: nobody was left in the declared home region; and a write that a slow disk had
     # begun took as long as ever when the disk was fast again
