@@ -61,7 +61,7 @@ ORIGIN: Final = Coordinate()
 
 def apart_s(a: Coordinate, b: Coordinate) -> float:
     """The round trip between the places of two nodes, without what their own access costs; seconds."""
-    return math.dist((a.x, a.y, a.z), (b.x, b.y, b.z))
+    return _length(a.x - b.x, a.y - b.y, a.z - b.z)
 
 
 def rtt_s(a: Coordinate, b: Coordinate) -> float:
@@ -87,7 +87,7 @@ def moved(
     force = _CC * weight * (measured_s - expected_s)
     away = (own.x - other.x, own.y - other.y, own.z - other.z)
     aside = _unit(direction)
-    length = math.hypot(*away)
+    length = _length(*away)
     height = own.height
     if length > 1e-9:
         height = max(_MIN_HEIGHT_S, height + (own.height + other.height) * force / length)
@@ -100,6 +100,13 @@ def moved(
     return new if new.is_sound else ORIGIN
 
 
+def _length(x: float, y: float, z: float) -> float:
+    """As `math.hypot` says it, to the same last bit on every machine and by every Python."""
+    return math.sqrt(x * x + y * y + z * z)
+
+
 def _unit(vector: tuple[float, ...]) -> tuple[float, ...]:
-    length = math.hypot(*vector)
-    return tuple(part / length for part in vector)
+    largest = max(map(abs, vector))  # its square may be too small for a float
+    x, y, z = (part / largest for part in vector)
+    length = _length(x, y, z)
+    return x / length, y / length, z / length

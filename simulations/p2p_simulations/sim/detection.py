@@ -216,10 +216,13 @@ class _Mesh:
             if not node.down:  # what came meanwhile is read first: see `Link.forgive`
                 node.heard = dict.fromkeys(node.heard, now)
             return
+        through = (1 - self._loss) * (
+            1 - self._loss
+        )  # (there and back; libm's power is not the same everywhere)
         for peer in sorted(node.wanted):
             other = self._nodes[peer]
             if peer not in node.heard:
-                if self._runs(other) and chance.random() < _DIAL * (1 - self._loss) ** 4:
+                if self._runs(other) and chance.random() < _DIAL * through * through:
                     self._open(node, other)
                 continue
             if now - node.heard[peer] > SILENCE_S:

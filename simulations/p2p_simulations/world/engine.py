@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import random
 from collections.abc import Callable
+
+from p2p_simulations.world.draws import Draws
 
 
 class Timer:
@@ -32,7 +33,7 @@ class Engine:
     def __init__(self, seed: int, *, keep_trace: bool = True) -> None:
         self.seed = seed
         self.now = 0.0
-        self.random = random.Random(seed)
+        self.random = Draws(seed)
         self.trace: list[str] = []
         self.events = 0
         self._keep_trace = keep_trace
