@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, assert_never
 
@@ -123,6 +123,7 @@ class Addressing:
 
     def step(self, now: float, event: Event) -> Decision[Effect]:
         """Decide on one event."""
+        again: tuple[Effect, ...] = ()
         match event:
             case LedgerSettled():
                 self._may_claim_at = None
@@ -131,16 +132,20 @@ class Addressing:
                 self._claims = {peer: claim for peer, claim in claims.items() if self._is_sound(claim)}
                 known = self._claims.get(self._self_id)
                 if mine is not None and (known is None or known.attempt < mine.attempt):
-                    # read before our claim was written: a claim is never deleted, only we replace it, and
-                    # attempts count up (the moment of a claim need not, on a clock that is set back)
+                    # a claim is never deleted, only we replace it, and attempts count up (the moment of a
+                    # claim need not, on a clock that is set back): it was read before our claim was written,
+                    # and to write it again changes nothing; or we had lost the ledger, began anew, and that
+                    # claim overtook the one that the others brought back
                     self._claims[self._self_id] = mine
+                    again = (WriteClaim(mine),)
             case Tick():
                 pass
             case _:
                 assert_never(event)
         if self._may_claim_at is not None and now >= self._may_claim_at:
             self._may_claim_at = None
-        return self._decide(event.mesh_ms)
+        decision = self._decide(event.mesh_ms)
+        return replace(decision, effects=(*again, *decision.effects)) if again else decision
 
     def _decide(self, mesh_ms: int) -> Decision[Effect]:
         mine = self._claims.get(self._self_id)

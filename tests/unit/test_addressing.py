@@ -105,6 +105,18 @@ def test_after_a_restart_the_own_claim_is_used_at_once() -> None:
     assert assign == Assign(mine(attempt=3).ipv4, str(ipv6_of(MESH, ME)))
 
 
+def test_a_claim_of_before_the_ledger_was_lost_outlasts_the_one_that_was_begun_with_since() -> None:
+    """The others bring the former one back while the new one is being written, over it (seed 620000980)."""
+    made, former = machine(), mine(attempt=3)
+    assert made.step(105.0, LedgerSettled(MS)).effects[0] == WriteClaim(mine())
+    assert made.step(105.1, ClaimsChanged({ME: former}, MS)).effects[-1] == Assign(
+        former.ipv4, str(ipv6_of(MESH, ME))
+    )
+    assert made.step(105.2, ClaimsChanged({ME: mine()}, MS)).effects == (WriteClaim(former),)
+    assert made.step(105.3, ClaimsChanged({ME: former}, MS)).effects == ()
+    assert made.holding == former.ipv4
+
+
 def test_addresses_of_others_are_passed_by_even_of_the_dead() -> None:
     made = machine()
     made.step(100.0, ClaimsChanged({YOU: mine(attempt=0), PEERS[2]: mine(attempt=1)}, MS))
