@@ -109,7 +109,7 @@ DRAINED = (
     # a ledger was lost on a slow disk, and the claim that was begun anew with was written over the one before
     620_000_980,
 )  # fmt: skip
-"""With all six."""
+"""With six."""
 OF_ALL_KINDS = (5, 10, 600_000_017, 600_000_050, 600_000_149, 600_000_163)
 """Among them rotations, revocations, recoveries, backups, upgrades, nodes that leave or are imaged anew. What
 hashes decided until they were sorted shows in the third."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network
 from typing import Final, Literal
@@ -60,11 +61,11 @@ _FOUNDS_NONE: Final = 64  # nodes before a genesis, for a machine that comes lat
 _STATES: Final = ("ELECT", "INIT", "WAIT", "JOIN", "MEMBER", "FENCED")
 
 
-def random_plan(seed: int, *, dice: int = 6) -> Plan:
+def random_plan(seed: int, *, dice: int = 7) -> Plan:
     """The plan of a seed: the same on every machine. `dice`: with fewer, as it was before there were more."""
     die = _Dice(seed)
     plan = die.plan()
-    for throw in (die.more, die.later, die.operated, die.went_back, die.drained)[: dice - 1]:
+    for throw in (die.more, die.later, die.operated, die.went_back, die.drained, die.spared)[: dice - 1]:
         plan = throw(plan)
     return plan
 
@@ -459,6 +460,28 @@ class _Dice:
                     (at_s + chance.uniform(0, 5), PowerCut((name,), for_s * chance.uniform(0.2, 1.4)))
                 )
         return dataclasses.replace(plan, faults=tuple(sorted(faults, key=lambda planned: planned[0])))
+
+    # ------------------------------------------------------------ of a seventh die
+
+    def spared(self, plan: Plan) -> Plan:
+        """In most worlds as many stay as a genesis needs: of a world where too few are left nothing can be
+        demanded but safety."""
+        self.chance = random.Random(f"spared {self.seed}")
+        if self._has(0.25):
+            return plan
+        region = {node.name: node.region if plan.per_region else "" for node in plan.nodes}
+        first = Counter(region[node.name] for node in plan.nodes if not node.joins_later)
+        later = {node.name for node in plan.nodes if node.joins_later}
+        gone: set[str] = set()
+        faults = []
+        for at_s, fault in plan.faults:
+            if isinstance(fault, Depart | Revoke) and fault.node not in gone | later:
+                if first[region[fault.node]] <= plan.minimum_nodes:
+                    continue
+                first[region[fault.node]] -= 1
+                gone.add(fault.node)
+            faults.append((at_s, fault))
+        return dataclasses.replace(plan, faults=tuple(faults))
 
 
 def _behind(nodes: Iterable[NodePlan], nats: Mapping[str, Nat]) -> tuple[NodePlan, ...]:
