@@ -14,8 +14,8 @@ MAX_MESSAGES_PER_S = 150.0  # per node, over `WINDOW_S`
 MAX_BYTES_PER_S = 60_000.0  # likewise
 WINDOW_S = 20.0
 MAX_HELD_BYTES = (112 << 10, 16 << 10)
-"""What an agent's columns may hold in memory: so much, and so much more for each identity of the mesh. The
-certificates of eight epochs are in the first number (4 KB each, in all their forms), however small the mesh."""
+"""What an agent's columns may hold in memory: so much, and so much more for each identity of the mesh.
+The certificates of eight epochs are in the first number (4 KB each, in all forms), however small the mesh."""
 SNAPSHOTS_HELD_BYTES = 16 << 10
 """And for each identity in worlds with snapshots: who holds which."""
 
