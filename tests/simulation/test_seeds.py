@@ -113,6 +113,9 @@ DRAINED = (
 SPARED = (
     # five epochs and three rotations on seven machines are no leak: the bound had no room for eight epochs
     750_000_431,
+    # a fault of the checker: who never got in went on setting its data aside, also after the recovery that
+    # had begun the cluster again without it was given up
+    760_000_589,
 )
 """With all seven."""
 OF_ALL_KINDS = (5, 10, 600_000_017, 600_000_050, 600_000_149, 600_000_163)

@@ -13,7 +13,7 @@ from p2p_network.ledger.reading import revoked_peers
 from p2p_roles import events
 from p2p_roles.bootstrap import Bootstrap
 from p2p_roles.genesis import certificate as certificates
-from p2p_roles.genesis.messages import Certificate, Genesis
+from p2p_roles.genesis.messages import Certificate
 from p2p_roles.transitions import State
 from p2p_roles.upgrade import model
 from p2p_simulations.sim.etcd import Etcd
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 
 _HEARD_S: Final = 30.0
 """So long after somebody was put out, whoever has heard of it has looked at the cluster again."""
-
-
-def _begins_again(certificate: Certificate) -> bool:
-    """Whether it is the GENESIS of a recovery that resets the datastore."""
-    value = certificates.value_of(certificate)
-    return isinstance(value, Genesis) and value.continues is not None and value.continues.reset
 
 
 class Clusters:
@@ -145,9 +139,15 @@ class Clusters:
             fail(f"{machine.name} wipes epoch {epoch} without a valid certificate")
         ready = self._votes.ready(machine.scope)
         has_joined = core.member is not None and core.member.joined
-        if ready is not None and ready[0] == epoch and (has_joined or not _begins_again(certificate)):
+        if ready is not None and ready[0] == epoch and (has_joined or not self._begins_again(certificate)):
             fail(f"{machine.name} wipes epoch {epoch}, which is READY")
         self._wipes_allowed.add((machine.peer, epoch))
+
+    def _begins_again(self, certificate: Certificate) -> bool:
+        """Whether it is of a recovery that resets the datastore; also of one given up: no k3s of the epoch
+        before starts again then, until another recovery begins it anew from one server's data."""
+        decided = self._votes.genesis(certificate.instance.scope, certificate.instance.epoch)
+        return decided is not None and decided.continues is not None and decided.continues.reset
 
     def wiped(self, machine: SimMachine, epoch: int) -> None:
         """k3s's data is being set aside."""
