@@ -29,7 +29,11 @@ from mutmut.state import state
 
 CPU_S = 20  # of a mutant's tests, at most, which take about two
 EXAMPLES = 10
-ABOUT = {"p2p_network.ledger": ("ledger",), "p2p_roles.genesis": ("genesis", "bootstrap")}
+ABOUT = {
+    "p2p_network.ledger": ("ledger",),
+    "p2p_network.core.decree": ("genesis", "bootstrap"),
+    "p2p_roles.genesis": ("genesis", "bootstrap"),
+}
 """Module -> words in the names of the files whose tests are about it."""
 
 
