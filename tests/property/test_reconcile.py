@@ -245,6 +245,7 @@ def judge(facts: Facts, step: Step) -> None:
         if owner in voters and facts.datastore == "etcd":
             rest = [p for p in voters if p != owner]
             assert 2 * len(healthy - {owner}) > len(rest), f"{step} costs the quorum"
+            assert not facts.learners, f"{step} while {set(facts.learners)} come"
 
 
 @settings(max_examples=300)

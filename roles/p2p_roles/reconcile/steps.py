@@ -93,13 +93,16 @@ def _newcomers(facts: Facts) -> Step | None:
 
 
 def _finish(facts: Facts) -> Step | None:
-    """Carry on with what was begun."""
+    """Carry on with what was begun: first whoever is being added gets in, or is given up."""
+    may_go = not facts.learners
     for peer, given in sorted(facts.assigned.items()):
         if not given.leaving:
             continue
         name, kube = facts.name(peer), facts.kube_of(peer)
         if peer not in facts.voters and peer not in facts.learners:
             return Step("release", f"{name} is no server any more, and may be an agent", peer)
+        if peer in facts.voters and not may_go:
+            continue
         if peer in facts.voters and not facts.may_lose(peer):
             return Step(
                 "wait",
@@ -110,13 +113,13 @@ def _finish(facts: Facts) -> Step | None:
         if kube is not None:
             return Step("delete-node", f"{name} is to go: {given.reason}", peer, kube.name)
         return Step("wait", f"{name} is being removed from the datastore", peer)
-    for peer in sorted({*facts.voters, *facts.learners}):
+    for peer in sorted(facts.voters if may_go else facts.learners):
         node = facts.by_peer.get(peer)
         if node is None:
             continue
         if facts.role_of(peer) != "server":
             return Step("demote", f"{node.name} is a server without being assigned as one", peer)
-        if facts.is_gone(node) and (peer in facts.learners or facts.may_lose(peer)):
+        if facts.is_gone(node) and (not may_go or facts.may_lose(peer)):
             why = "left the mesh" if node.left else "was reinstalled"
             return Step("demote", f"{node.name} {why}: it is given up as a server", peer)
     return _joining(facts)
