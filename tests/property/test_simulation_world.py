@@ -187,9 +187,10 @@ def test_epochs_without_a_cluster_are_forgotten_and_those_with_one_are_not() -> 
 def test_a_claim_survives_a_look_at_the_ledger_from_before_it_was_written() -> None:
     made = Addressing(ME.peer_id, MESH, started_at=0.0)
     made.step(1.0, ClaimsChanged({}, 1000))
-    assert any(isinstance(effect, Assign) for effect in made.step(2.0, LedgerSettled(2000)).effects)
+    claimed, assigned = made.step(2.0, LedgerSettled(2000)).effects
+    assert isinstance(assigned, Assign)
     held = made.holding
-    assert made.step(2.1, ClaimsChanged({}, 2100)).effects == ()
+    assert made.step(2.1, ClaimsChanged({}, 2100)).effects == (claimed,), "once more changes nothing"
     assert made.holding == held
     rival = AddressClaim(str(candidate(ME.peer_id, MESH, 0)), 0, 1)
     made.step(3.0, ClaimsChanged({YOU.peer_id: rival}, 3000))

@@ -45,6 +45,8 @@ _VERSION_STAMP_BYTES: Final = 10
 _Hash = Annotated[bytes, msgspec.Meta(min_length=KEY_HASH_BYTES, max_length=KEY_HASH_BYTES)]
 _RootDigest = Annotated[bytes, msgspec.Meta(min_length=ROOT_BYTES, max_length=ROOT_BYTES)]
 _Entries = Annotated[tuple[Entry, ...], msgspec.Meta(max_length=ENTRIES_PER_FRAME)]
+_Items = Annotated[bytes, msgspec.Meta(max_length=ITEMS_PER_FRAME * ITEM_BYTES)]
+_Wanted = Annotated[bytes, msgspec.Meta(max_length=ITEMS_PER_FRAME * KEY_HASH_BYTES)]
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -63,7 +65,7 @@ class Compare(_Message, frozen=True, tag=2):
     buckets: Annotated[bytes, msgspec.Meta(min_length=BUCKETS // 8, max_length=BUCKETS // 8)]
     first: _Hash
     last: _Hash
-    items: Annotated[bytes, msgspec.Meta(max_length=ITEMS_PER_FRAME * ITEM_BYTES)]
+    items: _Items
 
 
 class Push(_Message, frozen=True, tag=3):
@@ -89,7 +91,7 @@ class Delta(_Message, frozen=True, tag=3):
     """Up to key hash `done`: these are newer here, and I want the keys with these hashes."""
 
     entries: _Entries
-    wanted: Annotated[bytes, msgspec.Meta(max_length=ITEMS_PER_FRAME * KEY_HASH_BYTES)]
+    wanted: _Wanted
     done: _Hash
 
 
