@@ -192,6 +192,8 @@ class K3sProcess:
             self._world.checkers.clusters.k3s_started(machine, drop_in, data)
             if data.role == "server" and data.ipv4 != machine.tun_ipv4:
                 raise Exited("this server is not a member of the etcd cluster: its address has changed")
+            if data.store not in self._world.etcds:  # it died when etcd's files were there and no more
+                self._begin(data.ca_hash)
         elif drop_in.role == "server" and drop_in.cluster_init:
             await self._initialise(tasks, drop_in)
         elif drop_in.join_ip:
@@ -206,9 +208,14 @@ class K3sProcess:
         world.checkers.clusters.k3s_initialises(machine, drop_in)
         data = Data("server", drop_in.ca_hash, machine.tun_ipv4)
         await machine.fsync(tasks, machine.disk.write({DATA: data}))
+        self._begin(drop_in.ca_hash)
+
+    def _begin(self, ca_hash: str) -> None:
+        """etcd has its first member, and Kubernetes its first objects."""
+        machine, world = self._machine, self._world
         uid = f"uid-{world.engine.random.getrandbits(32):08x}"
-        world.etcds[drop_in.ca_hash] = Etcd(drop_in.ca_hash, uid, {machine.peer: machine.tun_ipv4})
-        world.note(machine.name, f"k3s initialises a cluster with CA {drop_in.ca_hash}")
+        world.etcds[ca_hash] = Etcd(ca_hash, uid, {machine.peer: machine.tun_ipv4})
+        world.note(machine.name, f"k3s initialises a cluster with CA {ca_hash}")
 
     async def _join(self, tasks: Tasks, drop_in: DropIn) -> None:
         machine, world = self._machine, self._world
