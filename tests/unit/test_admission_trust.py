@@ -282,11 +282,13 @@ def test_no_signature_verifies_as_another_kind_or_in_another_mesh() -> None:
 def test_what_an_authority_said_before_it_was_put_out_stays_true(trust: Trust, words: Map) -> None:
     assert not trust.spoke(ALICE, NOW, NOW), "never a member"
     trust.present(encode(certificate(ALICE)), ALICE)
+    assert not trust.spoke(ALICE, NOW + 9, NOW), "shown to us alone: the others could not judge it"
+    words.values[f"member/{ALICE}"] = encode(certificate(ALICE))
     assert trust.spoke(ALICE, NOW + 9, NOW)
     words.values[f"revoked/{ALICE}"] = encode(ONE.signed(Revocation(ALICE, 1, NOW, "")))
     assert trust.spoke(ALICE, NOW, NOW + 9)
     assert not trust.spoke(ALICE, NOW + 1, NOW + 9)
-    trust.present(encode(certificate(BOB, expires_ms=NOW)), BOB)
+    words.values[f"member/{BOB}"] = encode(certificate(BOB, expires_ms=NOW))
     assert trust.spoke(BOB, NOW, NOW + 9)
     assert not trust.spoke(BOB, NOW + 1, NOW + 9)
     trust.present(encode(certificate(CAROL)), CAROL)

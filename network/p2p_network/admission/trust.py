@@ -146,18 +146,23 @@ class Trust:
         return Verdict(Cause.NONE, certificate)
 
     def spoke(self, peer: str, wall_ms: int, now_ms: int) -> bool:
-        """Whether a peer was a member at that moment; of one that was put out, whether it was before that."""
+        """Whether a peer was a member at that moment; of one that was put out, whether it was before that.
+
+        A certificate that was only shown to us does not do: whoever hears its words from us must be able to
+        judge them too.
+        """
         verdict = self.verdict(peer, now_ms)
         match verdict.cause:
             case Cause.NONE:
-                return True
+                return self.is_recorded(peer)
             case Cause.REVOKED:
                 return wall_ms <= self._at_ms(self.proof_of_revocation(peer))
             case Cause.OUTDATED:
                 link = self._announced.get(self.generation)
                 return link is not None and wall_ms <= link.at_ms
             case Cause.EXPIRED:
-                return verdict.certificate is not None and wall_ms <= verdict.certificate.expires_ms
+                known = verdict.certificate if self.is_recorded(peer) else None
+                return known is not None and wall_ms <= known.expires_ms
             case _:
                 return False
 

@@ -406,11 +406,9 @@ class World:
 
     def _is_torn_apart(self) -> str:
         """Two that are left can't meet for ever: nobody is left who could lead them to each other."""
-        if not self.departed:
+        left = [m.name for m in self.machines.values() if not self._is_out(m) and m not in self.waiting]
+        if len(left) == len(self.machines) - len(self.waiting):
             return ""
-        left = [
-            m.name for m in self.machines.values() if m.name not in self.departed and m not in self.waiting
-        ]
         meet = self.network.may_meet
         for number, one in enumerate(left):
             for other in left[number + 1 :]:
