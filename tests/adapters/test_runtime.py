@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -47,6 +48,31 @@ async def test_a_decision_is_carried_out_whole_though_its_feeder_is_cancelled() 
         go_on.set()
     assert done == ["event one", "event two"]
     assert (await runner.feed("next")).reason == "because", "the lock was given back"
+
+
+async def test_a_machine_whose_effect_failed_decides_nothing_any_more() -> None:
+    """Whoever fed it may only answer a peer with the error: an acceptor would say next that it had promised
+    what the disk does not know (seed 870000064 lost a member's record so)."""
+    machine = Steps()
+    done: list[str] = []
+
+    async def execute(effect: str) -> None:
+        if effect == "event one":
+            raise OSError("no space left on device")
+        done.append(effect)
+
+    runner = Runner(TrioRuntime(), "test", machine, execute, lambda: "tick")
+    with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="no space left")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(runner.run)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(OSError, match="no space left"):
+                await runner.feed("event")
+            await trio.sleep_forever()
+    with pytest.raises(OSError, match="no space left"):
+        await runner.feed("next")
+    assert [event for _, event in machine.seen] == ["event"]
+    assert done == []
 
 
 async def test_a_machine_is_woken_when_it_asked_for_it(autojump_clock: MockClock) -> None:

@@ -123,6 +123,8 @@ SPARED = (
     820_000_023,
     # a word whose author's certificate the ledger did not have: only two had been shown it before it left
     840_000_544,
+    # a full disk refused what a peer brought: the peer was told, and the agent went on with what it knew now
+    870_000_064,
     # a fault of the world: who was put out was the only one that could lead two behind NATs to each other
     850_000_658,
 )
