@@ -24,7 +24,6 @@ from p2p_roles.genesis.messages import (
     GENESIS,
     OUTCOME,
     VOTE_PURPOSE,
-    Abort,
     Ballot,
     Certificate,
     Genesis,
@@ -170,18 +169,6 @@ def test_the_authority_is_known_although_older_epochs_are_missing() -> None:
 
     assert authorities("kairos", Known()) == {ME.peer_id}
     assert authorities("other", Known()) == frozenset()
-
-
-def test_epochs_without_a_cluster_are_forgotten_and_those_with_one_are_not() -> None:
-    given_up = [alone(epoch, OUTCOME, Abort("gone", ME.peer_id)) for epoch in range(2, 60)]
-    begun = [genesis(epoch) for epoch in range(1, 60)]
-    elsewhere = certified(
-        MESH, Instance("kairos/west", 1, OUTCOME), Abort("gone", ME.peer_id), 1, [ME], Ballot(1, ME.peer_id)
-    )
-    held = [*begun, alone(1, OUTCOME, Ready("uid")), *given_up, elsewhere]
-    void = certificates.outlived("kairos", ((certificates.key_of(c), certificates.encode(c)) for c in held))
-    gone = {(e, d) for e in range(2, 60 - certificates.EPOCHS_REMEMBERED) for d in (GENESIS, OUTCOME)}
-    assert set(void) == {f"genesis/kairos/{epoch}/{decree}" for epoch, decree in gone}
 
 
 def test_a_claim_survives_a_look_at_the_ledger_from_before_it_was_written() -> None:

@@ -578,3 +578,34 @@ def test_n_is_declared_and_seen() -> None:
     reply = v.asked(0.0, acc.Asked(B, Prepare(D1, Ballot(1, B), 3)))
     assert isinstance(reply[0], acc.Reply)
     assert replace(reply[0], message=reply[0].message) == reply[0]
+
+
+# ---------------------------------------------------------------- what a ledger keeps of it
+
+
+def test_a_certificate_s_ledger_key_says_its_scope() -> None:
+    for scope in ("kairos", "kairos/west"):
+        key = certificates.key_of(signed(Instance(scope, 12, OUTCOME), Abort("gone", A)))
+        assert key == f"genesis/{scope}/12/2"
+        assert key.startswith(certificates.prefix_of(scope))
+        assert certificates.scope_of(key) == scope
+    assert certificates.scope_of("member/kairos/12/2") == ""
+
+
+def test_epochs_without_a_cluster_are_forgotten_and_those_with_one_are_not() -> None:
+    last = 60
+    begun = [signed(Instance(SCOPE, epoch, GENESIS), genesis()) for epoch in range(1, last + 1)]
+    given_up = [signed(Instance(SCOPE, epoch, OUTCOME), Abort("gone", A)) for epoch in range(2, last)]
+    elsewhere = [signed(Instance(f"{SCOPE}/west", epoch, OUTCOME), Abort("gone", A)) for epoch in (1, 99)]
+    held = [*begun, signed(D2, Ready("uid")), *given_up, *elsewhere]
+
+    def void(scope: str, of: list[Certificate]) -> set[str]:
+        return set(
+            certificates.outlived(scope, ((certificates.key_of(c), certificates.encode(c)) for c in of))
+        )
+
+    oldest = last - certificates.EPOCHS_REMEMBERED  # counted from the last outcome: the open epoch has none
+    gone = {(epoch, decree) for epoch in range(2, oldest) for decree in (GENESIS, OUTCOME)}
+    assert void(SCOPE, held) == {f"genesis/{SCOPE}/{epoch}/{decree}" for epoch, decree in gone}
+    assert void(f"{SCOPE}/west", held) == {f"genesis/{SCOPE}/west/1/2"}
+    assert void(SCOPE, begun) == void(SCOPE, []) == void("other", held) == set()
