@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVarTuple, assert_never
 
 from msgspec.structs import replace
@@ -340,7 +341,7 @@ class Cluster:
             case events.StopK3s():
                 self.k3s.want(None)
             case events.WipeK3s():
-                self._spawn(self.chores.wipe, effect)
+                self._spawn(self.chores.wipe, effect, partial(self._machine.is_due, effect))
             case events.ResetK3s():
                 self._spawn(
                     self.chores.reset, effect, self._machine.open_genesis(), self._machine.open_genesis
@@ -357,7 +358,7 @@ class Cluster:
             case events.HoldK3s():
                 self.k3s.hold()
             case events.SetAsideK3s():
-                self._spawn(self.chores.set_aside, effect)
+                self._spawn(self.chores.set_aside, effect, partial(self._machine.is_due, effect))
             case events.Alarm(message, hint):
                 self._runtime.log(logger, "roles.alarm", logging.ERROR, error=message, hint=hint)
             case _:

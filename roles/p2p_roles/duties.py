@@ -62,7 +62,7 @@ class Duties(RecoveryDuties):
             case State.FENCED:
                 self._enter_fenced(now)
             case State.RECOVER:
-                self.enter_recover(now)
+                self.enter_recover()
             case State.HELD:
                 self.enter_held()
             case State.CHANGE:
@@ -271,6 +271,12 @@ class Duties(RecoveryDuties):
         if self.member is not None and self.member.joined and self.durable.fenced_epoch != self.epoch:
             self.change(fenced_epoch=self.epoch)
             self.persist()
+
+    def is_due(self, effect: WipeK3s | SetAsideK3s) -> bool:
+        """Whether the data that was to be set aside still is. It is asked for again and again, and may wait
+        for another chore: by then this node may have data that it needs."""
+        state = State.FENCED if isinstance(effect, WipeK3s) else State.CHANGE
+        return self.state is state and self.member is not None and self.member.epoch == effect.epoch
 
     def _act_change(self, now: float) -> None:
         member = self.member

@@ -8,6 +8,7 @@ certificate, so a crash at any moment changes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -45,7 +46,6 @@ from p2p_roles.rules import Rules
 from p2p_roles.transitions import State
 
 ORDER_S: Final = 30.0
-_RESET_LIMIT_S: Final = 600.0
 _RESET_AGAIN_S: Final = 10.0
 _COUNT_EVERY_S: Final = 10.0
 
@@ -65,6 +65,7 @@ class RecoveryDuties(JoinDuties):
         self.order: Genesis | None = None
         self.quorum = Quorum("none")
         self._order_until = 0.0
+        self._reset_asked = 0  # the epoch whose reset was asked for last; never two at a time
         self._reset_again_at = 0.0
         self._reset_error = ""
         self._count_again_at = 0.0
@@ -304,13 +305,11 @@ class RecoveryDuties(JoinDuties):
 
     # ------------------------------------------------------------ RECOVER
 
-    def enter_recover(self, now: float) -> None:
+    def enter_recover(self) -> None:
         """Begin to bring the cluster back."""
         decided = self._undecided()
         assert decided is not None, "RECOVER rests on a GENESIS certificate"
         assert decided.initiator == self.self_id, "only the certified survivor recovers"
-        self._reset_again_at = now
-        self._reset_error = ""
         if not self._has_its_data(decided):
             reason = assign.certified_reasons(self.view, decided)[self.self_id]
             self.change(member=Membership(self.epoch, "server", True, decided, reason=reason))
@@ -324,8 +323,10 @@ class RecoveryDuties(JoinDuties):
         assert member is not None, "RECOVER has a membership"
         here, after = f"epoch {self.epoch}", decided.continues
         if after.reset and self.durable.reset_epoch != self.epoch:
+            if self._reset_asked != self.epoch:  # whatever became of an older one's: this one's comes after
+                self._reset_asked, self._reset_again_at, self._reset_error = self.epoch, now, ""
             if now >= self._reset_again_at:
-                self._reset_again_at = now + _RESET_LIMIT_S
+                self._reset_again_at = math.inf  # it is answered: a second one would undo what is begun
                 foreign = member.epoch == self.epoch
                 self.out += [
                     StopK3s(),
@@ -339,7 +340,8 @@ class RecoveryDuties(JoinDuties):
                     ),
                 ]
                 self.k3s_started = False
-            self.wake(self._reset_again_at)
+            if self._reset_again_at < math.inf:
+                self.wake(self._reset_again_at)
             self.reason = f"{here}: making this server the only member of its etcd"
             self.reason += f" (last attempt: {self._reset_error})" if self._reset_error else ""
             return
@@ -355,16 +357,13 @@ class RecoveryDuties(JoinDuties):
 
     def reset_done(self, now: float, event: K3sReset) -> None:
         """The adapter reset etcd, or could not."""
-        if self.state is not State.RECOVER:
+        if event.epoch != self._reset_asked:
             return
-        self._reset_again_at = now  # whichever it was, none is under way: another recovery need not wait
-        if event.epoch != self.epoch:
-            return
-        if event.error:
-            self._reset_error, self._reset_again_at = event.error[:300], now + _RESET_AGAIN_S
-            return
-        self.change(reset_epoch=event.epoch)
-        self.persist()
+        self._reset_error = event.error[:300]
+        self._reset_again_at = now + (_RESET_AGAIN_S if event.error else 0.0)
+        if not event.error and event.epoch == self.epoch and self.state is State.RECOVER:
+            self.change(reset_epoch=event.epoch)
+            self.persist()
 
     # ------------------------------------------------------------ HELD, CONTESTED
 

@@ -24,6 +24,7 @@ from p2p_network.admission.kept import Kept, decode_kept
 from p2p_network.core.errors import MeshError
 from p2p_network.records import NodeRecord
 from p2p_roles.bootstrap import Bootstrap
+from p2p_roles.transitions import State
 from p2p_simulations.sim.mesh import SimHost
 from p2p_simulations.sim.programs import SimPrograms
 from p2p_simulations.sim.runtime import SimRuntime
@@ -184,7 +185,9 @@ class SimAgent:
     @property
     def is_idle(self) -> bool:
         """Whether everything that the bootstrap machine decided so far is also done."""
-        return self.witness.started and ROLES not in self.runtime.busy and not self.k3s.is_busy
+        if not self.witness.started or self.bootstrap.state in (State.FENCED, State.CHANGE):
+            return False  # what k3s has is about to be set aside
+        return ROLES not in self.runtime.busy and not self.k3s.is_busy
 
     def end(self) -> None:
         """It is dead."""

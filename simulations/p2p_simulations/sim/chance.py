@@ -61,11 +61,12 @@ _FOUNDS_NONE: Final = 64  # nodes before a genesis, for a machine that comes lat
 _STATES: Final = ("ELECT", "INIT", "WAIT", "JOIN", "MEMBER", "FENCED")
 
 
-def random_plan(seed: int, *, dice: int = 7) -> Plan:
+def random_plan(seed: int, *, dice: int = 8) -> Plan:
     """The plan of a seed: the same on every machine. `dice`: with fewer, as it was before there were more."""
     die = _Dice(seed)
     plan = die.plan()
-    for throw in (die.more, die.later, die.operated, die.went_back, die.drained, die.spared)[: dice - 1]:
+    throws = (die.more, die.later, die.operated, die.went_back, die.drained, die.spared, die.lingers)
+    for throw in throws[: dice - 1]:
         plan = throw(plan)
     return plan
 
@@ -482,6 +483,16 @@ class _Dice:
                 gone.add(fault.node)
             faults.append((at_s, fault))
         return dataclasses.replace(plan, faults=tuple(faults))
+
+    # ------------------------------------------------------------ of an eighth die
+
+    def lingers(self, plan: Plan) -> Plan:
+        """In some worlds k3s and its pods take long to end: what is asked again meanwhile waits in line."""
+        self.chance = random.Random(f"lingers {self.seed}")
+        if not self._has(0.1):
+            return plan
+        stop_s = self.chance.choice(((2.0, 20.0), (10.0, 90.0)))
+        return dataclasses.replace(plan, k3s=dataclasses.replace(plan.k3s, stop_s=stop_s))
 
 
 def _behind(nodes: Iterable[NodePlan], nats: Mapping[str, Nat]) -> tuple[NodePlan, ...]:

@@ -58,7 +58,6 @@ class SimK3sUnit:
         self._is_ours = False  # started or adopted in this life of the agent
         self._refused = ""
         self._is_asked = False
-        self._will_set_aside = False
 
     # ------------------------------------------------------------ what it is doing
 
@@ -72,7 +71,7 @@ class SimK3sUnit:
     @property
     def is_busy(self) -> bool:
         """Whether something that is wanted of k3s is under way or waiting."""
-        return self._lock.is_held or self._is_asked or self._will_set_aside
+        return self._lock.is_held or self._is_asked
 
     async def find(self) -> None:
         """It is there, of the version that the world says."""
@@ -120,7 +119,7 @@ class SimK3sUnit:
         """Stop k3s."""
         self._wanted = None
         async with self._lock:
-            await self._tasks.sleep(self._chance(0.1, 2.0))
+            await self._tasks.sleep(self._stop_s())
             self._process.stop()
             self._is_ours = False
 
@@ -135,17 +134,13 @@ class SimK3sUnit:
             if self._wanted is not None:
                 self._process.start()
 
-    def will_set_aside(self) -> None:
-        """`set_aside` will be called soon."""
-        self._will_set_aside = True
-
     async def reset(self, effect: events.ResetK3s, snapshot: str) -> str:
         """Make this machine the only member of its datastore."""
         self._wanted = self._tried = None
         async with self._lock:
             self._process.stop()
             self._is_ours = False
-            await self._tasks.sleep(self._chance(1.0, 8.0))
+            await self._tasks.sleep(self._stop_s(0.9, 6.0))
             image: Image | None = self._machine.disk.read(snapshot) if snapshot else None
             if snapshot and (image is None or image.ca_hash != effect.ca_hash):
                 return "the snapshot's bootstrap data cannot be decrypted with this cluster's token"
@@ -161,9 +156,7 @@ class SimK3sUnit:
     async def may_vote(self) -> bool:
         """Whether what k3s has on the disk may be a voter."""
         data = self._machine.disk.read(DATA)
-        is_server = data is not None and data.role == "server"
-        self._will_set_aside = self._will_set_aside and not is_server
-        return is_server
+        return data is not None and data.role == "server"
 
     async def count_workloads(self) -> int | None:
         """Objects of users in the datastore, as far as it answers."""
@@ -182,9 +175,8 @@ class SimK3sUnit:
             self._is_ours = False
             if "-of-epoch-" in label:  # the role changed, not the cluster
                 self._machine.world.checkers.clusters.role_given_up(self._machine)
-            await self._tasks.sleep(self._chance(0.1, 2.0))
+            await self._tasks.sleep(self._stop_s())
             await self._machine.fsync(self._tasks, self._machine.disk.write({DATA: None, DROP_IN: None}))
-        self._will_set_aside = False
 
     async def run(self) -> None:
         """Bring about what is wanted."""
@@ -283,6 +275,11 @@ class SimK3sUnit:
             await self._machine.fsync(self._tasks, ticket)
 
         self._agent.runtime.lasts(rest)
+
+    def _stop_s(self, low: float = 0.0, high: float = 0.0) -> float:
+        """How long k3s takes to end, and what is done then, from and to."""
+        shortest, longest = self._machine.world.plan.k3s.stop_s
+        return self._chance(shortest + low, longest + high)
 
     def _chance(self, low: float, high: float) -> float:
         return self._machine.world.engine.random.uniform(low, high)

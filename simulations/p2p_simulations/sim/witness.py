@@ -42,11 +42,9 @@ class AgentWitness:
             case events.SetAsideK3s(_, was, _):
                 checkers.clusters.role_changed(node, agent.bootstrap)
                 agent.note(f"sets aside what k3s has as {was}")
-                agent.k3s.will_set_aside()
             case events.WipeK3s(epoch, certificate):
                 checkers.clusters.wipe_wanted(node, agent.bootstrap, epoch, certificate)
                 agent.note(f"sets aside what k3s has of epoch {epoch}")
-                agent.k3s.will_set_aside()
             case addressing.Assign(ipv4):
                 checkers.ledgers.address_assigned(node, ipv4)
             case addressing.Withdraw(ipv4):
