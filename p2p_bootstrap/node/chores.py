@@ -50,7 +50,8 @@ class Chores:
 
     async def make_secrets(self, epoch: int) -> None:
         """Make the CA and token of an epoch that this node may initialise."""
-        ca_hash = await self._runtime.in_thread(self._k3s.make_secrets, epoch)
+        async with self._alone:  # made once, however long that takes on a slow machine
+            ca_hash = await self._runtime.in_thread(self._k3s.make_secrets, epoch)
         await self._feed(events.SecretsMade(epoch, ca_hash))
 
     async def wipe(self, effect: events.WipeK3s, is_due: Callable[[], bool]) -> None:
