@@ -46,6 +46,7 @@ class Host:
         self.etcd: str | None = None  # which datastore is on its disk
         self.is_on = True
         self.is_stuck = False  # its etcd can't be reset
+        self.is_slow = False  # it takes until a test says that it is done
         self.met: set[PeerId] = set()
         self.did: list[ev.Effect] = []
         self.boot()
@@ -165,7 +166,8 @@ class Net:
                 host.running = None
                 host.etcd = f"{ca_hash}/{epoch}"
                 self.etcds[host.etcd] = {host.name}
-                self.put(host, ev.K3sReset(epoch, "no space left" if host.is_stuck else ""))
+                if not host.is_slow:
+                    self.put(host, ev.K3sReset(epoch, "no space left" if host.is_stuck else ""))
             case ev.CountWorkloads():
                 ca = host.running.ca_hash if host.running is not None else ""
                 self.put(host, ev.WorkloadsCounted(self.workloads.get(ca, 0) if ca else None))
@@ -516,6 +518,33 @@ def test_a_recovery_that_fails_is_followed_by_another_and_by_nothing_else(told: 
     net.run(90)
     assert net.all_ready(), net.states()
     assert len(net.clusters()) == 1
+
+
+def test_one_reset_is_asked_for_however_long_it_and_an_older_one_take() -> None:
+    net = formed()
+    # whoever has the newest data, by `Net.facts` the last by name, brings the cluster back
+    first, third, second = sorted((net.server(i) for i in range(3)), key=lambda host: host.name)
+    net.off(first, third)
+    net.run(30)
+    second.is_slow = True
+    assert net.recover(second, first, third) == ()
+    net.run(1000)
+    before = second.machine.epoch
+    net.on(first)
+    net.run(30)
+    assert net.recover(second, third) == ()  # the first is given up for it
+    epoch = second.machine.epoch
+    assert epoch > before
+    net.put(second, ev.K3sReset(before, "it was given up meanwhile"))
+    net.run(1000)
+    asked = [effect.epoch for effect in second.did if isinstance(effect, ev.ResetK3s)]
+    assert asked == [before, epoch]
+    net.put(second, ev.K3sReset(epoch, "no space left"))
+    net.run(30)
+    assert "no space left" in second.machine.reason
+    net.put(second, ev.K3sReset(epoch, ""))
+    net.run(30)
+    assert second.machine.status.ready, second.machine.reason
 
 
 def twins(workloads: bool = True) -> tuple[Net, list[Host], list[Host]]:
