@@ -132,13 +132,18 @@ class Authority:
         self.reason = ""
         self.busy = _NOT_LOOKED
         """What is being changed in the membership, as decided last; "" for nothing, or if nothing can be."""
-        self.lost: tuple[str, ...] = ()
-        """See `Facts.lost`, as seen last."""
+        self._lost: tuple[str, ...] = ()
+        self._voters: dict[PeerId, str] = {}  # with their names in the datastore, as seen last
 
     @property
     def is_deciding(self) -> bool:
         """Whether this server holds the lease, at this moment."""
         return self._lease.is_held(self._runtime.monotonic())
+
+    def lost(self, view: View) -> tuple[str, ...]:
+        """See `Facts.lost`: those of the last look, and whoever has gone from the mesh since."""
+        gone = (name for peer, name in self._voters.items() if peer not in view.by_peer)
+        return tuple(sorted({*self._lost, *gone}))
 
     # ------------------------------------------------------------ for people
 
@@ -213,7 +218,8 @@ class Authority:
             return HURRY_S
         step = next_step(facts)
         self.busy = "" if step.action == "none" or step.pending else step.reason
-        self.lost = facts.lost
+        self._lost = facts.lost
+        self._voters = {peer: member.name for peer, member in facts.voters.items()}
         if step.reason != self.reason:
             self.reason = step.reason
             self._runtime.log(logger, "roles.authority_decided", reason=step.reason)

@@ -283,7 +283,7 @@ class Upgrading:
             )
         holder = PeerId(self._cluster.authority.holder or self._self_id)
         authority = self._cluster.authority
-        return UpgradeFacts(holder, order, tuple(found), authority.busy, authority.lost)
+        return UpgradeFacts(holder, order, tuple(found), authority.busy, authority.lost(standing.view))
 
     # ------------------------------------------------------------ for people
 

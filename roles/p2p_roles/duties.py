@@ -62,7 +62,7 @@ class Duties(RecoveryDuties):
             case State.FENCED:
                 self._enter_fenced(now)
             case State.RECOVER:
-                self.enter_recover()
+                self.enter_recover(now)
             case State.HELD:
                 self.enter_held()
             case State.CHANGE:
@@ -109,7 +109,7 @@ class Duties(RecoveryDuties):
             case State.RECOVER:
                 self.act_recover(now)
             case State.HELD:
-                self.act_held()
+                self.act_held(now)
             case State.CONTESTED:
                 self.act_contested(now)
         self.act_order(now)
@@ -244,7 +244,7 @@ class Duties(RecoveryDuties):
             self.note_silence(now)
         name, rules = self.view.name(decided.initiator), self.rules
         if decided.continues is not None:
-            self.reason = f"epoch {self.epoch}: {name} brings the cluster back"
+            self.reason = self.waits_for(now, decided)
             if decided.initiator == self.self_id:
                 self.reason = (
                     f"epoch {self.epoch}: this node was to bring the cluster back, but has no data of it any "

@@ -192,7 +192,7 @@ class Facts:
         known = acceptor.certificate(self.epoch, GENESIS) if decree == OUTCOME else None
         nodes = None
         if known is not None and carries_on(certificates.value_of(known)):
-            nodes = acceptor.outcome_nodes(self.epoch)
+            nodes = acceptor.outcome_nodes(self.epoch, self.voting.nodes(now))
         voters = tuple(sorted(self.view.alive))
         self.emit_votes(self.voting.propose(now, decree, value, voters, nodes=nodes))
 

@@ -48,6 +48,7 @@ from p2p_roles.transitions import State
 ORDER_S: Final = 30.0
 _RESET_AGAIN_S: Final = 10.0
 _COUNT_EVERY_S: Final = 10.0
+_BACK_WITHIN_S: Final = 180.0  # then a person hears what can be done; one etcd member alone takes seconds
 
 
 class RecoveryDuties(JoinDuties):
@@ -68,6 +69,7 @@ class RecoveryDuties(JoinDuties):
         self._reset_asked = 0  # the epoch whose reset was asked for last; never two at a time
         self._reset_again_at = 0.0
         self._reset_error = ""
+        self._back_since = 0.0  # when there was nothing left to do but to start k3s
         self._count_again_at = 0.0
         self._unready_since: float | None = None
 
@@ -251,7 +253,7 @@ class RecoveryDuties(JoinDuties):
         self.propose(now, OUTCOME, Abort(why, opened.initiator, after.epoch, resets))
 
     def _propose_order(self, now: float, order: Genesis, epoch: int) -> None:
-        nodes = max(self.voting.acceptor.nodes, len(self.view.nodes)) - len(lost_in(order))
+        nodes = max(self.voting.nodes(now), len(self.view.nodes)) - len(lost_in(order))
         if problem := self._objection(order, nodes):
             self._end_order(problem)
             return
@@ -305,8 +307,9 @@ class RecoveryDuties(JoinDuties):
 
     # ------------------------------------------------------------ RECOVER
 
-    def enter_recover(self) -> None:
+    def enter_recover(self, now: float) -> None:
         """Begin to bring the cluster back."""
+        self._back_since = now
         decided = self._undecided()
         assert decided is not None, "RECOVER rests on a GENESIS certificate"
         assert decided.initiator == self.self_id, "only the certified survivor recovers"
@@ -354,6 +357,12 @@ class RecoveryDuties(JoinDuties):
             self.propose(now, OUTCOME, Ready(self.k3s.uid))
         else:
             self.reason = f"{here}: bringing the cluster back{self.member_error()}"
+            expires = self._back_since + _BACK_WITHIN_S
+            if now >= expires:  # somebody whose agent was dead may have joined it, and be gone again
+                again = "cluster recover" if after.cluster_id else "restore"
+                self.reason += f"; if it stays like this, order it again: kairos-p2p {again}"
+            else:
+                self.wake(expires)
 
     def reset_done(self, now: float, event: K3sReset) -> None:
         """The adapter reset etcd, or could not."""
@@ -362,6 +371,7 @@ class RecoveryDuties(JoinDuties):
         self._reset_error = event.error[:300]
         self._reset_again_at = now + (_RESET_AGAIN_S if event.error else 0.0)
         if not event.error and event.epoch == self.epoch and self.state is State.RECOVER:
+            self._back_since = now
             self.change(reset_epoch=event.epoch)
             self.persist()
 
@@ -372,7 +382,7 @@ class RecoveryDuties(JoinDuties):
         self.out.append(StopK3s())
         self.k3s_started = False
 
-    def act_held(self) -> None:
+    def act_held(self, now: float) -> None:
         """Say who brings it back."""
         decided = self._undecided()
         if decided is None:
@@ -380,10 +390,21 @@ class RecoveryDuties(JoinDuties):
                 "a recovery was given up; k3s stays down until another one: kairos-p2p cluster recover"
             )
         else:
-            self.reason = (
-                f"epoch {self.epoch}: {self.view.name(decided.initiator)} brings the cluster back; "
-                "this server's k3s stays down"
-            )
+            self.reason = f"{self.waits_for(now, decided)}; this server's k3s stays down"
+
+    def waits_for(self, now: float, decided: Genesis) -> str:
+        """Who brings the cluster back, and what a person can do if nothing is heard of it."""
+        said = f"epoch {self.epoch}: {self.view.name(decided.initiator)} brings the cluster back"
+        if self.silent_since is None:
+            return said
+        is_silent_at = self.silent_since + self.rules.silence_s
+        if now < is_silent_at:
+            self.wake(is_silent_at)
+            return said
+        return (
+            f"{said}, but is not heard of; if it is lost for ever, order it for another one: "
+            "kairos-p2p cluster recover"
+        )
 
     def look_for_twins(self) -> None:
         """Notice a living node that is a member of another cluster of this very epoch.

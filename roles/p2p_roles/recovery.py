@@ -164,7 +164,7 @@ def plan_recovery(
     if len(view.alive) < quorum(counted):
         forbidden.append(
             f"{len(view.alive)} of {counted} nodes are in reach, {quorum(counted)} must agree; name those "
-            "that are lost for ever with --lost"
+            f"that are lost for ever with --lost{_declared_by(view)}"
         )
     is_needed = not any(f.is_ready for f in facts.values() if _is_of(f, current))
     if chosen is None:
@@ -194,6 +194,19 @@ def plan_recovery(
     losses = _losses(view, chosen, found, servers, gone, snapshot)
     steps = _steps(view, chosen, others, snapshot)
     return Plan(genesis, chosen, tuple(found), tuple(forbidden), losses, steps, is_needed)
+
+
+def _declared_by(view: View) -> str:
+    """Who declares more nodes than were ever seen: that may be a slip, and can be taken back."""
+    names = ", ".join(
+        f"{node.hostname} {node.minimum_nodes}" for node in view.nodes if node.minimum_nodes > len(view.nodes)
+    )
+    return (
+        f". {len(view.nodes)} are known, and p2p.minimum_nodes declares more ({names}): if that is too many, "
+        "correct it there and start the agent anew"
+        if names
+        else ""
+    )
 
 
 def lineage_of(genesis: Genesis) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ def test_a_backup_becomes_a_cluster_on_machines_that_are_new(nodes: Nodes) -> No
     machines = tuple(replace(n, wish=wishes.get(n.name, "agent")) for n in nodes(7))
     burnt = tuple((130.0, Reimage(f"n{i}", 20.0 + 10 * i)) for i in (1, 2, 3))
     world = played(restored(machines, *burnt, (200.0, RestoreBackup("n1"))), 1)
-    assert not world.exempt()
+    assert not world.verdict.exempt()
     ready = world.checkers.votes.ready("kairos")
     assert ready is not None
     assert ready[1].ca_hash in {e.ca_hash for e in world.etcds.values() if not e.reset}, "the CA is the same"

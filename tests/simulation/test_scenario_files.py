@@ -12,7 +12,8 @@ from p2p_network.core.errors import ConfigError
 from p2p_simulations.sim import swarm
 from p2p_simulations.sim.files import MAX_FILE_BYTES, parse_scenario
 from p2p_simulations.sim.plan import Flap, Freeze, JumpClock, KillAgent, OneWay, Partition, PowerCut
-from p2p_simulations.sim.world import World, run_world
+from p2p_simulations.sim.verdict import Verdict
+from p2p_simulations.sim.world import run_world
 
 
 def read(text: str):
@@ -124,8 +125,8 @@ def test_a_swarm_ends_at_the_first_violation_and_names_its_replay(
 ) -> None:
     assert main(["sim", "swarm", "--for", "0s", "--seed", "3"]) == 0
     assert "violations" in capsys.readouterr().out
-    real = World.missing
-    monkeypatch.setattr(World, "missing", lambda self: real(self) or "nothing, but the test says so")
+    real = Verdict.missing
+    monkeypatch.setattr(Verdict, "missing", lambda self: real(self) or "nothing, but the test says so")
     monkeypatch.setattr(
         swarm, "random_plan", lambda seed: read("regions: {a: 1}\nheal: 1s\nexpect: {within: 9s}")
     )

@@ -132,10 +132,21 @@ SPARED = (
     880_002_185,
 )
 """With seven."""
-LINGERING = (
+TOLD = (
     # k3s took long to end: setting its data aside was asked for again meanwhile, and took what came after
-    910_000_102,
-)
+    910_000_808, 910_001_125,
+    # a recovery was certified by fewer nodes than others came to know of before it was over: nobody counted
+    # as many as they
+    950_001_159,
+    # who was to bring the cluster back had left, and nobody was told what to do about it
+    955_000_725,
+    # a k3s whose agent was dead joined a cluster that was being restored, and was set aside: as above
+    960_001_359,
+    # a server left in the middle of its turn, and another one was taken down before etcd had given it up
+    970_000_468,
+    # a fault of the checker: a third server, from a region that nobody had come from before, and a recovery
+    940_001_511,
+)  # fmt: skip
 """With all eight."""
 OF_ALL_KINDS = (5, 10, 600_000_017, 600_000_050, 600_000_149, 600_000_163)
 """Among them rotations, revocations, recoveries, backups, upgrades, nodes that leave or are imaged anew. What
@@ -173,8 +184,8 @@ def test_a_world_where_enough_stay_keeps_every_promise(seed: int) -> None:
     checked(run_world(random_plan(seed, dice=7), seed))
 
 
-@pytest.mark.parametrize("seed", LINGERING)
-def test_a_world_where_k3s_ends_slowly_keeps_every_promise(seed: int) -> None:
+@pytest.mark.parametrize("seed", TOLD)
+def test_a_world_where_people_do_what_they_are_told_keeps_every_promise(seed: int) -> None:
     checked(run_world(random_plan(seed, dice=8), seed))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2p_roles.reconcile.model import Facts
+from p2p_bootstrap.node.authority import Authority
 from p2p_simulations.sim.files import parse_scenario
 from p2p_simulations.sim.world import run_world
 
@@ -34,5 +34,5 @@ def test_no_server_is_taken_down_while_a_revoked_one_that_nobody_knows_counts_in
     assert not outcome.violation
     assert any("counts as a server and is no node of the mesh" in line for line in outcome.trace)
 
-    monkeypatch.setattr(Facts, "lost", ())
+    monkeypatch.setattr(Authority, "lost", lambda self, view: ())
     assert "upgrades a server with" in run_world(plan, 1).violation

@@ -198,6 +198,8 @@ def test_the_end_of_a_recovery_counts_as_its_begin_did() -> None:
     assert acceptor(chosen, raised=5).outcome_nodes(2) == 3
     assert acceptor(chosen, raised=9).outcome_nodes(2) == 7
     assert acceptor(chosen, raised=2).outcome_nodes(2) == 3
+    assert acceptor(chosen, raised=2).outcome_nodes(2, 9) == 7
+    assert acceptor(raised=2).outcome_nodes(1, 9) == 9
 
 
 # ---------------------------------------------------------------- certificates, learnt and kept

@@ -16,7 +16,7 @@ from p2p_network.identity import Identity
 from p2p_roles import events as ev
 from p2p_roles.assign import Assignment, role_of
 from p2p_roles.bootstrap import Bootstrap
-from p2p_roles.genesis.acceptor import Asked, Reply
+from p2p_roles.genesis.acceptor import Asked, NodesRaised, Reply
 from p2p_roles.genesis.messages import VOTE_PURPOSE, Continuation, Genesis
 from p2p_roles.genesis.proposer import Answered, Ask
 from p2p_roles.quorum import judge
@@ -547,6 +547,29 @@ def test_one_reset_is_asked_for_however_long_it_and_an_older_one_take() -> None:
     assert second.machine.status.ready, second.machine.reason
 
 
+def test_people_are_told_what_to_do_where_a_recovery_gets_nowhere() -> None:
+    net = formed()
+    first, third, second = sorted((net.server(i) for i in range(3)), key=lambda host: host.name)
+    net.off(first, third)
+    net.run(30)
+    second.is_slow = True
+    assert net.recover(second, first, third) == ()
+    net.on(first)
+    assert second.etcd is not None
+    net.etcds[second.etcd] = {second.name, "n9"}  # who joined it at once, and is gone
+    net.put(second, ev.K3sReset(second.machine.epoch, ""))
+    net.run(120)
+    assert "order it" not in second.machine.reason
+    net.run(120)
+    assert second.machine.reason.endswith("order it again: kairos-p2p cluster recover")
+    net.off(second)
+    net.run(10)
+    assert first.machine.state is State.HELD
+    assert "order it" not in first.machine.reason
+    net.run(60)
+    assert "order it for another one: kairos-p2p cluster recover" in first.machine.reason
+
+
 def twins(workloads: bool = True) -> tuple[Net, list[Host], list[Host]]:
     """N understated, a partition from the first moment on: two clusters of epoch 1."""
     net = Net.__new__(Net)
@@ -615,3 +638,36 @@ def test_a_restored_datastore_does_not_overrule_the_genesis_that_restored_it() -
     assert objects.of_epoch(stored, 3, {PeerId("a")}) == {PeerId("b"): then[PeerId("b")]}
     untold = {"data": {"assignments": stored["data"]["assignments"]}}
     assert objects.of_epoch(untold, 3, {PeerId("a")}) == then
+
+
+def test_who_declares_more_nodes_than_there_are_is_named() -> None:
+    net = formed()
+    first, second = net.server(0), net.server(1)
+    net.off(first, second)
+    slip = next(host for host in net.hosts if host.is_on and host is not net.server(2))
+    slip.rules = Rules(servers=3, minimum_nodes=50)
+    net.run(30)
+    (problem,) = net.recover(net.server(2), first, second)
+    assert "3 of 48 nodes are in reach, 25 must agree" in problem
+    assert f"p2p.minimum_nodes declares more ({slip.name} 50)" in problem
+    slip.rules = Rules(servers=3, minimum_nodes=5)
+    net.run(30)
+    assert net.recover(net.server(2), first, second) == ()
+    net.run(60)
+    assert net.all_ready(), net.states()
+
+
+def test_a_recovery_is_certified_although_others_saw_more_nodes_since_it_began() -> None:
+    net = formed()
+    first, second, third = net.server(0), net.server(1), net.server(2)
+    net.off(first, second)
+    net.run(30)
+    third.is_slow = True
+    assert net.recover(third, first, second) == ()
+    epoch = third.machine.epoch
+    for host in net.hosts:
+        if host.is_on and host is not third:  # as many were seen there, and went
+            host.machine.voting.acceptor.step(net.now, NodesRaised(6))
+    net.put(third, ev.K3sReset(epoch, ""))
+    net.run(60)
+    assert net.all_ready(), net.states()

@@ -164,12 +164,13 @@ class Acceptor:
         state = self._instances.get(instance)
         return state.accepted[1] if state is not None and state.accepted is not None else None
 
-    def outcome_nodes(self, epoch: int) -> int:
-        """N for the end of an epoch: that of a recovery counts as its begin did."""
-        before = self.certificate(epoch, GENESIS)
+    def outcome_nodes(self, epoch: int, heard: int = 0) -> int:
+        """N for the end of an epoch: that of a recovery counts as its begin did. `heard`: N, if a voter knew
+        of more."""
+        nodes, before = max(self.nodes, heard), self.certificate(epoch, GENESIS)
         if before is None or not carries_on(genesis := certificates.value_of(before)):
-            return self.nodes
-        return max(before.nodes, self.nodes - len(lost_in(genesis)))
+            return nodes
+        return max(before.nodes, nodes - len(lost_in(genesis)))
 
     def promised(self, instance: Instance) -> Ballot | None:
         """The highest ballot promised in an instance."""

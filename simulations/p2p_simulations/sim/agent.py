@@ -85,7 +85,7 @@ class SimAgent:
             replication=self.replication,
             durable=self.durable,
             entropy=world.engine.random.randbytes,
-            minimum_nodes=machine.plan.minimum_nodes or world.plan.minimum_nodes,
+            minimum_nodes=machine.minimum_nodes,
         )
         vpn_changed = working.signal()
         self.vpn = SimVpn(self, world.plan.network, vpn_changed)
@@ -111,7 +111,7 @@ class SimAgent:
                 servers=world.plan.servers,
                 replaces=world.plan.replaces,
                 silence_s=REPLACE_AFTER_S,
-                minimum_nodes=machine.plan.minimum_nodes or world.plan.minimum_nodes,
+                minimum_nodes=machine.minimum_nodes,
                 placement=world.plan.placement,
             ),
             host=self.host,
@@ -255,7 +255,7 @@ class SimAgent:
                 addresses=(),
                 carriers=(),
                 wish=plan.wish,
-                minimum_nodes=plan.minimum_nodes or world.plan.minimum_nodes,
+                minimum_nodes=self.machine.minimum_nodes,
                 servers=world.plan.servers,
                 program="simulated",
                 region_how=self.places.how,

@@ -487,12 +487,12 @@ class _Dice:
     # ------------------------------------------------------------ of an eighth die
 
     def lingers(self, plan: Plan) -> Plan:
-        """In some worlds k3s and its pods take long to end: what is asked again meanwhile waits in line."""
+        """In some worlds k3s's pods take long to end: what is asked again meanwhile waits in line."""
         self.chance = random.Random(f"lingers {self.seed}")
         if not self._has(0.1):
             return plan
-        stop_s = self.chance.choice(((2.0, 20.0), (10.0, 90.0)))
-        return dataclasses.replace(plan, k3s=dataclasses.replace(plan.k3s, stop_s=stop_s))
+        lingers_s = self.chance.choice(((2.0, 20.0), (10.0, 90.0)))
+        return dataclasses.replace(plan, k3s=dataclasses.replace(plan.k3s, lingers_s=lingers_s))
 
 
 def _behind(nodes: Iterable[NodePlan], nats: Mapping[str, Nat]) -> tuple[NodePlan, ...]:

@@ -188,9 +188,7 @@ def heal(world: World) -> None:
     world.note("(world)", "everything heals")
     world.mark("healing", "everything heals")
     world.healing = True
-    ordered = any(isinstance(fault, Recover | RestoreBackup) for _, fault in world.plan.faults)
-    if ordered or world.plan.recovers:
-        world.engine.after(30.0, lambda: operator.look_after(world))
+    world.engine.after(30.0, lambda: operator.look_after(world))
     if world.rotations:
         hand_out(world)
         for minute in range(15):

@@ -144,10 +144,10 @@ class _ScenarioReader(FaultReader):
         return next((kind for kind in _NATS if kind == said), "open")
 
     def _k3s(self, node: Node, key: str) -> K3sPlan:
-        facts = self.map(node, key, ("start", "stop", "failure", "snapshots"))
+        facts = self.map(node, key, ("start", "lingers", "failure", "snapshots"))
         return K3sPlan(
             start_s=self.take(facts, "start", self.span, K3sPlan().start_s, key),
-            stop_s=self.take(facts, "stop", self.span, K3sPlan().stop_s, key),
+            lingers_s=self.take(facts, "lingers", self.span, K3sPlan().lingers_s, key),
             failure=self.take(facts, "failure", self.probability, 0.0, key),
             snapshots_s=self.take(facts, "snapshots", self.seconds, 0.0, key),
         )

@@ -39,6 +39,7 @@ class SimMachine:
         k3s_broken: its k3s can't run at present.
         clock_offset_s: how wrong its wall clock is.
         disk_full: nothing can be written.
+        minimum_nodes: what its configuration declares.
         files: the part of the disk that is looked at sector by sector.
         refuses: its agent will not start on what is on the disk; a person must image it anew.
         gone: it left, or was switched off, for ever.
@@ -56,6 +57,7 @@ class SimMachine:
         self.tun_ipv4 = ""
         self.routes: dict[str, PeerId] = {}
         self.k3s_broken = plan.k3s_broken
+        self.minimum_nodes = plan.minimum_nodes or world.plan.minimum_nodes
         self.clock_offset_s = plan.clock_offset_s
         self.agent: SimAgent | None = None
         self.is_on = False

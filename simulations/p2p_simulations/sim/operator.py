@@ -37,29 +37,58 @@ def recover(world: World, name: str, snapshot: str) -> None:
 
 def look_after(world: World) -> None:
     """Where a recovery was given up, since two operators wanted different ones, or what it was to begin from
-    is gone, nothing goes on before a person orders another. One does, at the first node that says so, and
-    looks again."""
+    is gone, nothing goes on before a person orders another; nor where most of etcd's members are lost for
+    ever. One does, at the first node that says so, and looks again."""
     world.engine.after(_LOOKS_EVERY_S, lambda: look_after(world))
+    busy = set()
+    for scope in sorted({machine.scope for machine in world.machines.values()}):
+        if _redeclare(world, world.verdict.declares_too_many(scope), scope):
+            busy.add(scope)
+        elif world.checkers.votes.ready(scope) and not world.verdict.survivors(scope):
+            busy.add(scope)
+            _restore_somewhere(world, scope)  # its backup is all that there is of it
     waiting: dict[str, SimMachine] = {}
     for machine in world.machines.values():
         agent = machine.agent
         if agent is None or machine.peer in world.revoked or not agent.witness.started:
             continue
         state, reason = agent.bootstrap.state, agent.bootstrap.reason
+        health = agent.bootstrap.quorum.health
+        is_minority = health in ("minority", "lost") and world.verdict.has_lost_majority(machine.scope)
         is_given_up = state in (State.HELD, State.DISCOVER) and "given up" in reason
         has_nothing = state is State.RECOVER and "(last attempt: no " in reason
-        if is_given_up or has_nothing or "order it for another one" in reason:
+        if "order it again: kairos-p2p restore" in reason and machine.scope not in busy:
+            busy.add(machine.scope)
+            _restore_somewhere(world, machine.scope)
+        elif is_given_up or has_nothing or is_minority or "order it" in reason:
             waiting.setdefault(machine.scope, machine)
     for machine in waiting.values():
-        recover(world, machine.name, "")
+        if machine.scope not in busy:
+            recover(world, machine.name, "")
+
+
+def _redeclare(world: World, machines: list[SimMachine], scope: str) -> bool:
+    """Say in their cloud-configs how many nodes there are, and start their agents anew. True if one was."""
+    there = sum(m.scope == scope and m.agent is not None for m in world.machines.values())
+    for machine in machines:
+        world.note(machine.name, f"p2p.minimum_nodes was {machine.minimum_nodes}, and is {there} now")
+        machine.minimum_nodes = there
+        machine.crash_agent()
+        world.engine.after(1.0, machine.start_agent)
+    return bool(machines)
 
 
 def lost(world: World, asker: SimMachine) -> tuple[str, ...]:
-    """Of those that the machine knows, the identities that have no power or no disk any more."""
+    """Of those that the machine knows, the identities that have no power or no disk any more, or were put out
+    and are not heard any more."""
     assert asker.agent is not None, "an agent knows"
-    known = asker.agent.bootstrap.view.nodes
-    found = [(node.peer, world.machine_of(node.peer)) for node in known]
-    return tuple(peer for peer, machine in found if machine is None or not machine.is_on)
+    view = asker.agent.bootstrap.view
+    found = [(node.peer, world.machine_of(node.peer)) for node in view.nodes]
+    return tuple(
+        peer
+        for peer, machine in found
+        if machine is None or not machine.is_on or (peer in world.revoked and peer not in view.alive)
+    )
 
 
 def back_up(world: World, name: str) -> None:

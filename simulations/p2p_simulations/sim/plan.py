@@ -53,13 +53,13 @@ class K3sPlan:
         start_s: how long it takes to start, from and to.
         failure: how often it ends instead, a probability, until everything heals.
         snapshots_s: how often a server saves a snapshot; 0: never. People write into the cluster then.
-        stop_s: how long it and its pods take to end, from and to.
+        lingers_s: how long its pods, and what else it has begun, take to end after it, from and to.
     """
 
     start_s: tuple[float, float] = (3.0, 15.0)
     failure: float = 0.0
     snapshots_s: float = 0.0
-    stop_s: tuple[float, float] = (0.1, 2.0)
+    lingers_s: tuple[float, float] = (0.0, 0.0)
 
 
 # ---------------------------------------------------------------- faults

@@ -237,7 +237,7 @@ _SIMPLIFICATIONS: tuple[Callable[[Plan], Plan], ...] = (
     lambda plan: replace(plan, weather=replace(plan.weather, links=())),
     lambda plan: replace(plan, k3s=K3sPlan()),
     lambda plan: replace(plan, k3s=replace(plan.k3s, failure=0.0)),
-    lambda plan: replace(plan, k3s=replace(plan.k3s, stop_s=K3sPlan().stop_s)),
+    lambda plan: replace(plan, k3s=replace(plan.k3s, lingers_s=K3sPlan().lingers_s)),
     lambda plan: replace(plan, network=Plan("", (), 1, 1).network),
     lambda plan: replace(plan, per_region=False),
     lambda plan: replace(plan, replaces=False),

@@ -119,9 +119,10 @@ class SimK3sUnit:
         """Stop k3s."""
         self._wanted = None
         async with self._lock:
-            await self._tasks.sleep(self._stop_s())
+            await self._tasks.sleep(self._chance(0.1, 2.0))
             self._process.stop()
             self._is_ours = False
+            await self._linger()
 
     async def restart(self) -> None:
         """Stop k3s and start it as it was."""
@@ -130,6 +131,7 @@ class SimK3sUnit:
         self._machine.world.checkers.clusters.k3s_restarts(self._machine)
         async with self._lock:
             self._process.stop()
+            await self._linger()
             await self._tasks.sleep(self._chance(0.5, 5.0))
             if self._wanted is not None:
                 self._process.start()
@@ -140,7 +142,8 @@ class SimK3sUnit:
         async with self._lock:
             self._process.stop()
             self._is_ours = False
-            await self._tasks.sleep(self._stop_s(0.9, 6.0))
+            await self._linger()
+            await self._tasks.sleep(self._chance(1.0, 8.0))
             image: Image | None = self._machine.disk.read(snapshot) if snapshot else None
             if snapshot and (image is None or image.ca_hash != effect.ca_hash):
                 return "the snapshot's bootstrap data cannot be decrypted with this cluster's token"
@@ -175,7 +178,8 @@ class SimK3sUnit:
             self._is_ours = False
             if "-of-epoch-" in label:  # the role changed, not the cluster
                 self._machine.world.checkers.clusters.role_given_up(self._machine)
-            await self._tasks.sleep(self._stop_s())
+            await self._linger()
+            await self._tasks.sleep(self._chance(0.1, 2.0))
             await self._machine.fsync(self._tasks, self._machine.disk.write({DATA: None, DROP_IN: None}))
 
     async def run(self) -> None:
@@ -276,10 +280,11 @@ class SimK3sUnit:
 
         self._agent.runtime.lasts(rest)
 
-    def _stop_s(self, low: float = 0.0, high: float = 0.0) -> float:
-        """How long k3s takes to end, and what is done then, from and to."""
-        shortest, longest = self._machine.world.plan.k3s.stop_s
-        return self._chance(shortest + low, longest + high)
+    async def _linger(self) -> None:
+        """Its pods take their time."""
+        shortest, longest = self._machine.world.plan.k3s.lingers_s
+        if longest:
+            await self._tasks.sleep(self._chance(shortest, longest))
 
     def _chance(self, low: float, high: float) -> float:
         return self._machine.world.engine.random.uniform(low, high)

@@ -16,17 +16,15 @@ from p2p_network.core.ids import PeerId, short
 from p2p_network.ledger.entry import Entry
 from p2p_network.token import NetworkToken, mesh_keys
 from p2p_roles.bootstrap import Bootstrap
-from p2p_roles.genesis.messages import quorum
-from p2p_roles.transitions import State
 from p2p_simulations.sim import faults
 from p2p_simulations.sim.checkers import Checkers
 from p2p_simulations.sim.etcd import Etcd, Image
-from p2p_simulations.sim.k3s import DATA, Data
 from p2p_simulations.sim.machine import SimMachine
 from p2p_simulations.sim.plan import Plan, UpgradeK3s
 from p2p_simulations.sim.record import Record, Recorder
 from p2p_simulations.sim.trust import knows_revoked
 from p2p_simulations.sim.users import Users
+from p2p_simulations.sim.verdict import Verdict
 from p2p_simulations.sim.violation import Violation
 from p2p_simulations.world.engine import Engine
 from p2p_simulations.world.net import Network
@@ -106,6 +104,7 @@ class World:
             machine = self.machines[node.name] = SimMachine(self, node)
             self.named(machine)
         self.checkers = Checkers(self)
+        self.verdict = Verdict(self)
         self.users = Users(self)
         self._triggers = list(plan.triggers)
         self.identities = len(plan.nodes)
@@ -212,7 +211,7 @@ class World:
         faults.heal(self)
         healed_at = engine.now
         took_s = self._converge(healed_at) if plan.expect.converges else 0.0
-        if self._is_torn_apart():  # so there is nothing that all of them could know
+        if self.verdict.is_torn_apart():  # so there is nothing that all of them could know
             return took_s
         ledgers = self.checkers.ledgers
         settled = self._go(engine.now + _CONVERGES_S, until=lambda: not ledgers.converged())
@@ -220,7 +219,7 @@ class World:
             raise Violation(f"{why} {_CONVERGES_S:.0f} s after everything settled")
         self.checkers.bounds.memory()
         ledgers.addresses_unique()
-        if not self.exempt():  # without a majority no upgrade comes to an end
+        if not self.verdict.exempt():  # without a majority no upgrade comes to an end
             self.checkers.clusters.one_k3s()
         self.users.settled()
         ledgers.revoked_are_gone()
@@ -231,15 +230,15 @@ class World:
     def _converge(self, healed_at: float) -> float:
         """Until every node is a ready member and stays one. Returns after how long they were."""
         deadline = healed_at + self.plan.expect.within_s
-        while self.engine.now < deadline and not self.exempt():
+        while self.engine.now < deadline and not self.verdict.exempt():
             step_s = min(deadline, self.engine.now + 5.0)
-            if self._go(step_s, until=lambda: not self.missing()) and not self._go(
-                self.engine.now + _STAYS_S, until=lambda: bool(self.missing())
+            if self._go(step_s, until=lambda: not self.verdict.missing()) and not self._go(
+                self.engine.now + _STAYS_S, until=lambda: bool(self.verdict.missing())
             ):
                 return self.engine.now - healed_at - _STAYS_S
-        if not self.exempt():
+        if not self.verdict.exempt():
             within = self.plan.expect.within_s
-            raise Violation(f"not healed after {within:.0f} virtual seconds: {self.missing()}")
+            raise Violation(f"not healed after {within:.0f} virtual seconds: {self.verdict.missing()}")
         return self.engine.now - healed_at
 
     def _go(self, until_s: float, until: Callable[[], bool] | None = None) -> bool:
@@ -312,128 +311,19 @@ class World:
         self.note(machine.name, "is switched on")
         machine.boot()
 
-    # ------------------------------------------------------------ judging
+    # ------------------------------------------------------------ who is gone
 
-    def _ready_clusters(self) -> int:
-        found = {m.scope for m in self.machines.values() if self.checkers.votes.ready(m.scope)}
-        return len(found)
-
-    def missing(self) -> str:
-        """What is not yet as it should be: every node a ready member of one cluster; "" if all is."""
-        clusters: dict[str, set[str]] = {}
-        for machine in self.machines.values():
-            if machine.plan.stale_k3s or self._is_out(machine) or self._waits_for_stale(machine):
-                continue
-            agent = machine.agent
-            if agent is None:
-                return f"{machine.name} is not running"
-            status = agent.bootstrap.status
-            if status.state is not State.MEMBER or not status.ready:
-                return f"{machine.name} is in {status.state}: {status.reason}"
-            clusters.setdefault(machine.scope, set()).add(status.cluster_id)
-            upgrading = agent.upgrading if machine.scope not in self.upgrades_may_wait() else None
-            if upgrading is not None and (why := upgrading.under_way):
-                return f"an upgrade of k3s is under way: {why}"
-        wrong = {scope: ids for scope, ids in clusters.items() if len(ids) != 1}
-        return f"several clusters: {wrong}" if wrong else ""
-
-    def upgrades_may_wait(self) -> set[str]:
-        """Scopes in which a node is gone for ever, or never gets in: as long as it is to be a server, none
-        other is taken down for an upgrade of k3s; to say that it is to be replaced is a person's work."""
-        return {m.scope for m in self.machines.values() if self._is_out(m) or m.plan.stale_k3s}
-
-    def _is_out(self, machine: SimMachine) -> bool:
+    def is_out(self, machine: SimMachine) -> bool:
         """It left, is gone for ever, or was put out."""
         return machine.name in self.departed or machine.peer in self.revoked
-
-    def _waits_for_stale(self, machine: SimMachine) -> bool:
-        """It is to be one server more, and a named one that can never come up stands before it."""
-        stale = {m.peer for m in self.machines.values() if m.plan.stale_k3s or self._is_out(m)}
-        if not stale:
-            return False
-        ready = self.checkers.votes.ready(machine.scope)
-        if ready is None or machine.agent is None or not stale & set(ready[1].servers):
-            return False
-        status = machine.agent.bootstrap.status
-        return status.state is State.JOIN and status.role is None
-
-    def exempt(self) -> str:
-        """Why this world can't come together without a person, by design; "" if it can.
-
-        Re-addressing servers is a person's work, and so is a majority of them that is lost.
-        """
-        if apart := self._is_torn_apart():
-            return apart
-        for scope in sorted({machine.scope for machine in self.machines.values()}):
-            ready = self.checkers.votes.ready(scope)
-            if ready is None:
-                here = [m for m in self.machines.values() if m.scope == scope and m not in self.waiting]
-                left = [m for m in here if not self._is_out(m)]
-                if len(left) < len(here) and len(left) < max(
-                    m.plan.minimum_nodes or self.plan.minimum_nodes for m in here
-                ):
-                    return f"fewer nodes than minimum_nodes are left in {scope}"
-                home = self.plan.placement.home_region if self.plan.placement.kind == "pack" else ""
-                if home and not any(m.plan.region == home and m.plan.wish != "agent" for m in left):
-                    return f"nobody is left in the declared home region of {scope}"
-                continue
-            if why := self._too_many_declared(scope):
-                return why
-            _, decided = ready
-            etcd = self.etcd_of(decided.ca_hash)
-            members = set(etcd.members) if etcd is not None else set()
-            lost = {
-                peer
-                for peer, ipv4 in (etcd.members.items() if etcd is not None else ())
-                if peer in self.reimaged or self._address_changed(peer, ipv4) or self.is_gone(peer)
-            }
-            if len(lost) * 2 >= len(members) > 0:
-                return (
-                    f"a majority of the etcd members of {scope} was re-imaged, is gone or has another address"
-                )
-            if any(self._address_changed(peer, ipv4) for peer, ipv4 in self._k3s_addresses()):
-                return "a server's address changed after its k3s had started: an older claim turned up"
-        return ""
-
-    def _too_many_declared(self, scope: str) -> str:
-        """A recovery is to be decided, and a machine that came later declares more nodes than there are."""
-        here = [m for m in self.machines.values() if m.scope == scope and m.agent is not None]
-        declared = max((m.plan.minimum_nodes or 0 for m in here if m.plan.joins_later), default=0)
-        pending = any(m.agent and m.agent.bootstrap.state in (State.RECOVER, State.HELD) for m in here)
-        if pending and quorum(declared) > len(here):
-            return f"a machine that came to {scope} declares more nodes than can ever decide a recovery"
-        return ""
-
-    def _is_torn_apart(self) -> str:
-        """Two that are left can't meet for ever: nobody is left who could lead them to each other."""
-        left = [m.name for m in self.machines.values() if not self._is_out(m) and m not in self.waiting]
-        if len(left) == len(self.machines) - len(self.waiting):
-            return ""
-        meet = self.network.may_meet
-        for number, one in enumerate(left):
-            for other in left[number + 1 :]:
-                if not meet(one, other) and not (
-                    self.plan.relays
-                    and any(meet(one, by) and meet(by, other) for by in left if by not in (one, other))
-                ):
-                    return f"nobody is left who could join nodes behind different NATs: {one} and {other}"
-        return ""
 
     def is_gone(self, peer: str) -> bool:
         """Whether this identity was put out, or its machine left or is gone for ever."""
         return peer in self.revoked or self._names.get(peer, "").partition("'")[0] in self.departed
 
-    def _k3s_addresses(self) -> list[tuple[PeerId, str]]:
-        found = []
-        for machine in self.machines.values():
-            data: Data | None = machine.disk.read(DATA)
-            if data is not None and data.role == "server" and not machine.plan.stale_k3s:
-                found.append((machine.peer, data.ipv4))
-        return found
-
-    def _address_changed(self, peer: str, ipv4: str) -> bool:
-        machine = self.machine_of(peer)
-        return machine is not None and machine.tun_ipv4 not in ("", ipv4)
+    def _ready_clusters(self) -> int:
+        found = {m.scope for m in self.machines.values() if self.checkers.votes.ready(m.scope)}
+        return len(found)
 
 
 def run_world(
@@ -477,7 +367,7 @@ def run_world(
         virtual_s=engine.now,
         messages=world.network.sent,
         healed_after_s=took_s,
-        exempt=world.exempt(),
+        exempt=world.verdict.exempt(),
         trace_hash=engine.trace_hash,
         trace=tuple(engine.trace),
         alarms=tuple(world.alarms),

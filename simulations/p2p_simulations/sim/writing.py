@@ -157,8 +157,8 @@ def _k3s(k3s: K3sPlan) -> Facts:
     said: Facts = {}
     if k3s.start_s != K3sPlan().start_s:
         said["start"] = [duration(end) for end in k3s.start_s]
-    if k3s.stop_s != K3sPlan().stop_s:
-        said["stop"] = [duration(end) for end in k3s.stop_s]
+    if k3s.lingers_s != K3sPlan().lingers_s:
+        said["lingers"] = [duration(end) for end in k3s.lingers_s]
     if k3s.failure:
         said["failure"] = k3s.failure
     if k3s.snapshots_s:

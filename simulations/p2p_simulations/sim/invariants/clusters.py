@@ -214,7 +214,7 @@ class Clusters:
         Where it was stopped, since a node is not well with its old k3s either, a person was told. A datastore
         that went back to before the upgrade was ordered knows of no order: a person gives it again."""
         found: dict[str, dict[str, str]] = {}
-        stopped = self._world.upgrades_may_wait() | {
+        stopped = self._world.verdict.upgrades_may_wait() | {
             m.scope
             for m in self._world.machines.values()
             if m.agent is not None

@@ -84,10 +84,13 @@ class Votes:
             self._well_placed(value)
 
     def _well_placed(self, decided: Genesis) -> None:
-        """The first servers stand where the rule that every node declares lets them."""
+        """The first servers stand where the rule that every node declares lets them. A recovery carries on
+        with those that there are: one more than the first two, say, whose region nobody had come from yet."""
         rule, plan = placement.of_genesis(decided), self._world.plan
         if rule.kind != plan.placement.kind or plan.placement.home_region not in ("", rule.home_region):
             fail(f"certified is the placement {rule}, declared {plan.placement}")
+        if decided.continues is not None and decided.continues.cluster_id:
+            return
         machines = (self._world.machine_of(peer) for peer in decided.servers)
         nodes = [
             ViewNode(m.peer, m.name, "" if plan.unsaid_regions else m.plan.region, m.plan.zone, m.plan.wish)
