@@ -97,6 +97,7 @@ class World:
             for name in fault.bad
         }
         self.healing = False
+        self._is_hopeless = False
         self._chaos_left = plan.max_chaos if plan.chaos else 0
         self._names: dict[str, str] = {}
         self.machines: dict[str, SimMachine] = {}
@@ -220,7 +221,7 @@ class World:
             raise Violation(f"{why} {_CONVERGES_S:.0f} s after everything settled")
         self.checkers.bounds.memory()
         ledgers.addresses_unique()
-        if not self.verdict.exempt():  # without a majority no upgrade comes to an end
+        if not (self._is_hopeless or self.verdict.exempt()):  # without a majority no upgrade comes to an end
             self.checkers.clusters.one_k3s()
         self.users.settled()
         ledgers.revoked_are_gone()
@@ -243,6 +244,7 @@ class World:
         if not self.verdict.exempt():
             within = self.plan.expect.within_s
             raise Violation(f"not healed after {within:.0f} virtual seconds: {self.verdict.missing()}")
+        self._is_hopeless = True
         return self.engine.now - healed_at
 
     def _go(self, until_s: float, until: Callable[[], bool] | None = None) -> bool:
