@@ -142,6 +142,10 @@ TOLD = (
     955_000_725,
     # a k3s whose agent was dead joined a cluster that was being restored, and was set aside: as above
     960_001_359,
+    # an agent was killed before its new secrets were sure to stay; the next one built the cluster upon them
+    1_020_000_234,
+    # a fault of the judge: what had been hopeless for a minute became possible at that very moment
+    1_010_000_367,
     # a server left in the middle of its turn, and another one was taken down before etcd had given it up
     970_000_468,
     # a fault of the checker: a third server, from a region that nobody had come from before, and a recovery

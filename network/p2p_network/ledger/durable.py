@@ -91,6 +91,9 @@ class DurableFiles(SealedFiles):
             sync_directory(directory.parent)
             for leftover in directory.glob(".tmp-*"):
                 leftover.unlink()
+            # a process that was killed before it had synced a new name left one that can be read, and that a
+            # power cut would still undo
+            sync_directory(directory)
         except OSError as exc:
             raise explain(exc, directory) from exc
 

@@ -492,7 +492,10 @@ class _Dice:
         if not self._has(0.1):
             return plan
         lingers_s = self.chance.choice(((2.0, 20.0), (10.0, 90.0)))
-        return dataclasses.replace(plan, k3s=dataclasses.replace(plan.k3s, lingers_s=lingers_s))
+        expect = dataclasses.replace(plan.expect, within_s=plan.expect.within_s + 8 * lingers_s[1])
+        return dataclasses.replace(
+            plan, k3s=dataclasses.replace(plan.k3s, lingers_s=lingers_s), expect=expect
+        )
 
 
 def _behind(nodes: Iterable[NodePlan], nats: Mapping[str, Nat]) -> tuple[NodePlan, ...]:

@@ -73,6 +73,7 @@ class SimDurable:
         self._files = SealedFiles(Path(DURABLE), self._calls)
         for name in agent.machine.files.names(f"{DURABLE}/.tmp-"):  # as `DurableFiles` does
             agent.machine.files.carry_out(Unlink(name))
+        agent.machine.files.carry_out(SyncDirectory())
 
     def get(self, key: str) -> bytes | None:
         """What was last set; None if never."""

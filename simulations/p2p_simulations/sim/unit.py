@@ -58,6 +58,9 @@ class SimK3sUnit:
         self._is_ours = False  # started or adopted in this life of the agent
         self._refused = ""
         self._is_asked = False
+        for name in (SECRETS, JOIN_SECRET, RESTORED):  # durable files, as `DurableFiles` finds them
+            if (held := self._machine.disk.read(name)) is not None:
+                self._machine.disk.sync(self._machine.disk.write({name: held}))
 
     # ------------------------------------------------------------ what it is doing
 

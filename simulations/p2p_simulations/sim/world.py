@@ -233,9 +233,11 @@ class World:
         """Until every node is a ready member and stays one. Returns after how long they were."""
         deadline = healed_at + self.plan.expect.within_s
         possible_at = healed_at  # what nobody can do anything about stays so
-        while self.engine.now < min(deadline, possible_at + _HOPELESS_S):
+        while self.engine.now < deadline:
             if not self.verdict.exempt():
                 possible_at = self.engine.now
+            elif self.engine.now >= possible_at + _HOPELESS_S:
+                break
             step_s = min(deadline, self.engine.now + 5.0)
             if self._go(step_s, until=lambda: not self.verdict.missing()) and not self._go(
                 self.engine.now + _STAYS_S, until=lambda: bool(self.verdict.missing())
