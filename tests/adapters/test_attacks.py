@@ -212,4 +212,5 @@ async def test_members_that_come_and_go_leave_nothing_behind() -> None:
     growth = {
         kind: n / 80 for kind, n in (counts[3] - counts[1]).items() if kind not in ("CancelScope", "tuple")
     }
-    assert sum(growth.values()) < 10, growth  # one connection that stays behind is some hundreds of objects
+    # one connection that stays behind is some hundreds of objects; one that is still being closed, a dozen
+    assert sum(growth.values()) < 50, growth

@@ -393,6 +393,23 @@ class TestDurableFiles:
         assert files.get("acceptor/kairos") is None
         assert files.keys() == frozenset()
 
+    def test_what_a_killed_process_left_is_durable_once_it_is_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its last file may have its name, and the directory was never synced."""
+        synced: list[str] = []
+        really = os.fsync
+
+        def fsync(fd: int) -> None:
+            synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+            really(fd)
+
+        DurableFiles(tmp_path / "durable").set("vote", b"for n1")
+        monkeypatch.setattr(os, "fsync", fsync)
+        found = DurableFiles(tmp_path / "durable")
+        assert str(tmp_path / "durable") in synced
+        assert found.get("vote") == b"for n1"
+
     def test_it_is_private_and_replaced_whole(self, tmp_path: Path) -> None:
         files = DurableFiles(tmp_path / "durable")
         files.set("acceptor/kairos/eu", b"one")
